@@ -1,0 +1,289 @@
+"""Draw the demo's pictures: a labelled pretraining pool and the small image folders of two demo tasks.
+
+Every picture is a ground (two colours mixed by a pattern) with, on most of them, one figure laid over it. All random
+choices come from a seeded NumPy generator, so one seed gives the same pixels every time.
+
+The demo tasks share nothing with the pretraining labels but the way pictures are made: ``letters`` asks for letters
+where pretraining had solid figures and digits, ``textures`` asks for patterns that pretraining never drew. No class is
+the mirror image of another, so horizontal flips are a safe augmentation for both.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Array = NDArray[np.floating]
+Strokes = list[Array]  # each an [n, 2] array of (x, y) points, x to the right and y downwards, within [-1, 1]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures: closed outlines that are filled, and open strokes that are drawn with a pen.
+
+
+def _points(*pairs: tuple[float, float]) -> Array:
+    """Points of one outline or stroke, shape [n, 2]."""
+    return np.array(pairs, dtype=float)
+
+
+def _arc(x: float, y: float, radius: float, start: float, end: float) -> Array:
+    """An arc of 16 points around (x, y); angles in degrees, clockwise from the right. Shape [16, 2]."""
+    angle = np.radians(np.linspace(start, end, 16))
+    return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
+
+
+def _regular(corners: int, inner: float = 1.0) -> Array:
+    """A regular polygon with one corner up; ``inner`` < 1 pulls every second point in, which makes a star."""
+    angle = np.pi * np.arange(2 * corners) / corners - np.pi / 2
+    radius = np.where(np.arange(2 * corners) % 2 == 0, 1.0, inner * (np.cos(np.pi / corners) if inner == 1.0 else 1.0))
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+_TURN = np.linspace(0, 2 * np.pi, 32)
+
+OUTLINES: dict[str, Array] = {
+    "disc": _arc(0, 0, 0.9, 0, 360),
+    "square": _points((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)),
+    "triangle": _regular(3),
+    "pentagon": _regular(5),
+    "star": _regular(5, inner=0.42),
+    "sparkle": _regular(4, inner=0.35),
+    "crescent": np.concatenate([_arc(0, 0, 1, 40, 320), _arc(0.45, 0, 0.72, 295, 65)]),
+    "half disc": _arc(0, -0.45, 1, 0, 180),
+    "heart": np.stack(
+        [
+            np.sin(_TURN) ** 3,
+            -(13 * np.cos(_TURN) - 5 * np.cos(2 * _TURN) - 2 * np.cos(3 * _TURN) - np.cos(4 * _TURN)) / 16,
+        ],
+        axis=1,
+    ),
+    "arrow": _points((0, -1), (0.9, 0), (0.35, 0), (0.35, 1), (-0.35, 1), (-0.35, 0), (-0.9, 0)),
+}
+
+SYMBOLS: dict[str, Strokes] = {
+    "ring": [_arc(0, 0, 0.8, 0, 360)],
+    "plus": [_points((0, -0.9), (0, 0.9)), _points((-0.9, 0), (0.9, 0))],
+    "one": [_points((-0.4, -0.5), (0.1, -1), (0.1, 1)), _points((-0.4, 1), (0.6, 1))],
+    "two": [_points(*_arc(0, -0.45, 0.55, 190, 390).tolist(), (-0.6, 1), (0.6, 1))],
+    "three": [_arc(0, -0.5, 0.5, 200, 450), _arc(0, 0.5, 0.5, 270, 520)],
+    "four": [_points((0.3, 1), (0.3, -1), (-0.7, 0.4), (0.8, 0.4))],
+    "six": [_points((0.4, -1), *_arc(0, 0.4, 0.6, 190, 550).tolist())],
+    "seven": [_points((-0.6, -1), (0.6, -1), (-0.1, 1))],
+}
+
+LETTERS: dict[str, Strokes] = {
+    "A": [_points((-0.7, 1), (0, -1), (0.7, 1)), _points((-0.4, 0.25), (0.4, 0.25))],
+    "E": [_points((0.6, -1), (-0.6, -1), (-0.6, 1), (0.6, 1)), _points((-0.6, 0), (0.4, 0))],
+    "F": [_points((0.6, -1), (-0.6, -1), (-0.6, 1)), _points((-0.6, 0), (0.4, 0))],
+    "H": [_points((-0.6, -1), (-0.6, 1)), _points((0.6, -1), (0.6, 1)), _points((-0.6, 0), (0.6, 0))],
+    "K": [_points((-0.6, -1), (-0.6, 1)), _points((0.6, -1), (-0.6, 0.1), (0.6, 1))],
+    "M": [_points((-0.8, 1), (-0.7, -1), (0, 0.3), (0.7, -1), (0.8, 1))],
+    "P": [_points((-0.5, 1), (-0.5, -1), *_arc(0.05, -0.45, 0.55, 270, 450).tolist(), (-0.5, 0.1))],
+    "R": [
+        _points((-0.5, 1), (-0.5, -1), *_arc(0.05, -0.45, 0.55, 270, 450).tolist(), (-0.5, 0.1)),
+        _points((0, 0.1), (0.6, 1)),
+    ],
+    "T": [_points((-0.8, -1), (0.8, -1)), _points((0, -1), (0, 1))],
+    "Y": [_points((-0.7, -1), (0, 0), (0.7, -1)), _points((0, 0), (0, 1))],
+}
+
+
+def _mask(
+    rng: np.random.Generator, size: int, name: str, scales: tuple[float, float], pen: float, tilt: float, wobble: float
+) -> Array:
+    """One figure in a random pose, as coverage in [0, 1], shape [size, size].
+
+    ``scales`` bounds half the figure's height, in units of the picture's side; ``pen`` is a stroke's width and ``wobble`` the jitter of its points, both in units of half the figure's height;
+    ``tilt`` is the largest rotation, in degrees.
+    """
+    strokes = [OUTLINES[name]] if name in OUTLINES else (SYMBOLS | LETTERS)[name]
+    scale = rng.uniform(*scales)
+    angle = np.radians(rng.uniform(-tilt, tilt))
+    pose = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    pose = scale * np.array([[rng.uniform(0.75, 1.1), rng.uniform(-0.2, 0.2)], [0, 1]]) @ pose
+    centre = 0.5 + rng.uniform(-1, 1, size=2) * (0.5 - scale)
+    canvas = Image.new("L", (2 * size, 2 * size))  # drawn twice as large and averaged down, for smooth edges
+    draw = ImageDraw.Draw(canvas)
+    for stroke in strokes:
+        jittered = stroke + rng.uniform(-wobble, wobble, size=stroke.shape) if len(stroke) < 8 else stroke
+        corners = [tuple(p) for p in (2 * size * (centre + jittered @ pose)).tolist()]
+        if name in OUTLINES:
+            draw.polygon(corners, fill=255)
+        else:
+            draw.line(corners, fill=255, width=max(2, round(2 * size * scale * pen)), joint="curve")
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX), dtype=float) / 255
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Patterns: functions of two coordinates counted in periods, giving values in [0, 1].
+
+
+def _step(value: Array) -> Array:
+    """A soft threshold at 0: 0 well below it, 1 well above."""
+    return np.clip(0.5 + 3 * value, 0, 1)
+
+
+def _wave(phase: Array) -> Array:
+    return np.sin(2 * np.pi * phase)
+
+
+def _centred(x: Array) -> Array:
+    """Signed distance to the middle of the own period, in [-0.5, 0.5)."""
+    return x - np.floor(x) - 0.5
+
+
+def _bricks(x: Array, y: Array) -> Array:
+    shifted = x / 2 + 0.5 * (np.floor(y) % 2)
+    return _step(np.maximum(np.abs(_centred(y)) - 0.36, 2 * (np.abs(_centred(shifted)) - 0.43)))
+
+
+def _scales(x: Array, y: Array) -> Array:
+    shifted = x + 0.5 * (np.floor(y) % 2)
+    return _step(np.hypot(_centred(shifted), 0.9 * (y - np.floor(y))) - 0.5)
+
+
+def _honeycomb(x: Array, y: Array) -> Array:
+    """Cells around a triangular lattice; the walls are where the two nearest lattice points are about as far."""
+    y = y / np.sqrt(3)
+    near = np.hypot(_centred(x), np.sqrt(3) * _centred(y))
+    other = np.hypot(_centred(x + 0.5), np.sqrt(3) * _centred(y + 0.5))
+    return _step(np.maximum(0.14 - np.abs(near - other), np.abs(np.abs(_centred(x)) - 0.5) * -1 + 0.04))
+
+
+def _crosses(x: Array, y: Array) -> Array:
+    a, b = np.abs(_centred(x)), np.abs(_centred(y))
+    return _step(np.minimum(0.38 - np.maximum(a, b), 0.14 - np.minimum(a, b)))
+
+
+def _basket(x: Array, y: Array) -> Array:
+    level = (np.floor(x) + np.floor(y)) % 2 == 0
+    return _step(np.where(level, _wave(2 * y), _wave(2 * x)))
+
+
+Pattern = Callable[[Array, Array], Array]
+
+FILLS: dict[str, Pattern] = {
+    "plain": lambda x, y: 0.25 + 0.1 * _wave(x / 8),
+    "upright stripes": lambda x, y: _step(_wave(x)),
+    "level stripes": lambda x, y: _step(_wave(y)),
+    "slanted stripes": lambda x, y: _step(_wave((x + y) / np.sqrt(2))),
+    "checks": lambda x, y: _step(_wave(x) * _wave(y)),
+    "dots": lambda x, y: _step(0.32 - np.hypot(_centred(x), _centred(y))),
+    "grid": lambda x, y: _step(np.maximum(np.abs(_centred(x)), np.abs(_centred(y))) - 0.36),
+    "rings": lambda x, y: _step(_wave(np.hypot(x, y))),
+}
+
+TEXTURES: dict[str, Pattern] = {
+    "basket": _basket,
+    "bricks": _bricks,
+    "crosses": _crosses,
+    "honeycomb": _honeycomb,
+    "scales": _scales,
+    "triangles": lambda x, y: _step(0.5 - (y - np.floor(y)) - 2 * np.abs(_centred(x)) + 0.5),
+    "waves": lambda x, y: _step(_wave(y + 0.3 * _wave(x / 2))),
+    "zigzag": lambda x, y: _step(_wave(y + 1.2 * np.abs(_centred(x / 2)))),
+}
+
+
+def _pattern(rng: np.random.Generator, size: int, pattern: Pattern, tilt: float, periods: tuple[float, float]) -> Array:
+    """A pattern at a random scale (``periods`` across the picture), rotation (degrees) and shift: [size, size]."""
+    angle = np.radians(rng.uniform(-tilt, tilt))
+    count = rng.uniform(*periods)
+    y, x = np.mgrid[:size, :size] * (count / size) - count / 2
+    shift = rng.uniform(-0.5, 0.5, size=2)
+    return pattern(
+        np.cos(angle) * x + np.sin(angle) * y + shift[0],
+        np.cos(angle) * y - np.sin(angle) * x + shift[1],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
+FIGURES = (*OUTLINES, *SYMBOLS)
+
+# The pretraining labels: one value of every factor for each picture, in this order.
+FACTORS: dict[str, tuple[str, ...]] = {
+    "figure": FIGURES,
+    "fill": tuple(FILLS),
+    "ground": tuple(FILLS),
+    "hue": HUES,
+}
+
+
+def _inks(rng: np.random.Generator, hue: float, dark: bool, contrast: float) -> Array:
+    """Two colours of one hue (in turns, [0, 1]) that differ in lightness by ``contrast``; shape [2, 3] in [0, 1]."""
+    light = rng.uniform(0.08, 0.28) if dark else rng.uniform(0.52, 0.72)
+    saturation = rng.uniform(0.5, 1.0)
+    return np.array([colorsys.hls_to_rgb(hue, min(light + step, 0.95), saturation) for step in (0.0, contrast)])
+
+
+def _mix(amount: Array, inks: Array) -> Array:
+    """Blend two colours [2, 3] by amounts [h, w] in [0, 1]; shape [h, w, 3]."""
+    return inks[0] + amount[..., None] * (inks[1] - inks[0])
+
+
+def _develop(rng: np.random.Generator, picture: Array, noise: float) -> NDArray[np.uint8]:
+    """Add pixel noise of this standard deviation and quantise to bytes; shape [h, w, 3]."""
+    return (255 * np.clip(picture + rng.normal(0, noise, size=picture.shape), 0, 1)).astype(np.uint8)
+
+
+def draw_pretraining(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Draw pretraining pictures, uint8 [count, size, size, 3], and their labels, int64 [count, len(FACTORS)].
+
+    Factors are drawn independently, so each of them can only be told by looking at it.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.stack([rng.integers(len(values), size=count) for values in FACTORS.values()], axis=1)
+    pictures = np.empty((count, size, size, 3), dtype=np.uint8)
+    for index, (figure, fill, ground, hue) in enumerate(labels):
+        dark = rng.random() < 0.5
+        inks = _inks(rng, (hue + rng.uniform(-0.25, 0.25)) / len(HUES), dark, contrast=0.22)
+        paper = _inks(rng, rng.random(), not dark, contrast=0.22)
+        behind = _mix(_pattern(rng, size, FILLS[FACTORS["ground"][ground]], tilt=15, periods=(4, 7)), paper)
+        front = _mix(_pattern(rng, size, FILLS[FACTORS["fill"][fill]], tilt=15, periods=(5, 9)), inks)
+        mask = _mask(rng, size, FIGURES[figure], scales=(0.3, 0.42), pen=rng.uniform(0.3, 0.5), tilt=20, wobble=0.06)[
+            ..., None
+        ]
+        pictures[index] = _develop(rng, behind + mask * (front - behind), noise=rng.uniform(0, 0.08))
+    return pictures, labels
+
+
+def _letter(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
+    """A thin, wobbly letter on a patterned ground; uint8 [size, size, 3]."""
+    dark = rng.random() < 0.5
+    paper = _inks(rng, rng.random(), not dark, contrast=0.2)
+    fill = FILLS[tuple(FILLS)[rng.integers(len(FILLS))]]
+    behind = _mix(_pattern(rng, size, fill, tilt=45, periods=(3, 8)), paper)
+    ink = _inks(rng, rng.random(), dark, contrast=0.2)[0]
+    mask = _mask(rng, size, name, scales=(0.26, 0.4), pen=rng.uniform(0.2, 0.35), tilt=20, wobble=0.12)[..., None]
+    return _develop(rng, behind + mask * (ink - behind), noise=0.08)
+
+
+def _texture(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
+    """A pattern that covers the whole picture; uint8 [size, size, 3]."""
+    dark = rng.random() < 0.5
+    inks = np.stack([_inks(rng, rng.random(), lean, contrast=0.2)[0] for lean in (dark, not dark)])
+    return _develop(rng, _mix(_pattern(rng, size, TEXTURES[name], tilt=25, periods=(3, 6)), inks), noise=0.15)
+
+
+TASKS: dict[str, tuple[tuple[str, ...], Callable[[np.random.Generator, int, str], NDArray[np.uint8]]]] = {
+    "letters": (tuple(LETTERS), _letter),
+    "textures": (tuple(TEXTURES), _texture),
+}
+
+
+def draw_task(name: str, folder: str | Path, per_class: int = 90, size: int = 64, seed: int = 0) -> None:
+    """Draw one of ``TASKS`` as an image folder: ``<folder>/<class>/<nnn>.png``, ``size`` pixels square."""
+    classes, draw = TASKS[name]
+    for index, label in enumerate(classes):
+        rng = np.random.default_rng((seed, index))
+        target = Path(folder) / label
+        target.mkdir(parents=True, exist_ok=True)
+        for number in range(per_class):
+            Image.fromarray(draw(rng, size, label)).save(target / f"{number:03d}.png")

@@ -1,0 +1,75 @@
+"""Attach a base to a network: the weights of its modules become mixtures, their coefficients the only parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from recast_cli.engine.base import Base
+from recast_cli.engine.mixture import mix
+from recast_cli.engine.network import build
+
+
+class Templates(nn.Module):
+    """The templates of one bank, one child shared by all its mixtures, so that `.to(device)` moves them once."""
+
+    def __init__(self, templates: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("tensor", templates, persistent=False)
+
+
+class Mixture(nn.Module):
+    """Parametrization that makes a weight of shape (*shape) out of coefficients (K, n)."""
+
+    def __init__(self, templates: Templates) -> None:
+        super().__init__()
+        self.templates = templates
+
+    def forward(self, coefficients: Tensor) -> Tensor:
+        """Equation 1; see `mix`."""
+        # bfloat16 has 8 bits: under autocast a coefficient near 1 could not move by less than 1/128
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return mix(coefficients, self.templates.tensor)
+
+
+def attach(base: Base, vector: Tensor | None = None, image_size: int | None = None) -> nn.Module:
+    """The base's network with mixtures for weights, in eval mode, all but the coefficients frozen.
+
+    Each module of the layout keeps its coefficients (K, n) as the parameter `parametrizations.weight.original`.
+
+    Args:
+        base: A base whose architecture is known.
+        vector: Coefficients in layout order; default: the mimicked ones.
+        image_size: In pixels; default: the network's own.
+
+    Raises:
+        RecastError: The architecture is unknown, or its weights fix the image size.
+    """
+    vector = base.vector if vector is None else vector
+    model = build(base.known_architecture(), base.state(vector), image_size).requires_grad_(False)
+    places = base.layout.slices()
+    for bank in base.layout.banks:
+        templates = Templates(base.templates(bank))
+        for name in bank.modules:
+            module = model.get_submodule(name)
+            place, shape = places[name]
+            module.weight = nn.Parameter(vector[place].reshape(shape).clone())
+            # unsafe: the parametrization changes the shape, from coefficients to a weight
+            parametrize.register_parametrization(module, "weight", Mixture(templates), unsafe=True)
+    return model
+
+
+def merge(base: Base, vector: Tensor | None = None, image_size: int | None = None) -> nn.Module:
+    """The same network with plain merged weights, in eval mode: nothing of RECAST is left in it."""
+    return build(base.known_architecture(), base.state(vector), image_size).requires_grad_(False)
+
+
+def coefficient_parameters(model: nn.Module, base: Base) -> list[nn.Parameter]:
+    """The coefficients (K, n) of every module of an attached model, in layout order."""
+    return [model.get_submodule(name).parametrizations.weight.original for name in base.layout.modules]
+
+
+def coefficient_vector(model: nn.Module, base: Base) -> Tensor:
+    """The coefficients of an attached model as one vector in layout order, float32, on the CPU."""
+    return torch.cat([p.detach().reshape(-1) for p in coefficient_parameters(model, base)]).float().cpu()

@@ -1,0 +1,174 @@
+"""The base: banks, mimicked coefficients and everything else of the source, in one safetensors file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.files import (
+    FORMAT_VERSION,
+    read_header,
+    read_metadata,
+    read_tensors,
+    tensors_digest,
+    to_json,
+    write_tensors,
+)
+from recast_cli.engine.layout import Bank, Layout
+from recast_cli.engine.mixture import mix
+
+if TYPE_CHECKING:
+    from recast_cli.engine.network import Architecture
+
+
+@dataclass(frozen=True)
+class Base:
+    """A mimicked source.
+
+    Attributes:
+        layout: Which modules are in which bank.
+        tensors: `banks.<bank>.templates` (n, *shape), `coefficients.<module>` (K, n), all else of the source.
+        base_id: Digest of layout and tensor bytes; tasks are bound to it.
+        architecture: None where nobody knows it.
+        source: Name of the source; `source_digest` its digest.
+        errors: Per module, relative Frobenius error and cosine between W and the source weight.
+        solver: How templates and coefficients were found, with all options.
+        aliases: Other names of tensors that the source shares.
+        path: The file, where there is one.
+    """
+
+    layout: Layout
+    tensors: dict[str, Tensor]
+    base_id: str
+    architecture: Architecture | None
+    source: str
+    source_digest: str
+    errors: dict[str, dict[str, float]]
+    solver: dict[str, Any]
+    aliases: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+    def templates(self, bank: Bank) -> Tensor:
+        """(n, *shape) in float32, whatever type they are stored in."""
+        return self.tensors[template_key(bank)].float()
+
+    def coefficients(self, module: str) -> Tensor:
+        """(K, n), float32."""
+        return self.tensors[coefficient_key(module)]
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """All mimicked coefficients in layout order: (layout.coefficients,), float32."""
+        return torch.cat([self.coefficients(module).reshape(-1) for module in self.layout.modules])
+
+    @cached_property
+    def rest(self) -> dict[str, Tensor]:
+        """Everything of the source that is not reparameterised, under its own name."""
+        ours = {template_key(bank) for bank in self.layout.banks}
+        ours |= {coefficient_key(module) for module in self.layout.modules}
+        return {name: tensor for name, tensor in self.tensors.items() if name not in ours}
+
+    def state(self, vector: Tensor | None = None) -> dict[str, Tensor]:
+        """The merged state dict: plain weights W under the source's own names.
+
+        Args:
+            vector: Coefficients of a task in layout order; default: the mimicked ones.
+        """
+        vector = self.vector if vector is None else vector
+        places = self.layout.slices()
+        state = dict(self.rest)
+        for bank in self.layout.banks:
+            templates = self.templates(bank)
+            for module in bank.modules:
+                place, shape = places[module]
+                state[f"{module}.weight"] = mix(vector[place].reshape(shape), templates)
+        return state | {alias: state[name] for alias, name in self.aliases.items()}
+
+    def known_architecture(self) -> Architecture:
+        """The architecture. Raises RecastError where nobody knows it: such a base can only be inspected."""
+        if self.architecture is None:
+            raise RecastError(
+                f"{self.path or self.source} has no known architecture, so no network can be built from it",
+                "Mimic its source with --architecture NAME.",
+            )
+        return self.architecture
+
+
+def template_key(bank: Bank) -> str:
+    """Name of a bank's tensor in the file."""
+    return f"banks.{bank.name}.templates"
+
+
+def coefficient_key(module: str) -> str:
+    """Name of a module's coefficients in the file."""
+    return f"coefficients.{module}"
+
+
+def identify(layout: Layout, tensors: dict[str, Tensor]) -> str:
+    """The base_id: 32 hexadecimal digits of a digest of layout and tensor bytes."""
+    return tensors_digest(tensors, to_json(layout.to_dict())).removeprefix("sha256:")[:32]
+
+
+def save_base(base: Base, path: Path) -> Base:
+    """Write `base` to `path` atomically and return it with its path."""
+    metadata = {
+        "kind": "base",
+        "format": FORMAT_VERSION,
+        "base_id": base.base_id,
+        "layout": base.layout.to_dict(),
+        "architecture": asdict(base.architecture) if base.architecture else None,
+        "source": base.source,
+        "source_digest": base.source_digest,
+        "errors": base.errors,
+        "solver": base.solver,
+        "aliases": base.aliases,
+    }
+    write_tensors(path, base.tensors, metadata)
+    return replace(base, path=path)
+
+
+def load_base(path: Path) -> Base:
+    """Read a base file.
+
+    Raises:
+        RecastError: Missing, damaged, from a newer version, or not a base.
+    """
+    from recast_cli.engine.network import Architecture
+
+    path = Path(path)
+    header = read_header(path)
+    metadata = read_metadata(path, header)
+    if metadata is None:
+        raise RecastError(f"{path} is a safetensors file but not a base", "Make one: recast mimic SOURCE -o FILE.")
+    if metadata["kind"] != "base":
+        raise RecastError(
+            f"{path} is a task's {metadata['kind']} file, and a base is wanted here", "Give the base it was made with."
+        )
+    layout = Layout.from_dict(metadata.get("layout", {}))
+    wanted = {template_key(bank): (bank.templates, *bank.shape) for bank in layout.banks}
+    for module, (_, shape) in layout.slices().items():
+        wanted[coefficient_key(module)] = shape
+    for name, shape in wanted.items():
+        if tuple(header.get(name, {}).get("shape", ())) != shape:
+            raise RecastError(f"{path} is damaged: {name} is missing or of another shape", "Run `recast mimic` again.")
+    try:
+        return Base(
+            layout=layout,
+            tensors=read_tensors(path),
+            base_id=metadata["base_id"],
+            architecture=Architecture(**metadata["architecture"]) if metadata["architecture"] else None,
+            source=metadata["source"],
+            source_digest=metadata["source_digest"],
+            errors=metadata["errors"],
+            solver=metadata["solver"],
+            aliases=metadata["aliases"],
+            path=path,
+        )
+    except (KeyError, TypeError):
+        raise RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.") from None

@@ -1,0 +1,30 @@
+"""The one exception a user's mistake raises."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RecastError(Exception):
+    """Something the user can put right; the message says what was wrong, where, and what to do next.
+
+    Args:
+        what: What was wrong, with the value that was wrong in it.
+        hint: What to do next, a full sentence.
+    """
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        self.what = " ".join(str(what).split())
+        self.hint = " ".join(str(hint).split())
+        super().__init__(f"{self.what}. {self.hint}" if self.hint else self.what)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'?` for the known word closest to `word`, else the known words (at most 12)."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    return f"Known: {listed}." if known else ""

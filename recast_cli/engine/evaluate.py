@@ -1,0 +1,224 @@
+"""Merge a task, or the source itself, into plain weights and measure it on images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recast_cli.engine.attach import merge
+from recast_cli.engine.base import Base
+from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.images import Images, Item, decode, list_classes, list_items, open_image, preprocessing
+from recast_cli.engine.metrics import confused_pairs, per_class, top_k
+from recast_cli.engine.run import Progress, choose_device, infer, take_features
+from recast_cli.engine.splits import part_folders
+from recast_cli.engine.task import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies as fractions from 0 to 1.
+
+    Attributes:
+        task: Name of the task; None for the source's own classifier.
+        split: `test` as recorded, or `data` for a folder that was named.
+        images: How many were measured.
+        top1: Share of images whose class comes first.
+        top5: Share whose class is among the first five; None for fewer than six classes.
+        per_class: Top-1 by class; None for a class without images.
+        confused: The most frequent mistakes.
+        skipped: Images that could not be read.
+    """
+
+    task: str | None
+    split: str
+    images: int
+    top1: float
+    top5: float | None
+    per_class: dict[str, float | None]
+    confused: list[dict[str, Any]]
+    skipped: list[str]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The most probable class of one image."""
+
+    image: str
+    label: str
+    probability: float
+
+
+def evaluate(
+    base: Base,
+    task: Task,
+    recorded: Path | None = None,
+    data: Path | None = None,
+    *,
+    device: str | None = None,
+    on_bad_image: str = "skip",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a task on its recorded test split, or on a folder.
+
+    Args:
+        base: The task's base.
+        task: From `load_task(folder, base)`.
+        recorded: Data folder of the recorded test split; needed without `data`.
+        data: Every image of a flat folder of classes, else its test part, else its val part.
+        device: cpu, cuda, …
+        on_bad_image: `skip` or `fail`.
+        progress: Called with images done and images in all.
+
+    Raises:
+        RecastError: A recorded image or a folder is missing, or a class is unknown.
+    """
+    classes = task.classes
+    if data is not None:
+        root, items, split = data, labelled_items(data, {name: i for i, name in enumerate(classes)}), "data"
+    else:
+        if recorded is None or not recorded.is_dir():
+            raise RecastError(f"The images of task {task.name} are gone from {recorded}", "Give them with --data DIR.")
+        root, items, split = recorded, recorded_items(task), "test"
+        for item in items:
+            if not (recorded / item.path).exists():
+                raise RecastError(f"{recorded / item.path} of the recorded test split is gone", "Give --data DIR.")
+    where = choose_device(device)
+    architecture = base.known_architecture()
+    images = decode(root, items, architecture.data, task.image_size, on_bad_image, progress)
+    logits = task_logits(base, task, images.pixels, where, progress)
+    return score(task.name, split, logits, images, classes)
+
+
+def evaluate_source(
+    base: Base,
+    data: Path,
+    class_map: dict[str, int] | None = None,
+    *,
+    device: str | None = None,
+    on_bad_image: str = "skip",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure the source's own classifier on folders named by class index or wnid, or by `class_map`.
+
+    Raises:
+        RecastError: The source has no classifier, or a folder's class is unknown.
+    """
+    architecture = base.known_architecture()
+    outputs = int(architecture.args.get("num_classes") or 0)
+    if not outputs:
+        raise RecastError(f"{base.path or base.source}: the source has no classifier", "Measure a task with --task.")
+    labels = class_map or class_indices(outputs)
+    for name, index in labels.items():
+        if not 0 <= index < outputs:
+            raise RecastError(
+                f"Class {name} has index {index}, the classifier ends at {outputs - 1}", "Correct the map."
+            )
+    items = labelled_items(data, labels)
+    images = decode(data, items, architecture.data, None, on_bad_image, progress)
+    model = merge(base).to(where := choose_device(device))
+    logits = infer(model, images.pixels, architecture.data, where, 64, progress, "source")
+    names = {index: name for name, index in reversed(labels.items())}
+    return score(None, "data", logits, images, [names.get(index, str(index)) for index in range(outputs)], seen=True)
+
+
+def task_logits(
+    base: Base, task: Task, pixels: Tensor, device: torch.device, progress: Progress | None = None
+) -> Tensor:
+    """Logits (N, classes) of the merged network with the task's head."""
+    model = merge(base, task.vector, task.image_size).to(device)
+    found = infer(take_features(model), pixels, base.known_architecture().data, device, 64, progress, task.name)
+    return F.linear(found, task.weight, task.bias)
+
+
+def score(
+    task: str | None, split: str, logits: Tensor, images: Images, classes: list[str], seen: bool = False
+) -> Evaluation:
+    """Accuracies from logits; `seen` leaves classes without images out of the per-class list."""
+    predicted = logits.argmax(1)
+    by_class = per_class(predicted, images.labels, classes)
+    return Evaluation(
+        task=task,
+        split=split,
+        images=len(images),
+        top1=top_k(logits, images.labels),
+        top5=top_k(logits, images.labels, 5) if len(classes) > 5 else None,
+        per_class={name: value for name, value in by_class.items() if value is not None or not seen},
+        confused=confused_pairs(predicted, images.labels, classes),
+        skipped=images.skipped,
+    )
+
+
+def recorded_items(task: Task) -> list[Item]:
+    """The test images that task.yaml names; the class is the folder an image lies in, below its part's folder."""
+    index = {name: place for place, name in enumerate(task.classes)}
+    items = []
+    for path in task.record["split"]["test_images"]:
+        parts = path.split("/")
+        start = 0 if task.record["split"]["kind"] == "hash" else 1
+        if len(parts) <= start + 1 or parts[start] not in index:
+            raise RecastError(f"task.yaml of {task.name} names a test image of no class: {path}", "Give --data DIR.")
+        items.append(Item(path, index[parts[start]]))
+    return items
+
+
+def labelled_items(data: Path, labels: dict[str, int]) -> list[Item]:
+    """Images of a flat folder of classes, else of its test, else of its val part.
+
+    Raises:
+        RecastError: A class folder that `labels` does not know.
+    """
+    found = part_folders(data)
+    folder = next((found[part] for part in ("test", "val", "train") if part in found), "")
+    names = list_classes(data / folder)
+    for name in names:
+        if name not in labels:
+            raise RecastError(f"{data / folder / name} is a class that is not known here", nearest(name, labels))
+    return [Item(item.path, labels[names[item.label]]) for item in list_items(data, folder, names, names)]
+
+
+def class_indices(outputs: int) -> dict[str, int]:
+    """Folder names that stand for a class by themselves: its index, and its wnid where there are 1000 classes."""
+    labels = {str(index): index for index in range(outputs)}
+    if outputs == 1000:
+        from timm.data import ImageNetInfo
+
+        labels |= {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    return labels
+
+
+def predict(
+    base: Base,
+    task: Task,
+    images: list[Path],
+    *,
+    device: str | None = None,
+    on_problem: Callable[[RecastError], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Guess]:
+    """The class of each image, in order; images that cannot be read go to `on_problem` (default: raise)."""
+    architecture = base.known_architecture()
+    transform, _ = preprocessing(architecture.data, task.image_size)
+    pixels, names = [], []
+    for path in images:
+        try:
+            pixels.append(open_image(path, transform))
+            names.append(str(path))
+        except RecastError as error:
+            if on_problem is None:
+                raise
+            on_problem(error)
+    if not pixels:
+        return []
+    logits = task_logits(base, task, torch.stack(pixels), choose_device(device), progress)
+    best = logits.softmax(1).max(1)
+    return [
+        Guess(name, task.classes[index], float(probability))
+        for name, index, probability in zip(names, best.indices.tolist(), best.values, strict=True)
+    ]

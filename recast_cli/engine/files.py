@@ -1,0 +1,167 @@
+"""Files that are written whole or not at all, and safetensors that say what is wrong with them.
+
+All metadata of a file is one key, `recast`, holding JSON with sorted keys: safetensors writes several metadata
+keys in random order, and equal runs must give equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recast_cli.engine.errors import RecastError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA_KEY = "recast"
+FORMAT_VERSION = 1
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, on error removed.
+
+    Raises:
+        RecastError: The parent folder is missing, or `path` is a folder.
+    """
+    path = Path(path)
+    check_writable(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; a finished output has the permissions any other new file would have
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise RecastError unless a file can be put at `path`; called before long work, so that none of it is lost."""
+    if not path.parent.is_dir():
+        raise RecastError(f"{path}: the folder {path.parent} does not exist", "Create it first, or choose another.")
+    if path.is_dir():
+        raise RecastError(f"{path} is a folder", "Give the name of a file.")
+    if not os.access(path.parent, os.W_OK):
+        raise RecastError(f"{path}: no permission to write in {path.parent}", "Choose another folder.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, as UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def to_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write `tensors` and `metadata` (one JSON key) to a safetensors file, atomically."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {METADATA_KEY: to_json(metadata)})
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: tensor name -> dtype, shape, data_offsets; `__metadata__`.
+
+    Reads the header alone and checks the length of the file against it, without torch.
+
+    Raises:
+        RecastError: Missing, unreadable, truncated, or not a safetensors file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise RecastError(f"{path} is a folder", "Give a file.")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= 100_000_000 or (raw := stream.read(1)) != b"{":
+                raise RecastError(f"{path} is not a safetensors file", "Check the name, or convert the file.")
+            if 8 + length > size:
+                raise RecastError(f"{path} is truncated in its header", "Fetch or write the file again.")
+            raw += stream.read(length - 1)
+    except FileNotFoundError:
+        raise RecastError(f"{path} does not exist", "Check the path.") from None
+    except PermissionError:
+        raise RecastError(f"{path}: no permission to read it", "Check its permissions.") from None
+    try:
+        header = json.loads(raw)
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RecastError(f"{path} has a damaged safetensors header", "Fetch or write the file again.") from None
+    if 8 + length + end > size:
+        raise RecastError(
+            f"{path} is truncated: {8 + length + end} bytes announced, {size} there", "Fetch or write the file again."
+        )
+    return header
+
+
+def read_metadata(path: Path, header: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """What `write_tensors` put into the metadata of `path`; None where another program wrote the file."""
+    raw = (header or read_header(path)).get("__metadata__", {}).get(METADATA_KEY)
+    if raw is None:
+        return None
+    try:
+        metadata = json.loads(raw)
+        version, kind = metadata["format"], metadata["kind"]
+    except (ValueError, KeyError, TypeError):
+        raise RecastError(f"{path}: its recast metadata is damaged", "Write the file again.") from None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise RecastError(
+            f"{path} is a {kind} of format {version}; this recast reads up to {FORMAT_VERSION}", "Upgrade recast-cli."
+        )
+    return metadata
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises RecastError as `read_header` does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    read_header(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise RecastError(f"{path} is damaged: {error}", "Fetch or write the file again.") from None
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:…` of the bytes of a file."""
+    with Path(path).open("rb") as stream:
+        return (
+            "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else "sha256:" + hashlib.sha256(stream.read()).hexdigest()
+        )
+
+
+def tensors_digest(tensors: dict[str, Tensor], *extra: str) -> str:
+    """`sha256:…` over names, dtypes, shapes and bytes of `tensors` in the order of their names, and over `extra`."""
+    import torch
+
+    digest = hashlib.sha256("\0".join(extra).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return "sha256:" + digest.hexdigest()

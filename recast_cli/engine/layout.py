@@ -1,0 +1,138 @@
+"""Layout: which modules are in which bank, with n and K. Everything about a decomposition but the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from recast_cli.engine.errors import RecastError
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The templates that one group of modules shares.
+
+    Attributes:
+        name: Unique name, e.g. `blocks.0-1.attn.qkv`.
+        role: What the modules are, e.g. `blocks.*.attn.qkv`.
+        group: Number of the group among those of its role and shape, from 1 (g = ceil(l*G/L)).
+        modules: Names of the modules in order of depth.
+        shape: Shape of each weight and of each template.
+        templates: n, how many templates the bank holds.
+    """
+
+    name: str
+    role: str
+    group: int
+    modules: tuple[str, ...]
+    shape: tuple[int, ...]
+    templates: int
+
+    @property
+    def exact(self) -> bool:
+        """True where n = layers: any source weights can be represented."""
+        return self.templates == len(self.modules)
+
+    @property
+    def numel(self) -> int:
+        """Scalars in one weight (d*d for a square linear layer)."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Banks in order of depth, and K coefficient sets for every module.
+
+    The coefficients of a task are one vector in layout order: bank by bank, module by module, set by set,
+    template by template.
+    """
+
+    name: str
+    sets: int
+    banks: tuple[Bank, ...]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of all modules in layout order."""
+        return tuple(module for bank in self.banks for module in bank.modules)
+
+    @property
+    def coefficients(self) -> int:
+        """Number of coefficients: sum over modules of n*K."""
+        return sum(len(bank.modules) * bank.templates * self.sets for bank in self.banks)
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Rank of the map coefficients -> weights: K sets average linearly, so n per module."""
+        return sum(len(bank.modules) * bank.templates for bank in self.banks)
+
+    @property
+    def template_parameters(self) -> int:
+        """Scalars in all templates: sum over banks of n * numel."""
+        return sum(bank.templates * bank.numel for bank in self.banks)
+
+    @property
+    def source_parameters(self) -> int:
+        """Scalars in the weights that the templates stand for: sum over modules of numel."""
+        return sum(len(bank.modules) * bank.numel for bank in self.banks)
+
+    @property
+    def savings(self) -> int:
+        """S = L*M*d^2 - (G*n*d^2*M + L*M*n*K): scalars saved; negative where an exact layout adds coefficients."""
+        return self.source_parameters - (self.template_parameters + self.coefficients)
+
+    @property
+    def groups(self) -> int:
+        """G, the largest number of groups of one role and shape."""
+        return max(Counter((bank.role, bank.shape) for bank in self.banks).values())
+
+    @property
+    def templates(self) -> int:
+        """n, the largest number of templates in a bank."""
+        return max(bank.templates for bank in self.banks)
+
+    def slices(self) -> dict[str, tuple[slice, tuple[int, int]]]:
+        """For each module, its place in the flat coefficient vector and its shape (K, n)."""
+        places, start = {}, 0
+        for bank in self.banks:
+            for module in bank.modules:
+                stop = start + self.sets * bank.templates
+                places[module] = (slice(start, stop), (self.sets, bank.templates))
+                start = stop
+        return places
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them back."""
+        banks = [
+            {
+                "name": bank.name,
+                "role": bank.role,
+                "group": bank.group,
+                "modules": list(bank.modules),
+                "shape": list(bank.shape),
+                "templates": bank.templates,
+            }
+            for bank in self.banks
+        ]
+        return {"name": self.name, "sets": self.sets, "banks": banks}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Layout:
+        """Inverse of `to_dict`. Raises RecastError where fields are missing or of the wrong type."""
+        try:
+            banks = tuple(
+                Bank(
+                    name=str(bank["name"]),
+                    role=str(bank["role"]),
+                    group=int(bank["group"]),
+                    modules=tuple(bank["modules"]),
+                    shape=tuple(int(size) for size in bank["shape"]),
+                    templates=int(bank["templates"]),
+                )
+                for bank in value["banks"]
+            )
+            return cls(name=str(value["name"]), sets=int(value["sets"]), banks=banks)
+        except (KeyError, TypeError, ValueError):
+            raise RecastError("The layout in the file's metadata is damaged", "Run `recast mimic` again.") from None

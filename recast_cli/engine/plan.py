@@ -1,0 +1,262 @@
+"""Plan a layout: modules in, banks out. Pure arithmetic on names and shapes; no weights, no torch.
+
+Groups follow g = ceil(l*G/L) in integers, l = 1..L counted within one role and shape, so group sizes differ by at
+most one (RECAST, ICLR 2025, section 3).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.layout import Bank, Layout
+
+Modules = Mapping[str, tuple[int, ...]]
+"""Module name -> shape of its weight."""
+
+PAPER_LAYOUTS = ("paper-attention", "paper-mlp", "paper-both", "paper-resnet")
+BUDGET = 49
+PAPER_SETS = 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """All modules of one role and shape, in order of depth; banks never reach across families."""
+
+    role: str
+    shape: tuple[int, ...]
+    modules: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Scalars in all weights of the family."""
+        return len(self.modules) * math.prod(self.shape)
+
+    @property
+    def fused_attention(self) -> bool:
+        """True for fused query, key and value weights."""
+        return "qkv" in self.role.rsplit(".", 1)[-1]
+
+
+def plan_layout(
+    modules: Modules,
+    *,
+    layout: str | None = None,
+    patterns: Sequence[str] = (),
+    groups: int | None = None,
+    templates: int | None = None,
+    sets: int | None = None,
+    budget: int = BUDGET,
+) -> Layout:
+    """Plan the layout of a network.
+
+    Without `layout` and without any of the free choices the tool picks an exact layout within `budget`
+    (see `pick_layout`). A layout that is spelt out is built as it is, also over the budget.
+
+    Args:
+        modules: Names and weight shapes of the modules that may be reparameterised.
+        layout: One of PAPER_LAYOUTS.
+        patterns: Shell-style patterns of module names, e.g. `blocks.*.mlp.fc1`.
+        groups: G, counted per role and shape; default: pairs of neighbours.
+        templates: n; default: the number of layers in each group, which is exact.
+        sets: K; default: 2 where that fits the budget, else 1.
+        budget: The largest number of coefficients that the tool picks by itself.
+
+    Raises:
+        RecastError: No module matches, or a number is out of range.
+    """
+    for option, value in (("--groups", groups), ("--templates", templates), ("--sets", sets), ("--budget", budget)):
+        if value is not None and value < 1:
+            raise RecastError(f"{option} {value} is below 1", "Give a positive number.")
+    if not modules:
+        raise RecastError("The source has no linear or convolution weight", "RECAST has nothing to rewrite here.")
+    free = bool(patterns) or any(value is not None for value in (groups, templates, sets))
+    if layout is not None:
+        if layout not in PAPER_LAYOUTS:
+            raise RecastError(f"Unknown layout '{layout}'", nearest(layout, PAPER_LAYOUTS))
+        if free:
+            raise RecastError(
+                f"--layout {layout} fixes modules, groups, templates and sets",
+                "Leave out --layout, or --modules, --groups, --templates and --sets.",
+            )
+        return paper_layout(modules, layout)
+    if not free:
+        return pick_layout(modules, budget)
+    chosen = matching(modules, patterns) if patterns else preferred(find_families(modules))[:1]
+    return free_layout(chosen, groups, templates, sets, budget)
+
+
+def find_families(modules: Modules) -> list[Family]:
+    """Modules by role and shape, in order of depth."""
+    families: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for name in sorted(modules, key=depth_order):
+        families[role_of(name), tuple(modules[name])].append(name)
+    return [Family(role, shape, tuple(names)) for (role, shape), names in families.items()]
+
+
+def role_of(name: str) -> str:
+    """The name with `*` for every component that is a number: `blocks.3.attn.qkv` -> `blocks.*.attn.qkv`."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def depth_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that orders numbers inside names by value: block 2 before block 10."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)|\.", name) if part)
+
+
+def split_groups(modules: Sequence[str], groups: int) -> list[tuple[str, ...]]:
+    """Cut L modules into G groups of neighbours by g = ceil(l*G/L), in integers, l = 1..L."""
+    layers = len(modules)
+    members: list[list[str]] = [[] for _ in range(groups)]
+    for layer, name in enumerate(modules, start=1):
+        members[-(-layer * groups // layers) - 1].append(name)
+    return [tuple(names) for names in members]
+
+
+def make_banks(family: Family, groups: int, templates: int | None = None) -> list[Bank]:
+    """The banks of a family cut into `groups` groups; n = layers in each group unless `templates` says otherwise."""
+    return [
+        Bank(bank_name(names), family.role, number, names, family.shape, templates or len(names))
+        for number, names in enumerate(split_groups(family.modules, groups), start=1)
+    ]
+
+
+def bank_name(modules: Sequence[str]) -> str:
+    """First and last module in one name, `blocks.0-1.attn.qkv`; unique, as a module is first in one bank only."""
+    pairs = zip(modules[0].split("."), modules[-1].split("."), strict=True)
+    return ".".join(first if first == last else f"{first}-{last}" for first, last in pairs)
+
+
+def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
+    """The layout the tool picks for any network: exact (n = layers in every bank), at most `budget` coefficients.
+
+    Families are taken in the order of `preferred`. The first one decides the richest mixing that holds all of it:
+    pairs of neighbours with K = 2 (the paper's attention layout), pairs with K = 1, one scalar a module; where even
+    that is too much, the deepest modules are taken. Further families join while they fit. Where no two
+    modules share role and shape, the largest modules get one scalar each.
+    """
+    families = preferred(find_families(modules))
+    if not families:
+        largest = sorted(modules, key=lambda name: (-math.prod(modules[name]), depth_order(name)))[:budget]
+        families = find_families({name: modules[name] for name in largest})
+        return in_order("auto", 1, [bank for family in families for bank in make_banks(family, 1)])
+    first = families[0]
+    width, sets = next(
+        ((width, sets) for width, sets in ((2, 2), (2, 1), (1, 1)) if cost(first, width, sets) <= budget), (1, 1)
+    )
+    if cost(first, width, sets) > budget:
+        families = [Family(first.role, first.shape, first.modules[-budget:])]
+    banks: list[Bank] = []
+    for family in families:
+        if cost(family, width, sets) <= budget:
+            budget -= cost(family, width, sets)
+            banks += make_banks(family, pairs(family) if width == 2 else len(family.modules))
+    return in_order("auto", sets, banks)
+
+
+def preferred(families: Sequence[Family]) -> list[Family]:
+    """Families of at least two modules: fused attention first (the paper's choice), then by the weights they hold."""
+    shared = [family for family in families if len(family.modules) > 1]
+    return sorted(shared, key=lambda family: (not family.fused_attention, -family.parameters))
+
+
+def cost(family: Family, width: int, sets: int) -> int:
+    """Coefficients of an exact layout of the family, in groups of `width` (1 or 2) layers with `sets` sets."""
+    groups = pairs(family) if width == 2 else len(family.modules)
+    return sets * sum(len(names) ** 2 for names in split_groups(family.modules, groups))
+
+
+def pairs(family: Family) -> int:
+    """The number of groups that puts the family's modules in pairs."""
+    return -(-len(family.modules) // 2)
+
+
+def in_order(name: str, sets: int, banks: Sequence[Bank]) -> Layout:
+    """A layout with its banks in order of depth."""
+    return Layout(name, sets, tuple(sorted(banks, key=lambda bank: depth_order(bank.modules[0]))))
+
+
+def paper_layout(modules: Modules, layout: str) -> Layout:
+    """The published layouts, K = 2: pairs of neighbours for attention and MLP, whole stages for 3x3 convolutions."""
+    if layout == "paper-resnet":
+        banks = [bank for family in residual_stages(modules) for bank in make_banks(family, 1)]
+    else:
+        wanted = {"paper-attention": ("qkv",), "paper-mlp": ("fc1", "fc2"), "paper-both": ("qkv", "fc1", "fc2")}[layout]
+        chosen = {name: shape for name, shape in modules.items() if name.rsplit(".", 1)[-1] in wanted}
+        banks = [bank for family in find_families(chosen) for bank in make_banks(family, pairs(family))]
+    if not banks:
+        raise RecastError(f"No module of this source belongs to --layout {layout}", hint_of_roles(modules))
+    return in_order(layout, PAPER_SETS, banks)
+
+
+def residual_stages(modules: Modules) -> list[Family]:
+    """3x3 convolutions by role, stage and shape, without each stage's first block: n = blocks - 1 is exact."""
+    stages: dict[tuple[str, tuple[int, ...]], list[tuple[int, str]]] = defaultdict(list)
+    first_block: dict[str, int] = {}
+    for name, shape in modules.items():
+        parts = name.split(".")
+        numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+        if len(shape) != 4 or shape[2:] != (3, 3) or not numbers:
+            continue
+        block = int(parts[numbers[-1]])
+        parts[numbers[-1]] = "*"
+        stage = ".".join(parts)
+        first_block[stage] = min(block, first_block.get(stage, block))
+        stages[stage, tuple(shape)].append((block, name))
+    families = []
+    for (stage, shape), members in stages.items():
+        names = tuple(name for block, name in sorted(members) if block > first_block[stage])
+        if names:
+            families.append(Family(stage, shape, names))
+    return families
+
+
+def matching(modules: Modules, patterns: Sequence[str]) -> list[Family]:
+    """Families of the modules that match any pattern. Raises RecastError for a pattern that matches none."""
+    chosen = {}
+    for pattern in patterns:
+        names = fnmatch.filter(modules, pattern)
+        if not names:
+            raise RecastError(f"--modules '{pattern}' matches no module", hint_of_roles(modules))
+        chosen.update({name: modules[name] for name in names})
+    return find_families(chosen)
+
+
+def hint_of_roles(modules: Modules) -> str:
+    """`Roles here: …` for messages: the roles that hold most weights, at most eight."""
+    weight: dict[str, int] = defaultdict(int)
+    for name, shape in modules.items():
+        weight[role_of(name)] += math.prod(shape)
+    roles = sorted(weight, key=lambda role: (-weight[role], role))
+    return "Roles here: " + ", ".join(roles[:8]) + (", …" if len(roles) > 8 else "") + "."
+
+
+def free_layout(
+    families: Sequence[Family], groups: int | None, templates: int | None, sets: int | None, budget: int
+) -> Layout:
+    """A layout as the user spells it out; see `plan_layout` for the defaults of what is left open."""
+    if not families:
+        raise RecastError("No two modules share role and shape here", "Say which to take with --modules.")
+    longest = max(len(family.modules) for family in families)
+    if groups is not None and groups > longest:
+        raise RecastError(
+            f"--groups {groups} is more than the {longest} layers of the longest role",
+            f"Give at most {longest}; it counts per role and shape.",
+        )
+    banks: list[Bank] = []
+    for family in families:
+        banks += make_banks(family, min(groups or pairs(family), len(family.modules)), templates)
+    for bank in banks:
+        if bank.templates > len(bank.modules):
+            raise RecastError(
+                f"--templates {bank.templates} is more than the {len(bank.modules)} layers of bank {bank.name}",
+                "That many are exact already: give fewer, or leave --templates out for one per layer.",
+            )
+    if sets is None:
+        sets = next((k for k in (2, 1) if k * sum(len(b.modules) * b.templates for b in banks) <= budget), 1)
+    return in_order("custom", sets, banks)

@@ -1,0 +1,83 @@
+"""What a killed `adapt` leaves behind, and how the next run goes on from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.files import atomic, to_json
+from recast_cli.engine.train import Epoch, State
+
+FILE = "resume.pt"
+
+
+def save(folder: Path, identity: dict[str, Any], state: State) -> None:
+    """Write the state after an epoch, bound to base, data, split and options by `identity`."""
+    content = {
+        "identity": to_json(identity),
+        "trained": state.trained,
+        "best": state.best,
+        "probe": list(state.probe),
+        "penalty": state.penalty,
+        "best_epoch": state.best_epoch,
+        "optimizer": state.optimizer,
+        "history": [asdict(epoch) for epoch in state.history],
+    }
+    with atomic(folder / FILE) as temporary:
+        torch.save(content, temporary)
+
+
+def load(folder: Path, identity: dict[str, Any]) -> State | None:
+    """The state to go on from; None where there is none.
+
+    Raises:
+        RecastError: The state belongs to other options, another base or another split.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, weights_only=True)
+        if content["identity"] != to_json(identity):
+            raise RecastError(
+                f"{folder} holds an unfinished run with other options, images or base",
+                "Give the same command as before to go on, or --restart to begin anew.",
+            )
+        return State(
+            trained=content["trained"],
+            best=content["best"],
+            probe=tuple(content["probe"]),
+            penalty=content["penalty"],
+            best_epoch=content["best_epoch"],
+            optimizer=content["optimizer"],
+            history=[Epoch(**epoch) for epoch in content["history"]],
+        )
+    except RecastError:
+        raise
+    except Exception:  # a damaged file shows itself in many ways; all of them mean the same to the user
+        raise RecastError(f"{path} is damaged", "Begin anew with --restart.") from None
+
+
+def prepare(folder: Path) -> None:
+    """Make the task's folder and sweep out half-written files of a killed run."""
+    if not folder.parent.parent.is_dir():
+        raise RecastError(f"The folder {folder.parent.parent} does not exist", "Create it first.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(".*.tmp"):
+            stale.unlink()
+    except FileExistsError:
+        raise RecastError(
+            f"{folder} is a file, and a folder is wanted there", "Move it, or name another task."
+        ) from None
+    except PermissionError:
+        raise RecastError(f"No permission to write in {folder.parent}", "Check its permissions.") from None
+
+
+def forget(folder: Path) -> None:
+    """Remove the state."""
+    (folder / FILE).unlink(missing_ok=True)

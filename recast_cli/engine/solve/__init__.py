@@ -1,0 +1,11 @@
+"""Neural Mimicry: from the source weights of one bank to templates and coefficients.
+
+Each solver maps weights (layers, *shape) to a `Solution`: templates (n, *shape) and coefficients (layers, K, n).
+"""
+
+from recast_cli.engine.solve.exact import solve_exact
+from recast_cli.engine.solve.gradient import GradientOptions, solve_gradient
+from recast_cli.engine.solve.solution import Solution
+from recast_cli.engine.solve.vae import VaeOptions, solve_vae
+
+__all__ = ["GradientOptions", "Solution", "VaeOptions", "solve_exact", "solve_gradient", "solve_vae"]

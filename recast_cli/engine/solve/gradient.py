@@ -1,0 +1,82 @@
+"""Algorithm 2 of RECAST (Neural Mimicry): templates and coefficients by gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recast_cli.engine.solve.solution import LOSSES, Progress, Solution, mix_all
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """The published recipe: RMSprop, learning rate cut to a tenth every 200 steps, gradients clipped at norm 1.
+
+    Attributes:
+        loss: `smooth-l1` (weighted 2) or `mse`.
+        noise: Standard deviation of the Gaussian noise on the coefficients while fitting (Eq. 3).
+        steps: Number of descent steps a bank.
+        lr: Learning rate at the start.
+        seed: Of templates, coefficients and noise.
+    """
+
+    loss: str = "smooth-l1"
+    noise: float = 1e-4
+    steps: int = 1000
+    lr: float = 0.1
+    seed: int = 0
+
+
+LOSS_WEIGHT = 2.0
+DECAY_EVERY = 200
+CLIP = 1.0
+
+
+def solve_gradient(
+    weights: Tensor, templates: int, sets: int, options: GradientOptions, progress: Progress | None = None
+) -> Solution:
+    """Fit one bank by descent and keep the best step, judged without noise.
+
+    Coefficients start orthogonal (Algorithm 1): each set is an orthogonal (layers x n) matrix. Templates start as
+    the source's own scale asks for, Gaussian with the standard deviation of the weights.
+
+    Args:
+        weights: (layers, *shape).
+        templates: n.
+        sets: K.
+        options: The recipe.
+        progress: Called after every step.
+    """
+    generator = torch.Generator().manual_seed(options.seed)
+    target = weights.float()
+    bank = torch.randn(templates, *target.shape[1:], generator=generator) * target.std()
+    start = torch.stack([orthogonal(len(target), templates, generator) for _ in range(sets)], dim=1)
+    bank, coefficients = nn.Parameter(bank), nn.Parameter(start)
+    optimizer = torch.optim.RMSprop([bank, coefficients], lr=options.lr)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, DECAY_EVERY, gamma=0.1)
+    distance = LOSSES[options.loss]
+    best, kept = float("inf"), Solution(bank.detach().clone(), start.clone())
+    for step in range(options.steps + 1):
+        with torch.no_grad():
+            value = float(distance(mix_all(coefficients, bank), target))
+            if value < best:
+                best, kept = value, Solution(bank.detach().clone(), coefficients.detach().clone())
+        if step == options.steps:
+            break
+        noisy = coefficients + options.noise * torch.randn(coefficients.shape, generator=generator)
+        loss = LOSS_WEIGHT * distance(mix_all(noisy, bank), target)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([bank, coefficients], CLIP)
+        optimizer.step()
+        schedule.step()
+        if progress:
+            progress(step + 1, value)
+    return kept
+
+
+def orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """A (rows x columns) matrix with orthonormal rows or columns, whichever are fewer."""
+    return nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)

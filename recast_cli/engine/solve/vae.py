@@ -1,0 +1,99 @@
+"""The paper's comparison: an encoder predicts the coefficients, the templates are the decoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recast_cli.engine.solve.solution import LOSSES, Progress, Solution, mix_all
+
+
+@dataclass(frozen=True)
+class VaeOptions:
+    """The published settings: hidden size 8, RMSprop at 2e-3 with a cosine, 2500 steps, no KL term.
+
+    Attributes:
+        loss: `smooth-l1` or `mse`.
+        kl: Sample the coefficients and add the KL divergence from a standard normal, per weight.
+        steps: Number of descent steps a bank.
+        lr: Learning rate at the start of the cosine.
+        seed: Of encoder, templates and samples.
+    """
+
+    loss: str = "smooth-l1"
+    kl: bool = False
+    steps: int = 2500
+    lr: float = 2e-3
+    seed: int = 0
+
+
+HIDDEN = 8
+
+
+class Encoder(nn.Module):
+    """Source weight (numel,) -> mean and log variance of its K*n coefficients."""
+
+    def __init__(self, numel: int, outputs: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(numel, HIDDEN)
+        self.mean = nn.Linear(HIDDEN, outputs)
+        self.log_variance = nn.Linear(HIDDEN, outputs)
+        for layer in (self.hidden, self.mean, self.log_variance):
+            bound = 1 / math.sqrt(layer.in_features)
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+
+    def forward(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = nn.functional.leaky_relu(self.hidden(weights))
+        return self.mean(hidden), self.log_variance(hidden)
+
+
+def solve_vae(
+    weights: Tensor, templates: int, sets: int, options: VaeOptions, progress: Progress | None = None
+) -> Solution:
+    """Fit one bank; what is kept are the templates and the coefficients that the encoder gives at the best step.
+
+    Args:
+        weights: (layers, *shape); they enter the encoder with norm 1, as one step of RMSprop moves every entry alike and
+            would otherwise move an activation by a multiple of its size.
+        templates: n.
+        sets: K.
+        options: The settings.
+        progress: Called after every step.
+    """
+    generator = torch.Generator().manual_seed(options.seed)
+    target = weights.float()
+    scale = float(target.std()) or 1.0
+    inputs = nn.functional.normalize(target.reshape(len(target), -1), dim=1)
+    encoder = Encoder(inputs.shape[1], sets * templates, generator)
+    bank = nn.Parameter(torch.randn(templates, *target.shape[1:], generator=generator) * scale)
+    optimizer = torch.optim.RMSprop([bank, *encoder.parameters()], lr=options.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    distance = LOSSES[options.loss]
+    best, kept = float("inf"), None
+    for step in range(options.steps + 1):
+        mean, log_variance = encoder(inputs)
+        with torch.no_grad():
+            coefficients = mean.reshape(-1, sets, templates)
+            value = float(distance(mix_all(coefficients, bank), target))
+            if kept is None or value < best:
+                best, kept = value, Solution(bank.detach().clone(), coefficients.clone())
+        if step == options.steps:
+            break
+        sample = mean
+        if options.kl:
+            sample = mean + torch.randn(mean.shape, generator=generator) * (0.5 * log_variance).exp()
+        loss = distance(mix_all(sample.reshape(-1, sets, templates), bank), target)
+        if options.kl:
+            loss = loss + (mean.square() + log_variance.exp() - 1 - log_variance).sum() / (2 * target.numel())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if progress:
+            progress(step + 1, value)
+    assert kept is not None  # the loop runs at least once
+    return kept

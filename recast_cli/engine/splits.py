@@ -1,0 +1,131 @@
+"""Train, validation and test split of an image folder: its own folders where it has them, else cut by a hash.
+
+The hash is over the relative path and the split seed, so a split depends on neither order nor machine, and the
+training seed never touches it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.images import Item, list_classes, list_items
+
+FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Split:
+    """Items of the three parts, and where they came from.
+
+    Attributes:
+        classes: Class names in the order of their labels.
+        kind: `folders` (train, val and test as found), `hash` (cut here), `pooled` (folders put together, then cut).
+    """
+
+    classes: tuple[str, ...]
+    kind: str
+    train: tuple[Item, ...]
+    val: tuple[Item, ...]
+    test: tuple[Item, ...]
+
+
+def split_folder(root: Path, seed: int = 0, pooled: bool = False) -> Split:
+    """Split the images of `root`.
+
+    `root` holds class folders, or train / val (valid, validation) / test folders of class folders. Without any
+    split 70/15/15, stratified; a missing val or test is 15 % of train. `pooled` puts all folders together and cuts
+    them 70/15/15, as the paper did.
+
+    Raises:
+        RecastError: No classes, one class only, a class without images, a class that train does not have, or too
+            few images for a validation and a test image.
+    """
+    found = part_folders(root)
+    if not found:
+        classes = list_classes(root)
+        check_classes(root, classes)
+        train, val, test = cut_twice(list_items(root, "", classes, classes), seed)
+        return checked(Split(tuple(classes), "hash", train, val, test), root)
+    if "train" not in found:
+        raise RecastError(f"{root} has {' and '.join(found)} but no train folder", "Add one, or give --data elsewhere.")
+    classes = list_classes(root / found["train"])
+    check_classes(root / found["train"], classes)
+    parts = {}
+    for part, folder in found.items():
+        here = list_classes(root / folder)
+        if strangers := sorted(set(here) - set(classes)):
+            raise RecastError(
+                f"{root / folder} has a class that train does not have: {strangers[0]}", "Add it to train."
+            )
+        parts[part] = tuple(list_items(root, folder, here, classes))
+    if pooled:
+        train, val, test = cut_twice([item for items in parts.values() for item in items], seed)
+        return checked(Split(tuple(classes), "pooled", train, val, test), root)
+    train = parts["train"]
+    if "val" not in parts and "test" not in parts:
+        train, val, test = cut_twice(train, seed)
+    else:
+        val = parts.get("val")
+        if val is None:
+            train, val = cut(train, SHARE, seed, "val")
+        test = parts.get("test")
+        if test is None:
+            train, test = cut(train, SHARE, seed, "test")
+    return checked(Split(tuple(classes), "folders", train, val, test), root)
+
+
+def part_folders(root: Path) -> dict[str, str]:
+    """Which of train, val and test `root` has, and what their folders are called."""
+    try:
+        names = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    except OSError:
+        return {}  # `list_classes` says what is wrong
+    return {part: name for part, options in FOLDERS.items() for name in options if name in names}
+
+
+def check_classes(root: Path, classes: Sequence[str]) -> None:
+    """Raise RecastError unless there are two classes or more."""
+    if len(classes) < 2:
+        raise RecastError(f"{root} has one class only: {classes[0]}", "A task needs two class folders or more.")
+
+
+def checked(split: Split, root: Path) -> Split:
+    """The split, or RecastError where validation or test would be empty."""
+    for part in ("train", "val", "test"):
+        if not getattr(split, part):
+            raise RecastError(f"{root} has too few images to cut a {part} split from", "Give 3 images a class or more.")
+    return split
+
+
+def cut_twice(items: Sequence[Item], seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...], tuple[Item, ...]]:
+    """Train, val and test: 70/15/15."""
+    rest, test = cut(items, SHARE, seed, "test")
+    train, val = cut(rest, SHARE / (1 - SHARE), seed, "val")
+    return train, val, test
+
+
+def cut(items: Sequence[Item], share: float, seed: int, part: str) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """What stays, and `share` of each class: those with the smallest hashes, both in the order of `items`.
+
+    At least one image of a class is cut off where two or more are there, and at least one stays.
+    """
+    by_class: dict[int, list[Item]] = defaultdict(list)
+    for item in items:
+        by_class[item.label].append(item)
+    chosen: set[Item] = set()
+    for members in by_class.values():
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        chosen.update(sorted(members, key=lambda item: path_hash(item.path, seed, part))[:count])
+    return tuple(item for item in items if item not in chosen), tuple(item for item in items if item in chosen)
+
+
+def path_hash(path: str, seed: int, part: str) -> bytes:
+    """The hash an image is ordered by."""
+    return hashlib.sha256(f"{part}:{seed}:{path}".encode()).digest()

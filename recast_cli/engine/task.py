@@ -1,0 +1,162 @@
+"""A task: fewer than 50 coefficients bound to a base, a classification head, and a readable record of both."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.files import FORMAT_VERSION, read_header, read_metadata, read_tensors, write_tensors, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recast_cli.engine.base import Base
+
+COEFFICIENTS, HEAD, RECORD = "coefficients.safetensors", "head.safetensors", "task.yaml"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `adapt` learns.
+
+    Attributes:
+        name: Name of the task and of its folder.
+        base_id: The base it belongs to.
+        vector: Coefficients in layout order: (layout.coefficients,) float32.
+        weight: Of the head: (classes, head_hidden_size) float32.
+        bias: Of the head: (classes,) float32.
+        record: The content of task.yaml: classes in order, split, options, metrics, versions, dates, timings.
+    """
+
+    name: str
+    base_id: str
+    vector: Tensor
+    weight: Tensor
+    bias: Tensor
+    record: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the head's rows."""
+        return list(self.record["classes"])
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images it was adapted at, in pixels."""
+        return int(self.record["image_size"])
+
+
+def check_task_name(name: str) -> str:
+    """The name itself. Raises RecastError unless it can be a plain folder name."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._ -]*", name) or name.endswith((".", " ")):
+        raise RecastError(
+            f"'{name}' cannot be the name of a task",
+            "Use letters, digits, '.', '_' and '-', no path and no other sign.",
+        )
+    return name
+
+
+def save_task(task: Task, folder: Path) -> None:
+    """Write the three files of a task; the record last, as its presence says that the task is finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bound = {"format": FORMAT_VERSION, "base_id": task.base_id}
+    write_tensors(folder / COEFFICIENTS, {"coefficients": task.vector}, {"kind": "coefficients", **bound})
+    write_tensors(folder / HEAD, {"weight": task.weight, "bias": task.bias}, {"kind": "head", **bound})
+    write_record(folder / RECORD, task.record)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write task.yaml, keys in the order given."""
+    write_text(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The content of a task's task.yaml. Raises RecastError where the folder holds no finished task."""
+    path = folder / RECORD
+    if not folder.is_dir():
+        others = sorted(p.parent.name for p in folder.parent.glob(f"*/{RECORD}"))
+        hint = f"Tasks here: {', '.join(others)}." if others else "Make it with `recast adapt`."
+        raise RecastError(f"There is no task '{folder.name}' in {folder.parent}", hint)
+    try:
+        record = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        raise RecastError(
+            f"{folder} holds no finished task: {RECORD} is missing", "Give the same `recast adapt` command again."
+        ) from None
+    except PermissionError:
+        raise RecastError(f"{path}: no permission to read it", "Check its permissions.") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise RecastError(f"{path} is not valid YAML", "Adapt the task again with --restart.") from None
+    wanted = ("name", "base_id", "classes", "image_size", "split", "options", "metrics")
+    if not isinstance(record, dict) or any(key not in record for key in wanted):
+        raise RecastError(f"{path} is not a task's record", "Adapt the task again with --restart.")
+    if record.get("format", 0) > FORMAT_VERSION:
+        raise RecastError(f"{path} is of format {record['format']}; this recast reads {FORMAT_VERSION}", "Upgrade.")
+    return record
+
+
+def load_task(folder: Path, base: Base | None = None) -> Task:
+    """Read a task.
+
+    Args:
+        folder: Of the task, e.g. `tasks/flowers`.
+        base: Where given, the task must belong to it.
+
+    Raises:
+        RecastError: Missing or damaged files, or a task of another base.
+    """
+    record = read_record(folder)
+    coefficients = read_part(folder / COEFFICIENTS, "coefficients", record["base_id"])
+    head = read_part(folder / HEAD, "head", record["base_id"])
+    try:
+        task = Task(
+            name=record["name"],
+            base_id=record["base_id"],
+            vector=coefficients["coefficients"],
+            weight=head["weight"],
+            bias=head["bias"],
+            record=record,
+        )
+    except KeyError as error:
+        raise RecastError(f"{folder}: the tensor {error} is missing", "Adapt the task again with --restart.") from None
+    if len(task.weight) != len(task.classes):
+        raise RecastError(
+            f"{folder}: the head has {len(task.weight)} rows and the record {len(task.classes)} classes",
+            "Adapt the task again with --restart.",
+        )
+    if base is not None:
+        check_bound(task.base_id, base, str(folder))
+        if len(task.vector) != base.layout.coefficients:
+            raise RecastError(
+                f"{folder} has {len(task.vector)} coefficients, the base wants {base.layout.coefficients}",
+                "Adapt the task again with --restart.",
+            )
+    return task
+
+
+def read_part(path: Path, kind: str, base_id: str) -> dict[str, Tensor]:
+    """The tensors of one file of a task, checked for its kind and the base it is bound to."""
+    header = read_header(path)
+    metadata = read_metadata(path, header)
+    found = metadata["kind"] if metadata else "safetensors"
+    if metadata is None or found != kind:
+        raise RecastError(f"{path} is a {found} file, and a task's {kind} are wanted here", "Restore the right file.")
+    if metadata["base_id"] != base_id:
+        raise RecastError(
+            f"{path} belongs to base {metadata['base_id']}, the task's record to {base_id}", "Restore it."
+        )
+    return read_tensors(path)
+
+
+def check_bound(base_id: str, base: Base, what: str) -> None:
+    """Raise RecastError unless `base` is the one called `base_id`."""
+    if base_id != base.base_id:
+        raise RecastError(
+            f"{what} belongs to base {base_id}, but {base.path or base.source} is base {base.base_id}",
+            "Give the task's own base with --base, or adapt the task again on this one.",
+        )

@@ -1,0 +1,81 @@
+"""How well a base stands in for its source, on real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recast_cli.engine.attach import merge
+from recast_cli.engine.base import Base
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.images import decode, list_classes, list_items, normalise
+from recast_cli.engine.network import build
+from recast_cli.engine.run import Progress, batches, choose_device
+from recast_cli.engine.source import Source
+from recast_cli.engine.splits import part_folders
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Source against base.
+
+    Attributes:
+        images: How many were compared.
+        agreement: Share of images with the same top-1; None where the source has no classifier.
+        feature_cosine: Mean cosine similarity of each mimicked module's outputs, by module.
+    """
+
+    images: int
+    agreement: float | None
+    feature_cosine: dict[str, float]
+
+
+@torch.no_grad()
+def verify(
+    source: Source, base: Base, data: Path, *, device: str | None = None, progress: Progress | None = None
+) -> Verification:
+    """Run source and base side by side on all images of a folder (its test or val part where it has parts).
+
+    Raises:
+        RecastError: The architecture is unknown, or the folder has no readable images.
+    """
+    architecture = base.known_architecture()
+    where = choose_device(device)
+    found = part_folders(data)
+    folder = next((found[part] for part in ("test", "val", "train") if part in found), "")
+    names = list_classes(data / folder)
+    images = decode(data, list_items(data, folder, names, names), architecture.data, progress=progress)
+    plain = source.tensors | {alias: source.tensors[name] for alias, name in source.aliases.items()}
+    models = [build(architecture, plain).to(where), merge(base).to(where)]
+    outputs: list[dict[str, Tensor]] = [{}, {}]
+    for model, seen in zip(models, outputs, strict=True):
+        listen(model, base.layout.modules, seen)
+    cosines = {name: 0.0 for name in base.layout.modules}
+    same = 0
+    for part in batches(len(images), 32):
+        batch = normalise(images.pixels[part].to(where), architecture.data)
+        first, second = (model(batch) for model in models)
+        same += int((first.argmax(1) == second.argmax(1)).sum()) if architecture.args.get("num_classes") else 0
+        for name in outputs[0].keys() & outputs[1].keys():
+            pair = [seen[name].flatten(1).double() for seen in outputs]
+            if pair[0].shape[0] % (part.stop - part.start):
+                raise RecastError(f"{name} does not keep images apart", "Leave out --verify for this network.")
+            cosines[name] += float(F.cosine_similarity(*pair, dim=1).mean()) * (part.stop - part.start)
+        if progress:
+            progress(part.stop, len(images), "comparing")
+    agreement = same / len(images) if architecture.args.get("num_classes") else None
+    return Verification(len(images), agreement, {name: value / len(images) for name, value in cosines.items()})
+
+
+def listen(model: nn.Module, names: tuple[str, ...], seen: dict[str, Tensor]) -> None:
+    """Keep the latest output of each named module in `seen`."""
+    for name in names:
+
+        def keep(module: nn.Module, inputs: object, output: Tensor, name: str = name) -> None:
+            seen[name] = output
+
+        model.get_submodule(name).register_forward_hook(keep)
