@@ -97,8 +97,9 @@ def _mask(
 ) -> Array:
     """One figure in a random pose, as coverage in [0, 1], shape [size, size].
 
-    ``scales`` bounds half the figure's height, in units of the picture's side; ``pen`` is a stroke's width and ``wobble`` the jitter of its points, both in units of half the figure's height;
-    ``tilt`` is the largest rotation, in degrees.
+    ``scales`` bounds half the figure's height, in units of the picture's side. ``pen`` is a stroke's width and
+    ``wobble`` the jitter of its points, both in units of half the figure's height. ``tilt`` is the largest rotation,
+    in degrees.
     """
     strokes = [OUTLINES[name]] if name in OUTLINES else (SYMBOLS | LETTERS)[name]
     scale = rng.uniform(*scales)
@@ -142,16 +143,21 @@ def _bricks(x: Array, y: Array) -> Array:
 
 
 def _scales(x: Array, y: Array) -> Array:
-    shifted = x + 0.5 * (np.floor(y) % 2)
-    return _step(np.hypot(_centred(shifted), 0.9 * (y - np.floor(y))) - 0.5)
+    """Rows of discs half a period apart, each row laid over the one above it and shifted by half a disc."""
+    row = np.floor(2 * y) + 1
+    own = np.hypot(_centred(x + 0.5 * (row % 2)), row / 2 - y)
+    above = np.hypot(_centred(x + 0.5 * ((row - 1) % 2)), (row - 1) / 2 - y)
+    return _step(np.where(own < 0.5, own, above) - 0.36)
 
 
 def _honeycomb(x: Array, y: Array) -> Array:
-    """Cells around a triangular lattice; the walls are where the two nearest lattice points are about as far."""
-    y = y / np.sqrt(3)
-    near = np.hypot(_centred(x), np.sqrt(3) * _centred(y))
-    other = np.hypot(_centred(x + 0.5), np.sqrt(3) * _centred(y + 0.5))
-    return _step(np.maximum(0.14 - np.abs(near - other), np.abs(np.abs(_centred(x)) - 0.5) * -1 + 0.04))
+    """Hexagons around the points of a triangular lattice, which is two rectangular lattices."""
+
+    def hexagon(u: Array, v: Array) -> Array:
+        u, v = np.abs(_centred(u)), np.sqrt(3) * np.abs(_centred(v))
+        return np.maximum(u, u / 2 + v * np.sqrt(3) / 2)  # 0.5 on the wall between two cells
+
+    return _step(np.minimum(hexagon(x, y / np.sqrt(3)), hexagon(x + 0.5, y / np.sqrt(3) + 0.5)) - 0.4)
 
 
 def _crosses(x: Array, y: Array) -> Array:
@@ -183,7 +189,7 @@ TEXTURES: dict[str, Pattern] = {
     "crosses": _crosses,
     "honeycomb": _honeycomb,
     "scales": _scales,
-    "triangles": lambda x, y: _step(0.5 - (y - np.floor(y)) - 2 * np.abs(_centred(x)) + 0.5),
+    "triangles": lambda x, y: _step(1 - (y - np.floor(y)) - 2 * np.abs(_centred(x))),
     "waves": lambda x, y: _step(_wave(y + 0.3 * _wave(x / 2))),
     "zigzag": lambda x, y: _step(_wave(y + 1.2 * np.abs(_centred(x / 2)))),
 }

@@ -6,7 +6,7 @@ import datetime
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,12 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION
 from recast_cli.engine.images import Images, decode
 from recast_cli.engine.metrics import top_k
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe
 from recast_cli.engine.run import Progress, choose_device, infer, take_features
 from recast_cli.engine.splits import Split, split_folder
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
-from recast_cli.engine.train import Epoch, Recipe, State, train
-
-
-@dataclass(frozen=True)
-class AdaptOptions(Recipe):
-    """The recipe, and how images become training data. All of it is recorded in task.yaml.
-
-    Attributes:
-        image_size: Height and width in pixels; None: the network's own.
-        split: `auto` keeps the folder's own parts; `pooled` cuts all images together.
-        split_seed: Of the split; the training seed never changes it.
-        class_weights: `none`, or `balanced` by inverse frequency in train.
-        on_bad_image: `skip` or `fail`.
-    """
-
-    image_size: int | None = None
-    split: str = "auto"
-    split_seed: int = 0
-    class_weights: str = "none"
-    on_bad_image: str = "skip"
+from recast_cli.engine.train import Epoch, State, train
 
 
 def adapt(
@@ -70,7 +52,7 @@ def adapt(
         folder: Where the task's files go, e.g. `tasks/flowers`.
         options: Recipe and data options.
         device: cpu, cuda, …; default: CUDA where it is.
-        restart: Forget what `folder` holds of this task.
+        restart: Replace what `folder` holds of this task, once images and options have been found good.
         progress: Called with images done and images in all.
         on_epoch: Called after every epoch, first with epoch 0, the linear probe.
 
@@ -78,50 +60,43 @@ def adapt(
         RecastError: Wrong data, options, base or folder.
     """
     options = options or AdaptOptions()
-    check_options(options)
     check_task_name(name)
     where = choose_device(device)
     identity = {"base_id": base.base_id, "data": recorded_path(data, folder), "options": asdict(options)}
-    if restart:
-        (folder / RECORD).unlink(missing_ok=True)
-        resume.forget(folder)
-    elif (folder / RECORD).exists():
+    if (folder / RECORD).exists() and not restart:
         check_same(read_record(folder), identity, folder)
         return load_task(folder, base)
     architecture = base.known_architecture()
-    started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    started, clock = now(), time.perf_counter()
     split = split_folder(data, options.split_seed, options.split == "pooled")
     identity["split"] = describe_split(split, options)
-    state = resume.load(folder, identity)
+    state = None if restart else resume.load(folder, identity)
     model = attach(base, image_size=options.image_size).to(where)
-    resume.prepare(folder)
 
-    def read(part: str, share: Progress | None = progress) -> Images:
-        return decode(data, getattr(split, part), architecture.data, options.image_size, options.on_bad_image, share)
+    def read(part: str) -> Images:
+        items = getattr(split, part)
+        return decode(data, items, architecture.data, options.image_size, options.on_bad_image, progress)
 
     images = {"train": read("train"), "val": read("val")}
     weights = balance(images["train"].labels, len(split.classes)) if options.class_weights == "balanced" else None
+    resume.prepare(folder, restart)
     if state is None:
-        taken = {
-            part: (
-                infer(take_features(model), images[part].pixels, architecture.data, where, 64, progress, text),
-                labels,
+
+        def take(part: Images) -> tuple[Tensor, Tensor]:
+            found = infer(
+                take_features(model), part.pixels, architecture.data, where, progress=progress, text="probing"
             )
-            for part, labels, text in (
-                ("train", images["train"].labels, "features of train"),
-                ("val", images["val"].labels, "features of val"),
-            )
-        }
-        probe = fit_probe(taken["train"], taken["val"], len(split.classes), weights)
-        state = start_state(base, probe)
+            return found, part.labels
+
+        state = start_state(base, fit_probe(take(images["train"]), take(images["val"]), len(split.classes), weights))
     if on_epoch:
         for epoch in state.history:
             on_epoch(epoch)
 
-    def after_epoch(now: State) -> None:
-        resume.save(folder, identity, now)
+    def after_epoch(reached: State) -> None:
+        resume.save(folder, identity, reached)
         if on_epoch:
-            on_epoch(now.history[-1])
+            on_epoch(reached.history[-1])
 
     state = train(
         model,
@@ -135,38 +110,38 @@ def adapt(
         after_epoch,
         progress,
     )
-    images["test"] = read("test")
     vector = torch.cat([tensor.reshape(-1) for tensor in state.best[:-2]])
     weight, bias = state.best[-2:]
-    probe_weight, probe_bias = state.probe
-    tested = measure(base, vector, weight, bias, images["test"], options.image_size, where)
-    probed = measure(base, base.vector, probe_weight, probe_bias, images["test"], options.image_size, where)
-    trained = [epoch for epoch in state.history if epoch.images_per_second]
+    # the test images are read only now, and measured once
+    images["test"] = read("test")
+    metrics = {
+        "val_top1": state.history[state.best_epoch].val_top1,
+        "test_top1": measure(base, vector, weight, bias, images["test"], options.image_size, where),
+        "linear_probe_val_top1": state.history[0].val_top1,
+        "linear_probe_test_top1": measure(base, base.vector, *state.probe, images["test"], options.image_size, where),
+        "linear_probe_penalty": state.penalty,
+        "best_epoch": state.best_epoch,
+    }
+    rates = [epoch.images_per_second for epoch in state.history if epoch.images_per_second]
     record = {
         "format": FORMAT_VERSION,
         "name": name,
-        **{key: identity[key] for key in ("base_id", "data")},
+        "base_id": base.base_id,
         "base_source": base.source,
         "architecture": architecture.name,
+        "data": identity["data"],
         "image_size": options.image_size or architecture.image_size,
         "coefficients": len(vector),
         "head_parameters": weight.numel() + bias.numel(),
-        "metrics": {
-            "val_top1": state.history[state.best_epoch].val_top1,
-            "test_top1": tested,
-            "linear_probe_val_top1": state.history[0].val_top1,
-            "linear_probe_test_top1": probed,
-            "best_epoch": state.best_epoch,
-            "linear_probe_penalty": state.penalty,
-        },
+        "metrics": metrics,
         "options": identity["options"],
         "skipped_images": [path for part in images.values() for path in part.skipped],
         "history": [asdict(epoch) for epoch in state.history],
         "device": str(where),
-        "images_per_second": sum(e.images_per_second or 0 for e in trained) / len(trained) if trained else None,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "images_per_second": round(sum(rates) / len(rates), 1) if rates else None,
         "seconds": round(time.perf_counter() - clock, 2),
+        "started": started,
+        "finished": now(),
         "versions": versions(),
         "classes": list(split.classes),
         "split": identity["split"],
@@ -175,26 +150,6 @@ def adapt(
     save_task(task, folder)
     resume.forget(folder)
     return task
-
-
-def check_options(options: AdaptOptions) -> None:
-    """Raise RecastError where a number is out of range or a word unknown."""
-    for option, value in (
-        ("--epochs", options.epochs),
-        ("--lr", options.lr),
-        ("--head-lr", options.head_lr),
-        ("--batch-size", options.batch_size),
-        ("--image-size", options.image_size),
-    ):
-        if value is not None and not value > 0:
-            raise RecastError(f"{option} {value} is not positive", "Give a number above 0.")
-    for option, value, known in (
-        ("--split", options.split, ("auto", "pooled")),
-        ("--class-weights", options.class_weights, ("none", "balanced")),
-        ("--on-bad-image", options.on_bad_image, ("skip", "fail")),
-    ):
-        if value not in known:
-            raise RecastError(f"{option} {value} is unknown", f"Use {' or '.join(known)}.")
 
 
 def start_state(base: Base, probe: Probe) -> State:
@@ -246,6 +201,11 @@ def check_same(record: dict[str, Any], identity: dict[str, Any], folder: Path) -
                 f"{folder} is finished with {key} {found.get(key)}, now {key} is {value}",
                 "Give the old options to see its result, --restart to replace it, or another --task.",
             )
+
+
+def now() -> str:
+    """Date and time in UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

@@ -172,3 +172,12 @@ def load_base(path: Path) -> Base:
         )
     except (KeyError, TypeError):
         raise RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.") from None
+
+
+def parameters(tensors: dict[str, Tensor]) -> int:
+    """Scalars in all floating-point tensors but the running statistics of batch norm."""
+    return sum(
+        tensor.numel()
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+    )

@@ -10,6 +10,7 @@ import torch
 
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import atomic, to_json
+from recast_cli.engine.task import RECORD
 from recast_cli.engine.train import Epoch, State
 
 FILE = "resume.pt"
@@ -62,14 +63,17 @@ def load(folder: Path, identity: dict[str, Any]) -> State | None:
         raise RecastError(f"{path} is damaged", "Begin anew with --restart.") from None
 
 
-def prepare(folder: Path) -> None:
-    """Make the task's folder and sweep out half-written files of a killed run."""
+def prepare(folder: Path, restart: bool = False) -> None:
+    """Make the task's folder and sweep out half-written files of a killed run; with `restart` the old task too."""
     if not folder.parent.parent.is_dir():
         raise RecastError(f"The folder {folder.parent.parent} does not exist", "Create it first.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".*.tmp"):
             stale.unlink()
+        if restart:
+            (folder / RECORD).unlink(missing_ok=True)
+            forget(folder)
     except FileExistsError:
         raise RecastError(
             f"{folder} is a file, and a folder is wanted there", "Move it, or name another task."

@@ -16,26 +16,8 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import Images, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.network import features
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.run import Progress, augment, batches, infer, precision
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a task is trained.
-
-    Attributes:
-        epochs: Passes over the training images.
-        lr: Learning rate of the coefficients at the start of the cosine.
-        head_lr: The same for the head.
-        batch_size: Images a step.
-        seed: Of order, flips and crops.
-    """
-
-    epochs: int = 10
-    lr: float = 0.02
-    head_lr: float = 1e-3
-    batch_size: int = 32
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +59,7 @@ def train(
     train_images: Images,
     val_images: Images,
     data: dict[str, Any],
-    recipe: Recipe,
+    options: AdaptOptions,
     class_weights: Tensor | None = None,
     after_epoch: Callable[[State], None] | None = None,
     progress: Progress | None = None,
@@ -91,7 +73,7 @@ def train(
         train_images: What is learnt.
         val_images: What chooses the epoch. The earliest of equal ones wins.
         data: The network's data config.
-        recipe: The settings.
+        options: The options.
         class_weights: (classes,) weights of the loss.
         after_epoch: Called with the state after every epoch.
         progress: Called after every step.
@@ -106,7 +88,7 @@ def train(
         for parameter, tensor in zip(coefficients, state.trained, strict=False):
             parameter.copy_(tensor)
     # no weight decay: it would pull the coefficients to zero, and their source value is 1
-    groups = [{"params": coefficients, "lr": recipe.lr}, {"params": head, "lr": recipe.head_lr}]
+    groups = [{"params": coefficients, "lr": options.lr}, {"params": head, "lr": options.head_lr}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     if state.optimizer is not None:
         optimizer.load_state_dict(state.optimizer)
@@ -116,17 +98,17 @@ def train(
         return F.linear(features(model, images), head[0], head[1])
 
     count = len(train_images)
-    steps = math.ceil(count / recipe.batch_size)
-    for number in range(state.history[-1].number + 1, recipe.epochs + 1):
+    steps = math.ceil(count / options.batch_size)
+    for number in range(state.history[-1].number + 1, options.epochs + 1):
         # one generator an epoch: a run that was killed draws the same order and crops as one that was not
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
         order = torch.randperm(count, generator=generator)
         total, start = torch.zeros((), device=device), time.perf_counter()
-        for step, part in enumerate(batches(count, recipe.batch_size)):
+        for step, part in enumerate(batches(count, options.batch_size)):
             chosen = order[part]
             pixels, labels = train_images.pixels[chosen].to(device), train_images.labels[chosen].to(device)
-            done = ((number - 1) * steps + step) / (recipe.epochs * steps)
-            for group, lr in zip(optimizer.param_groups, (recipe.lr, recipe.head_lr), strict=True):
+            done = ((number - 1) * steps + step) / (options.epochs * steps)
+            for group, lr in zip(optimizer.param_groups, (options.lr, options.head_lr), strict=True):
                 group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * done))
             with precision(device):
                 loss = F.cross_entropy(logits(augment(normalise(pixels, data), generator)), labels, weights)
@@ -135,7 +117,7 @@ def train(
             optimizer.step()
             total += loss.detach() * len(chosen)
             if progress:
-                progress((number - 1) * count + part.stop, recipe.epochs * count, f"epoch {number}/{recipe.epochs}")
+                progress((number - 1) * count + part.stop, options.epochs * count, f"epoch {number}/{options.epochs}")
         mean_loss = float(total) / count
         seconds = time.perf_counter() - start
         if not math.isfinite(mean_loss):

@@ -1,0 +1,1 @@
+"""The command line: it parses, calls the engine and shows what comes back. No mathematics here."""

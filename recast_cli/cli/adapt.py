@@ -1,0 +1,160 @@
+"""`recast adapt`: image folder -> task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from recast_cli.cli.options import BaseFile, Debug, Device, Json, OnBadImage, Quiet
+from recast_cli.cli.output import Output, facts, percent
+from recast_cli.engine.errors import RecastError
+from recast_cli.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from recast_cli.engine.task import Task
+    from recast_cli.engine.train import Epoch
+
+
+def adapt(
+    task: Annotated[str, typer.Option("--task", "-t", metavar="NAME", help="Name of the task.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images.  [default: recast.yaml's, data/NAME, else a known set]"),
+    ] = None,
+    base: BaseFile = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels.  [default: the network's own]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.  [default: 10]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the coefficients.  [default: 0.02]")] = None,
+    head_lr: Annotated[float | None, typer.Option(help="Learning rate of the head.  [default: 0.001]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.  [default: 32]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of order and augmentation.  [default: 0]")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="auto|pooled", help="pooled: cut all images together.  [default: auto]")
+    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Of the split.  [default: 0]")] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(metavar="none|balanced", help="Weights of the loss.  [default: none]")
+    ] = None,
+    on_bad_image: OnBadImage = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Replace what this task already has.")] = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Teach a base a task: a few dozen coefficients and a classification head.
+
+    Images lie in <class>/<images>, or in train, val and test folders of such. Without a split they are cut
+    70/15/15. The epoch is chosen on validation; test is measured once, beside a linear probe.
+
+    \b
+    recast adapt --task flowers
+    recast adapt --task flowers --data ~/pictures/flowers --image-size 112
+    recast adapt --task cifar10 --json > result.json
+    """
+    out = Output(as_json, quiet)
+    workspace = find_workspace()
+    folder = workspace.task_folder(task)
+    flags = {
+        "image_size": image_size,
+        "epochs": epochs,
+        "lr": lr,
+        "head_lr": head_lr,
+        "batch_size": batch_size,
+        "seed": seed,
+        "split": split,
+        "split_seed": split_seed,
+        "class_weights": class_weights,
+        "on_bad_image": on_bad_image,
+    }
+    options = workspace.adapt_options(task, flags)
+    base_file = workspace.base_file(base)
+    from recast_cli.engine.adapt import adapt as learn
+    from recast_cli.engine.base import load_base
+    from recast_cli.engine.run import choose_device
+
+    choose_device(device)
+    loaded = load_base(base_file)
+    images = find_images(workspace, task, data, out)
+
+    def on_epoch(epoch: Epoch) -> None:
+        if epoch.number == 0:
+            out.note(f"epoch  0  linear probe   val {percent(epoch.val_top1)}")
+        else:
+            out.note(
+                f"epoch {epoch.number:2d}  loss {epoch.loss:.4f}    val {percent(epoch.val_top1)}"
+                f"   {epoch.images_per_second:.0f} images/s"
+            )
+
+    with out.progress() as progress:
+        learned = learn(
+            loaded, images, task, folder, options, device=device, restart=restart, progress=progress, on_epoch=on_epoch
+        )
+    skipped = learned.record["skipped_images"]
+    if skipped:
+        named = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
+        out.warn(f"{len(skipped)} images could not be read and were left out: {named}")
+    value = summary(learned, folder)
+    out.result(value, lambda console: show(console, value))
+
+
+def find_images(workspace: Workspace, task: str, flag: Path | None, out: Output) -> Path:
+    """The task's image folder; a set known by name is fetched into `data/<task>`."""
+    found = workspace.known_data(task, flag)
+    if found is not None:
+        return found
+    from recast_cli.engine.known import fetch_known, is_known, known_names
+
+    target = workspace.root / "data" / task
+    if not is_known(task):
+        raise RecastError(
+            f"No images for task {task}: {target} does not exist",
+            f"Give --data DIR, or name a known set: {', '.join(known_names())}.",
+        )
+    out.note(f"fetching {task} into {target}")
+    with out.progress() as progress:
+        return fetch_known(task, target, progress)
+
+
+def summary(task: Task, folder: Path) -> dict[str, Any]:
+    """The JSON of `recast adapt`."""
+    from recast_cli.engine.task import COEFFICIENTS, HEAD, RECORD
+
+    record = task.record
+    metrics = record["metrics"]
+    names = ("val_top1", "test_top1", "linear_probe_val_top1", "linear_probe_test_top1")
+    return {
+        "task": task.name,
+        "base_id": task.base_id,
+        "coefficients": record["coefficients"],
+        "head_parameters": record["head_parameters"],
+        "files": [str(folder / name) for name in (COEFFICIENTS, HEAD, RECORD)],
+        **{name: metrics[name] for name in names},
+        "epochs": record["options"]["epochs"],
+        "best_epoch": metrics["best_epoch"],
+        "images_per_second": record["images_per_second"],
+        "seconds": record["seconds"],
+        "device": record["device"],
+        "skipped_images": len(record["skipped_images"]),
+    }
+
+
+def show(console: Console, value: dict[str, Any]) -> None:
+    """The same for people."""
+    gain = 100 * (value["test_top1"] - value["linear_probe_test_top1"])
+    rows = [
+        ("task", f"{value['task']}  (base {value['base_id'][:8]})"),
+        ("learned", f"{value['coefficients']} coefficients, and a head of {value['head_parameters']:,} parameters"),
+        (
+            "test top-1",
+            f"{percent(value['test_top1'])}  ({gain:+.1f} points on the linear probe's "
+            f"{percent(value['linear_probe_test_top1'])})",
+        ),
+        ("val top-1", f"{percent(value['val_top1'])}  at epoch {value['best_epoch']} of {value['epochs']}"),
+        ("files", str(Path(value["files"][0]).parent)),
+        ("seconds", f"{value['seconds']:.1f}  on {value['device']}"),
+    ]
+    console.print(facts(rows))

@@ -1,0 +1,163 @@
+"""`recast eval`: measure tasks, or the source's own classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from recast_cli.cli.options import BaseFile, Debug, Device, Json, OnBadImage, Quiet
+from recast_cli.cli.output import Output, columns, percent
+from recast_cli.engine.errors import RecastError
+from recast_cli.workspace import find_workspace
+
+if TYPE_CHECKING:
+    from recast_cli.engine.evaluate import Evaluation
+
+
+def evaluate(
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", metavar="NAME", help="Repeatable.")] = None,
+    all_tasks: Annotated[bool, typer.Option("--all", help="Every task here.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Measure on these images, not on the recorded test split.")
+    ] = None,
+    fail_under: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Exit with 1 where any top-1 is below, e.g. 0.9.")
+    ] = None,
+    class_map: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Without a task: YAML of folder: index, or folder names in class order."),
+    ] = None,
+    base: BaseFile = None,
+    on_bad_image: OnBadImage = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Merge tasks into plain weights and measure them.
+
+    Without a task it is the source's own classifier, on folders named by class index or wnid.
+
+    \b
+    recast eval --task flowers --fail-under 0.9
+    recast eval --all --json
+    recast eval --task flowers --data new-pictures
+    recast eval --base base.safetensors --data imagenet-val
+    """
+    out = Output(as_json, quiet)
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise RecastError(f"--fail-under {fail_under} is not between 0 and 1", "Give a share: 0.9 stands for 90 %.")
+    if class_map is not None and (task or all_tasks):
+        raise RecastError("--class-map is for the source's own classifier", "Leave it out with a task.")
+    workspace = find_workspace()
+    names = list(dict.fromkeys([*(task or []), *(workspace.task_names() if all_tasks else [])]))
+    if all_tasks and not names:
+        raise RecastError(f"No tasks in {workspace.root / 'tasks'}", "Make one with `recast adapt --task NAME`.")
+    if not names and data is None:
+        raise RecastError("Nothing to measure", "Give --task NAME, --all, or --base FILE with --data DIR.")
+    folders = {name: workspace.task_folder(name) for name in names}
+    labels = read_class_map(class_map) if class_map else None
+    base_file = workspace.base_file(base)
+    from recast_cli.engine.base import load_base
+    from recast_cli.engine.evaluate import evaluate as measure
+    from recast_cli.engine.evaluate import evaluate_source
+    from recast_cli.engine.task import load_task
+
+    loaded = load_base(base_file)
+    tasks = [load_task(folder, loaded) for folder in folders.values()]
+    with out.progress() as progress:
+        found = [
+            measure(
+                loaded,
+                each,
+                workspace.recorded_data(each.record),
+                data,
+                device=device,
+                on_bad_image=on_bad_image or "skip",
+                progress=progress,
+            )
+            for each in tasks
+        ]
+        if not names and data is not None:
+            found = [
+                evaluate_source(
+                    loaded, data, labels, device=device, on_bad_image=on_bad_image or "skip", progress=progress
+                )
+            ]
+    for each in found:
+        if each.skipped:
+            named = ", ".join(each.skipped[:5]) + (" …" if len(each.skipped) > 5 else "")
+            out.warn(f"{len(each.skipped)} images could not be read and were left out: {named}")
+    value = summary(loaded.base_id, found, fail_under)
+    out.result(value, lambda console: show(console, value))
+    if value["passed"] is False:
+        below = [each.task or "source" for each in found if each.top1 < (fail_under or 0)]
+        out.error(f"Below --fail-under {fail_under}: {', '.join(below)}.")
+        raise typer.Exit(1)
+
+
+def read_class_map(path: Path) -> dict[str, int]:
+    """Folder name -> class index, from YAML or JSON (a mapping or a list), or from one name a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecastError(f"{path} cannot be read: {error}", "Check --class-map.") from None
+    except yaml.YAMLError:
+        raise RecastError(
+            f"{path} is not a class map", "Write `folder: index` lines, or one folder name a line."
+        ) from None
+    if isinstance(content, str):
+        content = text.split()
+    if isinstance(content, list):
+        return {str(name): index for index, name in enumerate(content)}
+    if not isinstance(content, dict) or not all(type(index) is int for index in content.values()):
+        raise RecastError(f"{path} is not a class map", "Write `folder: index` lines, or one folder name a line.")
+    return {str(name): index for name, index in content.items()}
+
+
+def summary(base_id: str, found: list[Evaluation], fail_under: float | None) -> dict[str, Any]:
+    """The JSON of `recast eval`."""
+    tasks = [
+        {
+            "task": each.task,
+            "split": each.split,
+            "images": each.images,
+            "top1": each.top1,
+            "top5": each.top5,
+            "per_class": each.per_class,
+            "confused": each.confused,
+            "skipped_images": len(each.skipped),
+        }
+        for each in found
+    ]
+    return {
+        "base_id": base_id,
+        "tasks": tasks,
+        "mean_top1": sum(each.top1 for each in found) / len(found),
+        "passed": None if fail_under is None else all(each.top1 >= fail_under for each in found),
+    }
+
+
+def show(console: Console, value: dict[str, Any]) -> None:
+    """The same for people."""
+    table = columns("task", "split", "images", "top-1", "top-5")
+    for each in value["tasks"]:
+        name = each["task"] or "source"
+        table.add_row(name, each["split"], str(each["images"]), percent(each["top1"]), percent(each["top5"]))
+    if len(value["tasks"]) > 1:
+        table.add_row("mean", "", "", percent(value["mean_top1"]), "")
+    console.print(table)
+    for each in value["tasks"]:
+        classes = {name: top1 for name, top1 in each["per_class"].items() if top1 is not None}
+        weakest = sorted(classes.items(), key=lambda item: item[1])[: 5 if len(value["tasks"]) == 1 else 0]
+        if weakest and weakest[0][1] < 1:
+            console.print()
+            console.print("weakest classes: " + ", ".join(f"{name} {percent(top1)}" for name, top1 in weakest))
+        if weakest and each["confused"]:
+            pairs = ", ".join(f"{p['true']} taken for {p['predicted']} ({p['images']})" for p in each["confused"])
+            console.print(f"most confused: {pairs}")

@@ -1,0 +1,300 @@
+"""`recast inspect`: what is inside a base, a task, or any safetensors file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
+from recast_cli.cli.output import Output, columns, facts, size
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.files import read_header, read_metadata
+from recast_cli.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from recast_cli.engine.base import Base
+    from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange
+
+
+def inspect(
+    items: Annotated[list[str], typer.Argument(metavar="FILE_OR_TASK...", help="A file, or the name of a task.")],
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .html.")] = None,
+    base: BaseFile = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Look inside a base, a task, several tasks, or any safetensors file.
+
+    A base: layout, savings, template diversity and entropy, coefficient similarity. A task: its coefficients
+    beside the base's. Several tasks: how alike they are.
+
+    \b
+    recast inspect base.safetensors
+    recast inspect flowers birds --plot tasks.png
+    recast inspect base.safetensors --plot report.html --json
+    """
+    out = Output(as_json, quiet)
+    workspace = find_workspace()
+    looks = [look(item, workspace, base) for item in items]
+    vectors = [each.vector for each in looks if each.vector is not None]
+    matrix = None
+    if len(looks) > 1 and len(vectors) == len(looks):
+        if len({len(vector) for vector in vectors}) > 1:
+            raise RecastError("These tasks belong to bases of different layouts", "Inspect them one by one.")
+        from recast_cli.engine.diagnose import similarity
+
+        matrix = similarity(vectors)
+    if plot is not None:
+        draw(looks, matrix, plot)
+        out.note(f"wrote {plot}")
+    value = looks[0].value if len(looks) == 1 else {"items": [each.value for each in looks], "similarity": matrix}
+
+    def show(console: Console) -> None:
+        for place, each in enumerate(looks):
+            if place:
+                console.print()
+            each.show(console)
+        if matrix is not None:
+            console.print()
+            table = columns("similarity", *(str(each.value["task"]) for each in looks))
+            for each, row in zip(looks, matrix, strict=True):
+                table.add_row(str(each.value["task"]), *(number(entry) for entry in row))
+            console.print(table)
+
+    out.result(value, show)
+
+
+class Look:
+    """One inspected thing: its JSON, and what is needed to show, compare and draw it."""
+
+    def __init__(
+        self,
+        value: dict[str, Any],
+        base: Base | None = None,
+        banks: list[BankDiagnosis] | None = None,
+        vector: Any = None,
+        changes: list[ModuleChange] | None = None,
+    ) -> None:
+        self.value = value
+        self.base = base
+        self.banks = banks
+        self.vector = vector
+        self.changes = changes
+
+    def show(self, console: Console) -> None:
+        """For people."""
+        {"base": show_base, "task": show_task, "safetensors": show_file}[self.value["kind"]](console, self.value)
+
+
+def look(item: str, workspace: Workspace, base: Path | None) -> Look:
+    """Open what `item` names: a file, a task's folder, or a task by name."""
+    path = Path(item)
+    if path.is_dir():
+        return look_at_task(path, workspace, base)
+    if path.suffix == "" and not path.exists() and "/" not in item:
+        return look_at_task(workspace.task_folder(item), workspace, base)
+    header = read_header(path)
+    metadata = read_metadata(path, header)
+    if metadata is not None and metadata["kind"] == "base":
+        return look_at_base(path)
+    return look_at_file(path, header)
+
+
+def look_at_base(path: Path) -> Look:
+    """A base: layout, parameters, savings, and the diagnosis of every bank."""
+    from recast_cli.engine.base import load_base, parameters
+    from recast_cli.engine.diagnose import diagnose
+
+    base = load_base(path)
+    layout, banks = base.layout, diagnose(base)
+    saved = sum(len(bank.modules) * bank.numel for bank in layout.banks) - layout.template_parameters
+    value = {
+        "kind": "base",
+        "file": str(path),
+        "base_id": base.base_id,
+        "architecture": base.architecture.name if base.architecture else None,
+        "source": base.source,
+        "layout": layout.name,
+        "solver": base.solver,
+        "sets": layout.sets,
+        "modules": len(layout.modules),
+        "coefficients": layout.coefficients,
+        "degrees_of_freedom": layout.degrees_of_freedom,
+        "parameters": parameters(base.tensors),
+        "source_parameters": parameters(base.tensors) + saved - layout.coefficients,
+        "savings": layout.savings,
+        "bytes": path.stat().st_size,
+        "banks": [{**asdict(bank), "modules": list(bank.modules)} for bank in banks],
+    }
+    return Look(value, base=base, banks=banks)
+
+
+def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
+    """A task: its coefficients by module beside the base's, where the base is at hand."""
+    from recast_cli.engine.task import load_task
+
+    task = load_task(folder)
+    base = find_base(task.base_id, workspace, flag)
+    record = task.record
+    value: dict[str, Any] = {
+        "kind": "task",
+        "task": task.name,
+        "base_id": task.base_id,
+        "base": str(base.path) if base else None,
+        "coefficients": len(task.vector),
+        "head_parameters": task.weight.numel() + task.bias.numel(),
+        "classes": task.classes,
+        "image_size": task.image_size,
+        "metrics": record["metrics"],
+        "banks": None,
+    }
+    changes = None
+    if base is not None:
+        from recast_cli.engine.diagnose import compare_to_base
+
+        changes = compare_to_base(base, task.vector)
+        moved = {change.module: asdict(change) for change in changes}
+        value["banks"] = [
+            {"name": bank.name, "group": bank.group, "modules": [moved[module] for module in bank.modules]}
+            for bank in base.layout.banks
+        ]
+    else:
+        value["vector"] = task.vector.tolist()
+    return Look(value, base=base, vector=task.vector, changes=changes)
+
+
+def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> Base | None:
+    """The base with this id: the flag's, which must be it, else the workspace's where that is it."""
+    from recast_cli.engine.base import load_base
+    from recast_cli.engine.task import check_bound
+
+    if flag is not None:
+        base = load_base(flag)
+        check_bound(base_id, base, "the task")
+        return base
+    candidates = [workspace.base] if workspace.base else sorted(workspace.root.glob("*.safetensors"))
+    for path in candidates:
+        try:
+            metadata = read_metadata(path)
+        except RecastError:
+            continue
+        if metadata and metadata.get("base_id") == base_id and metadata["kind"] == "base":
+            return load_base(path)
+    return None
+
+
+def look_at_file(path: Path, header: dict[str, Any]) -> Look:
+    """Any other safetensors file: names, shapes, types, metadata."""
+    tensors = [
+        {"name": name, "shape": entry["shape"], "dtype": entry["dtype"]}
+        for name, entry in sorted(header.items())
+        if name != "__metadata__"
+    ]
+    value = {
+        "kind": "safetensors",
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "metadata": header.get("__metadata__", {}),
+        "tensors": tensors,
+    }
+    return Look(value)
+
+
+def draw(looks: list[Look], matrix: Any, path: Path) -> None:
+    """The picture of one base, or of tasks."""
+    from recast_cli.engine.plot import plot_base, plot_tasks
+
+    first = looks[0]
+    if len(looks) == 1 and first.base is not None and first.banks is not None:
+        return plot_base(first.base, first.banks, path)
+    if all(each.changes is not None for each in looks):
+        return plot_tasks([(str(each.value["task"]), each.changes or []) for each in looks], matrix, path)
+    if any(each.value["kind"] == "task" and each.changes is None for each in looks):
+        raise RecastError("The base of these tasks is not here, so nothing can be drawn", "Give it with --base FILE.")
+    raise RecastError("--plot draws one base, or tasks of one base", "Give only those.")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number, or `-` where it is undefined."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def show_base(console: Console, value: dict[str, Any]) -> None:
+    """A base for people: facts, then a line a bank."""
+    console.print(
+        facts(
+            [
+                ("base", f"{value['file']}  ({size(value['bytes'])}, id {value['base_id'][:8]})"),
+                ("source", f"{value['source']}  ({value['architecture'] or 'architecture unknown'})"),
+                (
+                    "layout",
+                    f"{value['layout']}, K={value['sets']}, {value['modules']} modules, solver "
+                    f"{value['solver']['name']}",
+                ),
+                ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),
+                (
+                    "parameters",
+                    f"{value['parameters']:,} (source {value['source_parameters']:,}, "
+                    f"savings S = {value['savings']:,})",
+                ),
+            ]
+        )
+    )
+    console.print()
+    table = columns("bank", "layers", "diversity", "entropy", "error", "similarity")
+    for bank in value["banks"]:
+        rows = bank["coefficient_similarity"]
+        pairs = [rows[i][j] for i in range(len(rows)) for j in range(i) if rows[i][j] is not None] if rows else []
+        mean = sum(pairs) / len(pairs) if pairs else None
+        error = f"{bank['max_relative_error']:.2g}"
+        layers = str(len(bank["modules"]))
+        table.add_row(
+            bank["name"], layers, number(bank["frobenius"], 2), number(bank["entropy"], 2), error, number(mean)
+        )
+    console.print(table)
+
+
+def show_task(console: Console, value: dict[str, Any]) -> None:
+    """A task for people: facts, then a line a module."""
+    metrics = value["metrics"]
+    console.print(
+        facts(
+            [
+                ("task", f"{value['task']}  (base {value['base_id'][:8]})"),
+                ("coefficients", str(value["coefficients"])),
+                ("head", f"{value['head_parameters']:,} parameters, {len(value['classes'])} classes"),
+                (
+                    "test top-1",
+                    f"{100 * metrics['test_top1']:.1f} %  (linear probe "
+                    f"{100 * metrics['linear_probe_test_top1']:.1f} %)",
+                ),
+            ]
+        )
+    )
+    console.print()
+    if value["banks"] is None:
+        console.print("Its base is not here; give it with --base FILE to see the coefficients by module.")
+        return
+    table = columns("module", "coefficients (mean of the sets)", "base", "moved")
+    for module in (module for bank in value["banks"] for module in bank["modules"]):
+        sets = [module["coefficients"], module["base"]]
+        means = [" ".join(f"{sum(column) / len(rows):+.3f}" for column in zip(*rows, strict=True)) for rows in sets]
+        table.add_row(module["module"], *means, number(module["moved"]))
+    console.print(table)
+
+
+def show_file(console: Console, value: dict[str, Any]) -> None:
+    """Any safetensors file for people: a line a tensor."""
+    console.print(facts([("file", f"{value['file']}  ({size(value['bytes'])}, {len(value['tensors'])} tensors)")]))
+    for name, text in value["metadata"].items():
+        console.print(facts([(name, text if len(text) < 200 else text[:199] + "…")]))
+    console.print()
+    table = columns("tensor", "shape", "dtype")
+    for tensor in value["tensors"]:
+        table.add_row(tensor["name"], " x ".join(map(str, tensor["shape"])) or "scalar", tensor["dtype"])
+    console.print(table)

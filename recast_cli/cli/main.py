@@ -1,0 +1,121 @@
+"""The `recast` command: its subcommands, and the one place where exceptions become exit codes.
+
+0 done, 1 a threshold missed, 2 wrong input or usage, 3 a machine fault or a bug, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import Abort, TyperException
+
+from recast_cli import __version__
+from recast_cli.cli import adapt, demo, evaluate, inspect, mimic, predict
+from recast_cli.cli.output import Output
+from recast_cli.engine.errors import RecastError
+
+
+class Recast(TyperGroup):
+    """The command group; turns every exception into one line on stderr and an exit code."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        try:
+            code = super().main(arguments, *rest, **{**options, "standalone_mode": False})
+        except Exception as error:
+            code = report(error, debug="--debug" in arguments or bool(os.environ.get("RECAST_DEBUG")))
+        except KeyboardInterrupt:
+            code = interrupted()
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def report(error: Exception, debug: bool) -> int:
+    """Print one line for `error` (with `debug` its traceback first) and return the exit code."""
+    output = Output()
+    if isinstance(error, (Abort, EOFError)):
+        return interrupted()
+    if isinstance(error, BrokenPipeError):
+        # the reader of our output has seen enough; keep the interpreter from writing to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, RecastError):
+        output.error(str(error))
+        return 2
+    if isinstance(error, TyperException):
+        command = getattr(getattr(error, "ctx", None), "command_path", "recast")
+        output.error(f"{error.format_message().rstrip('.')}. See `{command} --help`.")
+        return 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        output.error("Out of memory. Take a smaller --batch-size or --image-size, or a machine with more.")
+        return 3
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        output.error(f"{where}{error.strerror or error}. Mend it and give the same command again.")
+        return 3
+    text = " ".join(str(error).split())
+    output.error(f"{type(error).__name__}: {text}. This is a bug of recast; --debug shows where it happened.")
+    return 3
+
+
+def interrupted() -> int:
+    """The line and the exit code of an interrupt."""
+    Output().error("Interrupted. What was finished is kept; the same command goes on from there.")
+    return 130
+
+
+app = typer.Typer(
+    cls=Recast,
+    name="recast",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def version(value: bool) -> None:
+    """`recast --version`."""
+    if value:
+        typer.echo(f"recast-cli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def recast(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Rewrite a pretrained vision model as mixtures of shared templates, then teach it
+    each new task in fewer than 50 floats.
+
+    \b
+    recast mimic vit_small_patch16_224 -o base.safetensors
+    recast adapt --task flowers
+    recast eval --task flowers --fail-under 0.9
+    recast inspect base.safetensors
+
+    New here? `recast demo` shows all of it, offline, in two minutes.
+    """
+
+
+app.command("mimic")(mimic.mimic)
+app.command("adapt")(adapt.adapt)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("inspect")(inspect.inspect)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

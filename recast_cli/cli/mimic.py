@@ -1,0 +1,210 @@
+"""`recast mimic`: checkpoint -> base."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from recast_cli.cli.options import Debug, Device, Json, Quiet
+from recast_cli.cli.output import Output, facts, percent, size
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.plan import BUDGET, PAPER_LAYOUTS
+
+if TYPE_CHECKING:
+    from recast_cli.engine.base import Base
+    from recast_cli.engine.mimic import SolverOptions
+    from recast_cli.engine.source import Source
+    from recast_cli.engine.verify import Verification
+
+Layouts = " | ".join(PAPER_LAYOUTS)
+
+
+def mimic(
+    source: Annotated[str, typer.Argument(help="timm name, hf-hub:org/name, weight file, or folder with config.json.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the base goes.")],
+    architecture: Annotated[
+        str | None, typer.Option(metavar="NAME", help="timm name of the network in a weight file.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Local weights for a timm name.")] = None,
+    layout: Annotated[str | None, typer.Option(metavar="NAME", help=f"A published layout: {Layouts}.")] = None,
+    modules: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Modules to take, e.g. 'blocks.*.mlp.fc1'. Repeatable.")
+    ] = None,
+    groups: Annotated[int | None, typer.Option(help="Groups per role and shape.  [default: pairs of layers]")] = None,
+    templates: Annotated[
+        int | None, typer.Option(help="Templates a bank.  [default: layers in each group, which is exact]")
+    ] = None,
+    sets: Annotated[int | None, typer.Option(help="Coefficient sets a module.  [default: 2 within the budget]")] = None,
+    budget: Annotated[int, typer.Option(help="Most coefficients of a layout that the tool picks.")] = BUDGET,
+    solver: Annotated[str, typer.Option(metavar="exact|gradient|vae", help="How templates are found.")] = "exact",
+    loss: Annotated[
+        str | None, typer.Option(metavar="smooth-l1|mse", help="gradient, vae.  [default: smooth-l1]")
+    ] = None,
+    noise: Annotated[float | None, typer.Option(help="gradient: noise on coefficients.  [default: 1e-4]")] = None,
+    steps: Annotated[int | None, typer.Option(help="gradient, vae: steps a bank.  [default: 1000, vae 2500]")] = None,
+    lr: Annotated[float | None, typer.Option(help="gradient, vae: learning rate.  [default: 0.1, vae 2e-3]")] = None,
+    seed: Annotated[int | None, typer.Option(help="gradient, vae.  [default: 0]")] = None,
+    kl: Annotated[bool, typer.Option("--kl", help="vae: sample, and add the KL term.")] = False,
+    dtype: Annotated[
+        str, typer.Option(metavar="float32|bfloat16|float16", help="Stored type of the templates.")
+    ] = "float32",
+    verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare base and source on these images.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Rewrite a checkpoint's weights as mixtures of shared templates.
+
+    \b
+    recast mimic vit_small_patch16_224 -o base.safetensors
+    recast mimic vit_tiny_patch16_224 --weights vit.safetensors -o base.safetensors
+    recast mimic weights.pth --architecture resnet50 --layout paper-resnet -o base.safetensors
+    recast mimic vit_base_patch16_224 --modules 'blocks.*.mlp.fc?' --templates 1 -o base.safetensors
+    """
+    out = Output(as_json, quiet)
+    started = time.perf_counter()
+    from recast_cli.engine.files import check_writable
+
+    check_writable(output)
+    for given in (source, weights):
+        if given and output.exists() and Path(given).exists() and output.samefile(given):
+            raise RecastError(f"{output} is the source itself", "Give the base another name.")
+    options = solver_options(solver, loss=loss, noise=noise, steps=steps, lr=lr, seed=seed, kl=kl or None)
+    from recast_cli.engine.base import save_base
+    from recast_cli.engine.mimic import DTYPES
+    from recast_cli.engine.mimic import mimic as make_base
+    from recast_cli.engine.plan import plan_layout
+    from recast_cli.engine.source import open_source
+
+    if dtype not in DTYPES:
+        raise RecastError(f"--dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
+    opened = open_source(source, architecture, weights)
+    plan = plan_layout(
+        opened.modules,
+        layout=layout,
+        patterns=[pattern for each in modules or () for pattern in each.split(",")],
+        groups=groups,
+        templates=templates,
+        sets=sets,
+        budget=budget,
+    )
+    if plan.coefficients > budget:
+        out.note(f"note: {plan.coefficients} coefficients, over the budget of {budget}; built as asked.")
+    with out.progress() as progress:
+        base = make_base(opened, plan, options=options, dtype=dtype, progress=progress)
+    lossy = max(error["relative_error"] for error in base.errors.values())
+    if not all(bank.exact for bank in plan.banks):
+        out.warn(
+            f"fewer templates than layers lose weights: the worst module keeps {percent(max(0.0, 1 - lossy**2))} of "
+            "its energy, and accuracy goes with it; leave out --templates to be exact."
+        )
+    verification = None
+    if verify is not None:
+        from recast_cli.engine.verify import verify as compare
+
+        with out.progress() as progress:
+            verification = compare(opened, base, verify, device=device, progress=progress)
+    base = save_base(base, output)
+    value = summary(opened, base, time.perf_counter() - started, verification)
+    out.result(value, lambda console: show(console, base, value))
+
+
+def solver_options(solver: str, **given: Any) -> SolverOptions:
+    """The recipe of a solver with what was given in it. Raises RecastError for what does not belong to the solver."""
+    from recast_cli.engine.solve import GradientOptions, VaeOptions
+    from recast_cli.engine.solve.solution import LOSSES
+
+    kinds = {"exact": None, "gradient": GradientOptions, "vae": VaeOptions}
+    if solver not in kinds:
+        raise RecastError(f"--solver {solver} is unknown", "Use exact, gradient or vae.")
+    given = {name: value for name, value in given.items() if value is not None}
+    kind = kinds[solver]
+    known = kind.__dataclass_fields__ if kind else {}
+    for name, value in given.items():
+        if name not in known:
+            raise RecastError(f"--{name} does not belong to --solver {solver}", "Leave it out, or take another solver.")
+        if name == "loss" and value not in LOSSES:
+            raise RecastError(f"--loss {value} is unknown", f"Use {' or '.join(LOSSES)}.")
+        if name in ("steps", "lr") and not value > 0 or name == "noise" and not value >= 0:
+            raise RecastError(f"--{name} {value} is out of range", "Give a number above 0.")
+    return kind(**given) if kind else None
+
+
+def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:
+    """The JSON of `recast mimic`."""
+    from recast_cli.engine.base import parameters
+
+    assert base.path is not None
+    layout, errors = base.layout, base.errors.values()
+    value: dict[str, Any] = {
+        "base": str(base.path),
+        "base_id": base.base_id,
+        "architecture": base.architecture.name if base.architecture else None,
+        "layout": layout.name,
+        "modules": len(layout.modules),
+        "banks": len(layout.banks),
+        "groups": layout.groups,
+        "templates": layout.templates,
+        "sets": layout.sets,
+        "coefficients": layout.coefficients,
+        "degrees_of_freedom": layout.degrees_of_freedom,
+        "max_relative_error": max(error["relative_error"] for error in errors),
+        "min_cosine": min(error["cosine"] for error in errors),
+        "savings": layout.savings,
+        "source_parameters": parameters(source.tensors),
+        "base_parameters": parameters(base.tensors),
+        "solver": base.solver["name"],
+        "bytes": base.path.stat().st_size,
+        "seconds": round(seconds, 3),
+    }
+    if verification is not None:
+        value["verify"] = {
+            "images": verification.images,
+            "agreement": verification.agreement,
+            "feature_cosine": verification.feature_cosine,
+        }
+    return value
+
+
+def show(console: Console, base: Base, value: dict[str, Any]) -> None:
+    """The same for people."""
+    layout = base.layout
+    roles = sorted({bank.role for bank in layout.banks})
+    exact = value["max_relative_error"] == 0
+    fit = "exact" if exact else f"max {value['max_relative_error']:.2g}, min cosine {value['min_cosine']:.4f}"
+    rows = [
+        ("base", f"{value['base']}  ({size(value['bytes'])}, id {value['base_id'][:8]})"),
+        ("architecture", value["architecture"] or "unknown: can be inspected, not adapted"),
+        (
+            "layout",
+            f"{layout.name}: {value['modules']} modules in {value['banks']} banks of {', '.join(roles[:3])}"
+            + (f" and {len(roles) - 3} more roles" if len(roles) > 3 else ""),
+        ),
+        ("groups x templates x sets", f"G={value['groups']}, n={value['templates']}, K={value['sets']}"),
+        ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),
+        ("relative error", fit),
+        ("parameters", f"{value['base_parameters']:,} (source {value['source_parameters']:,})"),
+        ("seconds", f"{value['seconds']:.1f}"),
+    ]
+    if "verify" in value:
+        found = value["verify"]
+        lowest = min(found["feature_cosine"].values())
+        rows.append(
+            (
+                "verified",
+                f"{found['images']} images, top-1 agreement {percent(found['agreement'])}, "
+                f"lowest feature cosine {lowest:.4f}",
+            )
+        )
+    console.print(facts(rows))
+    if not exact:
+        worst = sorted(base.errors.items(), key=lambda item: -item[1]["relative_error"])
+        console.print()
+        console.print(
+            facts([(name, f"relative error {e['relative_error']:.4f}  cosine {e['cosine']:.4f}") for name, e in worst])
+        )

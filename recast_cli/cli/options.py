@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress bars.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (also: RECAST_DEBUG=1).")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 …  [default: cuda where there is one]")
+]
+BaseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--base", metavar="FILE", help="The base.  [default: recast.yaml's, else the one base in this folder]"
+    ),
+]
+OnBadImage = Annotated[
+    str | None,
+    typer.Option("--on-bad-image", metavar="skip|fail", help="What to do about unreadable images.  [default: skip]"),
+]

@@ -1,0 +1,118 @@
+"""One output object: results on stdout, for people or as JSON; messages and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+Report = Callable[[int, int, str], None]
+
+
+class Output:
+    """Where a command's words go.
+
+    Args:
+        as_json: One JSON object on stdout and nothing else there.
+        quiet: No messages and no progress; results, warnings and errors stay.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.stdout = plain_or_rich(sys.stdout)
+        self.stderr = plain_or_rich(sys.stderr)
+
+    def note(self, text: str) -> None:
+        """A message for a person who watches."""
+        if not self.quiet:
+            self.stderr.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """A warning; `--quiet` keeps it."""
+        self.stderr.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def error(self, text: str) -> None:
+        """The one line of an error; never wrapped, so that it stays one line in a log."""
+        self.stderr.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+
+    def result(self, value: dict[str, Any], show: Callable[[Console], None]) -> None:
+        """The result: `value` as JSON, or what `show` prints for people. Undefined numbers must be None."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        else:
+            show(self.stdout)
+        sys.stdout.flush()
+
+    @contextmanager
+    def progress(self) -> Iterator[Report | None]:
+        """A progress bar on stderr where that is a terminal, as a function of done, total and a few words."""
+        if self.quiet or not self.stderr.is_terminal:
+            yield None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.stderr, transient=True) as bar:
+            task, phase = bar.add_task("", total=None), ("", 0)
+
+            def report(done: int, total: int, text: str) -> None:
+                nonlocal phase
+                if (text.split(" ")[0], total) != phase:  # another kind of work: its own start, its own ETA
+                    phase = (text.split(" ")[0], total)
+                    bar.reset(task)
+                bar.update(task, completed=done, total=total, description=text)
+
+            yield report
+
+
+def plain_or_rich(stream: IO[str]) -> Console:
+    """A console without any escape code where the stream is no terminal or NO_COLOR is set."""
+    terminal = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else 100
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        color_system="auto" if terminal else None,
+        width=width,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
+
+
+def facts(rows: list[tuple[str, str]]) -> Table:
+    """Two columns without lines: a name, and what it is."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+def columns(*names: str) -> Table:
+    """An empty table; the first column is text, the others are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, name in enumerate(names):
+        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+    return table
+
+
+def percent(share: float | None) -> str:
+    """A fraction as a percentage with one digit behind the point."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def size(count: int) -> str:
+    """Bytes for people, in decimal units."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,47 @@
+"""Fixtures: a tiny vision transformer and a tiny residual network as sources and as bases."""
+
+import pytest
+from helpers import CONV, CONV_ARGS, draw_images, save_folder
+
+from recast_cli.engine.mimic import mimic
+from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.source import open_source
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """Every test runs in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def vit_folder(tmp_path_factory):
+    """Folder of a vision transformer: 12 blocks, 32 channels, 32 px, 5 classes."""
+    return save_folder(tmp_path_factory.mktemp("vit") / "tiny-vit")
+
+
+@pytest.fixture(scope="session")
+def vit_source(vit_folder):
+    return open_source(str(vit_folder))
+
+
+@pytest.fixture(scope="session")
+def vit_base(vit_source):
+    return mimic(vit_source, plan_layout(vit_source.modules))
+
+
+@pytest.fixture(scope="session")
+def conv_source(tmp_path_factory):
+    """A residual network with batch norm, 5 classes."""
+    return open_source(str(save_folder(tmp_path_factory.mktemp("conv") / "tiny-conv", CONV, CONV_ARGS)))
+
+
+@pytest.fixture(scope="session")
+def conv_base(conv_source):
+    return mimic(conv_source, plan_layout(conv_source.modules))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Three classes of twelve pictures, without any split."""
+    return draw_images(tmp_path_factory.mktemp("data") / "colours")

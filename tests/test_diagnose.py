@@ -1,0 +1,72 @@
+"""Diagnostics against NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from recast_cli.engine.diagnose import compare_to_base, diagnose, similarity, template_distance, template_entropy
+
+TEMPLATES = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_distance_is_the_papers_formula():
+    arrays = TEMPLATES.double().numpy()
+    total = 0.0
+    for i in range(3):
+        for j in range(3):
+            if i < j:
+                total += math.sqrt(((arrays[i] - arrays[j]) ** 2).sum())
+    assert template_distance(TEMPLATES) == pytest.approx(total / (3 * 2), rel=1e-12)
+
+
+def test_entropy_is_that_of_the_singular_values():
+    entropies = []
+    for array in TEMPLATES.double().numpy():
+        shares = np.linalg.svd(array.reshape(6, 18), compute_uv=False)
+        shares = shares / shares.sum()
+        entropies.append(-sum(share * math.log(share) for share in shares if share > 0))
+    assert template_entropy(TEMPLATES) == pytest.approx(sum(entropies) / 3, rel=1e-10)
+    assert template_entropy(torch.eye(4)[None]) == pytest.approx(math.log(4))
+
+
+def test_similarity_is_the_cosine():
+    vectors = [torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    found = similarity(vectors)
+    for i in range(4):
+        for j in range(4):
+            a, b = vectors[i].double().numpy().ravel(), vectors[j].double().numpy().ravel()
+            assert found[i][j] == pytest.approx(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), rel=1e-10)
+
+
+def test_what_is_undefined_is_none():
+    assert template_distance(TEMPLATES[:1]) is None
+    assert template_entropy(torch.zeros(2, 3, 3)) is None
+    assert similarity([torch.ones(2)]) is None
+    assert similarity([torch.zeros(2), torch.ones(2)]) == [[None, None], [None, pytest.approx(1.0)]]
+
+
+def test_a_zero_template_does_not_count_as_entropy():
+    both = torch.stack([torch.eye(3), torch.zeros(3, 3)])
+    assert template_entropy(both) == pytest.approx(math.log(3))
+
+
+def test_every_bank_of_a_base(vit_base):
+    found = diagnose(vit_base)
+    assert [diagnosis.modules for diagnosis in found] == [bank.modules for bank in vit_base.layout.banks]
+    assert [diagnosis.group for diagnosis in found] == [1, 2, 3, 4, 5, 6]
+    for bank, diagnosis in zip(vit_base.layout.banks, found, strict=True):
+        sources = [vit_base.state()[f"{module}.weight"].double().numpy() for module in bank.modules]
+        assert diagnosis.frobenius == pytest.approx(np.linalg.norm(sources[0] - sources[1]) / 2)
+        assert diagnosis.max_relative_error == 0.0
+        assert np.allclose(diagnosis.coefficient_similarity, np.eye(2))
+
+
+def test_moved_is_the_distance_from_the_base(vit_base):
+    vector = vit_base.vector.clone()
+    place, shape = vit_base.layout.slices()["blocks.3.attn.qkv"]
+    vector[place] += torch.tensor([0.0, 3.0, 4.0, 0.0])
+    for change in compare_to_base(vit_base, vector):
+        assert change.moved == pytest.approx(5.0 if change.module == "blocks.3.attn.qkv" else 0.0)
+        assert np.shape(change.coefficients) == np.shape(change.base) == shape

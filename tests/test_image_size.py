@@ -1,0 +1,65 @@
+"""Networks at another image size than their own, against timm's own resampling."""
+
+import pytest
+import timm
+import torch
+from helpers import CONV, CONV_ARGS, VIT, VIT_ARGS, perturbed, pictures, save_folder
+from safetensors.torch import save_file
+
+from recast_cli.engine.attach import attach, merge
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.mimic import mimic
+from recast_cli.engine.network import build, describe
+from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.source import open_source
+
+
+def timm_at(name, args, state, size, folder):
+    """The network as timm itself loads it from a file at another size."""
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / "weights.safetensors")
+    overlay = {"file": str(folder / "weights.safetensors"), "num_classes": args["num_classes"], "custom_load": False}
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **{**args, "img_size": size}).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [16, 48, 64])
+def test_position_embeddings_are_resampled_as_timm_does(size, vit_base, tmp_path):
+    vector, images = perturbed(vit_base), pictures(2, size)
+    expected = timm_at(VIT, VIT_ARGS, vit_base.state(vector), size, tmp_path)(images)
+    torch.testing.assert_close(merge(vit_base, vector, size)(images), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(attach(vit_base, vector, size)(images), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_config_that_names_its_own_loader_does_not_get_in_the_way(vit_base, tmp_path):
+    model = timm.create_model(VIT, **VIT_ARGS, pretrained_cfg_overlay={"input_size": (3, 32, 32)})
+    architecture = describe(model, VIT_ARGS)
+    assert architecture.config["custom_load"]
+    images = pictures(2, 48)
+    expected = timm_at(VIT, VIT_ARGS, vit_base.state(), 48, tmp_path)(images)
+    torch.testing.assert_close(build(architecture, vit_base.state(), 48)(images), expected, atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [32, 64])
+def test_convolutions_take_any_size(size, conv_source, conv_base):
+    plain = timm.create_model(CONV, **CONV_ARGS).eval()
+    plain.load_state_dict(conv_source.tensors)
+    images = pictures(2, size)
+    torch.testing.assert_close(merge(conv_base, image_size=size)(images), plain(images), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("mixer_s16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_blocks": 2, "num_classes": 3}),
+        ("resmlp_12_224", {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_blocks": 2, "num_classes": 3}),
+    ],
+)
+def test_networks_whose_weights_fix_the_size_are_refused(name, args, tmp_path):
+    source = open_source(str(save_folder(tmp_path / "fixed", name, args)))
+    base = mimic(source, plan_layout(source.modules))
+    assert merge(base)(pictures()).shape == (2, 3)
+    for make in (merge, attach):
+        with pytest.raises(RecastError, match="fix the image size"):
+            make(base, None, 48)
