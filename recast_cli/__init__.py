@@ -1,1 +1,72 @@
+"""recast-cli: rewrite vision checkpoints as mixtures of shared templates, adapt them in fewer than 50 floats a task.
+
+All that the commands do, from Python; names are imported when they are first used, so that importing this is free:
+
+    import recast_cli as recast
+
+    source = recast.open_source("vit_small_patch16_224")
+    base = recast.save_base(recast.mimic(source, recast.plan_layout(source.modules)), Path("base.safetensors"))
+    task = recast.adapt(base, Path("data/flowers"), "flowers", Path("tasks/flowers"))
+    model = recast.merge(base, task.vector)  # a plain timm model
+
+Paper: RECAST, ICLR 2025.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+PUBLIC = {
+    "errors": ("RecastError",),
+    "layout": ("Bank", "Layout"),
+    "plan": ("plan_layout",),
+    "source": ("Source", "open_source"),
+    "solve": ("GradientOptions", "VaeOptions"),
+    "mimic": ("mimic",),
+    "base": ("Base", "load_base", "save_base"),
+    "attach": ("attach", "merge"),
+    "verify": ("Verification", "verify"),
+    "options": ("AdaptOptions",),
+    "known": ("fetch_known",),
+    "adapt": ("adapt",),
+    "task": ("Task", "load_task", "save_task"),
+    "evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
+    "diagnose": ("BankDiagnosis", "compare_to_base", "diagnose", "similarity"),
+    "plot": ("plot_base", "plot_tasks"),
+}
+"""Module of the engine -> what it gives to the public."""
+
+HOME = {name: module for module, names in PUBLIC.items() for name in names}
+__all__ = [*sorted(HOME), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOME:
+        raise AttributeError(f"module 'recast_cli' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"recast_cli.engine.{HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from recast_cli.engine.adapt import adapt
+    from recast_cli.engine.attach import attach, merge
+    from recast_cli.engine.base import Base, load_base, save_base
+    from recast_cli.engine.diagnose import BankDiagnosis, compare_to_base, diagnose, similarity
+    from recast_cli.engine.errors import RecastError
+    from recast_cli.engine.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict
+    from recast_cli.engine.known import fetch_known
+    from recast_cli.engine.layout import Bank, Layout
+    from recast_cli.engine.mimic import mimic
+    from recast_cli.engine.options import AdaptOptions
+    from recast_cli.engine.plan import plan_layout
+    from recast_cli.engine.plot import plot_base, plot_tasks
+    from recast_cli.engine.solve import GradientOptions, VaeOptions
+    from recast_cli.engine.source import Source, open_source
+    from recast_cli.engine.task import Task, load_task, save_task
+    from recast_cli.engine.verify import Verification, verify

@@ -1,6 +1,7 @@
 """Fixtures: a tiny vision transformer and a tiny residual network as sources and as bases."""
 
 import pytest
+import torch
 from helpers import CONV, CONV_ARGS, draw_images, save_folder
 
 from recast_cli.engine.mimic import mimic
@@ -12,6 +13,15 @@ from recast_cli.engine.source import open_source
 def _own_folder(tmp_path, monkeypatch):
     """Every test runs in an empty folder of its own."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Tensors this small are faster on one thread, by far where other processes want the cores too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -52,8 +52,8 @@ def test_convolutions_take_any_size(size, conv_source, conv_base):
 @pytest.mark.parametrize(
     ("name", "args"),
     [
-        ("mixer_s16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_blocks": 2, "num_classes": 3}),
-        ("resmlp_12_224", {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_blocks": 2, "num_classes": 3}),
+        ("mixer_s16_224", {"img_size": 32, "mlp_ratio": [0.1, 0.1], "num_classes": 3}),
+        ("gmlp_ti16_224", {"img_size": 32, "num_classes": 3}),
     ],
 )
 def test_networks_whose_weights_fix_the_size_are_refused(name, args, tmp_path):

@@ -84,7 +84,9 @@ def test_a_task_vector_makes_weights_by_equation_1(vit_base):
 @pytest.mark.parametrize("options", [GradientOptions(steps=3), VaeOptions(steps=3)], ids=["gradient", "vae"])
 def test_other_solvers_record_what_they_were_given(options, vit_source, vit_base):
     seen = []
-    base = mimic(vit_source, vit_base.layout, options=options, progress=lambda done, total, _: seen.append((done, total)))
+    base = mimic(
+        vit_source, vit_base.layout, options=options, progress=lambda done, total, _: seen.append((done, total))
+    )
     assert seen == [(step, 18) for step in range(1, 19)]
     assert base.solver == {"name": type(options).__name__[:-7].lower(), "dtype": "float32", **vars(options)}
     for module, error in base.errors.items():

@@ -1,5 +1,6 @@
 """The paper's comparison: an encoder for coefficients."""
 
+import pytest
 import torch
 
 from recast_cli.engine.solve import VaeOptions, solve_vae
@@ -34,8 +35,9 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not():
 
 def test_the_best_step_is_kept():
     losses = []
-    solution = solve_vae(WEIGHTS, 1, 1, VaeOptions(steps=40, lr=1.0), lambda _, loss: losses.append(loss))
+    options = VaeOptions(steps=40, lr=1e-2, kl=True)  # the divergence pulls away from where the weights are met best
+    solution = solve_vae(WEIGHTS, 1, 1, options, lambda _, loss: losses.append(loss))
     mixed = torch.einsum("lkn,nab->lab", solution.coefficients, solution.templates)
     kept = float(torch.nn.functional.smooth_l1_loss(mixed, WEIGHTS))
-    assert losses[-1] > 2 * min(losses)
-    assert kept <= min(losses) * (1 + 1e-5)
+    assert losses[-1] > 1.01 * min(losses)
+    assert kept == pytest.approx(min(losses), rel=1e-5)

@@ -51,9 +51,9 @@ def adapt(
     70/15/15. The epoch is chosen on validation; test is measured once, beside a linear probe.
 
     \b
-    recast adapt --task flowers
-    recast adapt --task flowers --data ~/pictures/flowers --image-size 112
-    recast adapt --task cifar10 --json > result.json
+        recast adapt --task flowers
+        recast adapt --task flowers --data ~/pictures/flowers --image-size 112
+        recast adapt --task cifar10 --json > result.json
     """
     out = Output(as_json, quiet)
     workspace = find_workspace()

@@ -43,10 +43,10 @@ def evaluate(
     Without a task it is the source's own classifier, on folders named by class index or wnid.
 
     \b
-    recast eval --task flowers --fail-under 0.9
-    recast eval --all --json
-    recast eval --task flowers --data new-pictures
-    recast eval --base base.safetensors --data imagenet-val
+        recast eval --task flowers --fail-under 0.9
+        recast eval --all --json
+        recast eval --task flowers --data new-pictures
+        recast eval --base base.safetensors --data imagenet-val
     """
     out = Output(as_json, quiet)
     if fail_under is not None and not 0 <= fail_under <= 1:

@@ -34,9 +34,9 @@ def inspect(
     beside the base's. Several tasks: how alike they are.
 
     \b
-    recast inspect base.safetensors
-    recast inspect flowers birds --plot tasks.png
-    recast inspect base.safetensors --plot report.html --json
+        recast inspect base.safetensors
+        recast inspect flowers birds --plot tasks.png
+        recast inspect base.safetensors --plot report.html --json
     """
     out = Output(as_json, quiet)
     workspace = find_workspace()

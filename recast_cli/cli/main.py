@@ -99,10 +99,10 @@ def recast(
     each new task in fewer than 50 floats.
 
     \b
-    recast mimic vit_small_patch16_224 -o base.safetensors
-    recast adapt --task flowers
-    recast eval --task flowers --fail-under 0.9
-    recast inspect base.safetensors
+        recast mimic vit_small_patch16_224 -o base.safetensors
+        recast adapt --task flowers
+        recast eval --task flowers --fail-under 0.9
+        recast inspect base.safetensors
 
     New here? `recast demo` shows all of it, offline, in two minutes.
     """

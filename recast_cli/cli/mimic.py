@@ -61,10 +61,10 @@ def mimic(
     """Rewrite a checkpoint's weights as mixtures of shared templates.
 
     \b
-    recast mimic vit_small_patch16_224 -o base.safetensors
-    recast mimic vit_tiny_patch16_224 --weights vit.safetensors -o base.safetensors
-    recast mimic weights.pth --architecture resnet50 --layout paper-resnet -o base.safetensors
-    recast mimic vit_base_patch16_224 --modules 'blocks.*.mlp.fc?' --templates 1 -o base.safetensors
+        recast mimic vit_small_patch16_224 -o base.safetensors
+        recast mimic vit_tiny_patch16_224 --weights vit.safetensors -o base.safetensors
+        recast mimic weights.pth --architecture resnet50 --layout paper-resnet -o base.safetensors
+        recast mimic vit_base_patch16_224 --modules 'blocks.*.mlp.fc?' --templates 1 -o base.safetensors
     """
     out = Output(as_json, quiet)
     started = time.perf_counter()

@@ -26,8 +26,8 @@ def predict(
     """Print class and probability of each image.
 
     \b
-    recast predict --task flowers rose.jpg tulip.png
-    recast predict --task flowers --json *.jpg
+        recast predict --task flowers rose.jpg tulip.png
+        recast predict --task flowers --json *.jpg
     """
     out = Output(as_json, quiet)
     workspace = find_workspace()

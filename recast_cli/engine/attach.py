@@ -57,7 +57,7 @@ def attach(base: Base, vector: Tensor | None = None, image_size: int | None = No
             module.weight = nn.Parameter(vector[place].reshape(shape).clone())
             # unsafe: the parametrization changes the shape, from coefficients to a weight
             parametrize.register_parametrization(module, "weight", Mixture(templates), unsafe=True)
-    return model
+    return model.eval()
 
 
 def merge(base: Base, vector: Tensor | None = None, image_size: int | None = None) -> nn.Module:

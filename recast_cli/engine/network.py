@@ -113,8 +113,8 @@ def load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
         parts = [f"lacks {first_of(missing)}"] if missing else []
         parts += [f"has {first_of(unexpected)} too many"] if unexpected else []
         parts += [
-            f"has {wrong[0]} of shape {tuple(state[wrong[0]].shape)} instead of {tuple(own[wrong[0]].shape)}"
-        ] * bool(wrong)
+            f"has {key} of shape {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in wrong[:1]
+        ]
         raise RecastError(f"The weights do not fit {name}: the file {', '.join(parts)}", "Check --architecture.")
     model.load_state_dict(state)
 

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +87,9 @@ def from_file(path: Path, architecture: str | None) -> Source:
     """A weight file, with or without the timm name of its architecture."""
     tensors = read_weights(path)
     if architecture is None:
-        return Source(path.name, tensors, modules_by_name(tensors), None)
+        tensors, aliases = untie(tensors)
+        modules = modules_by_name({key: value for key, value in tensors.items() if key not in aliases.values()})
+        return Source(path.name, tensors, modules, None, aliases)
     check_name(architecture)
     heads = classifier_names(architecture)
     weight = tensors.get(f"{heads[0]}.weight")
@@ -169,18 +171,24 @@ def from_timm(name: str) -> Source:
 
 def from_model(name: str, model: torch.nn.Module, args: dict[str, Any]) -> Source:
     """The source that a loaded timm model is, tied tensors stored once."""
+    tensors, aliases = untie(model.state_dict())
+    modules = {module: shape for module, shape in find_modules(model).items() if f"{module}.weight" in tensors}
+    return Source(name, tensors, modules, describe(model, args), aliases)
+
+
+def untie(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor under its first name, and the other names of those that share their memory."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    seen: dict[tuple[int, tuple[int, ...]], str] = {}
-    for key, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tuple(tensor.shape))
+    seen: dict[tuple[object, ...], str] = {}
+    for key, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.numel() and place in seen:
             aliases[key] = seen[place]
         else:
             seen[place] = key
             tensors[key] = tensor
-    modules = {module: shape for module, shape in find_modules(model).items() if f"{module}.weight" in tensors}
-    return Source(name, tensors, modules, describe(model, args), aliases)
+    return tensors, aliases
 
 
 def modules_by_name(tensors: dict[str, Tensor]) -> Modules:
