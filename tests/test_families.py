@@ -42,6 +42,4 @@ def test_default_layout(family):
 
 def test_no_family_is_left_out():
     assert len(FAMILIES) > 60
-    assert {"vision_transformer", "resnet", "convnext", "swin_transformer", "mlp_mixer"} <= set(
-        FAMILIES
-    )
+    assert {"vision_transformer", "resnet", "convnext", "swin_transformer", "mlp_mixer"} <= set(FAMILIES)

@@ -278,7 +278,14 @@ def test_a_run_that_was_slower_than_another_keeps_the_images_of_the_other(cifar1
     assert [path.name for path in Path("data").rglob("*")] == ["cifar100", "other"]
 
 
-def test_progress_counts_and_nothing_is_printed(cifar10, capfd):
+def test_progress_counts_and_nothing_is_printed(cifar10, capfd, monkeypatch):
+    retrieve = utils._urlretrieve
+
+    def talk(url, *arguments):  # as older versions of torchvision do
+        print(f"Downloading {url}")
+        retrieve(url, *arguments)
+
+    monkeypatch.setattr(utils, "_urlretrieve", talk)
     seen = []
     fetch_known("cifar10", Path("data/cifar10"), lambda *report: seen.append(report))
     assert seen[0] == (0, 0, "downloading cifar10 (MB)")

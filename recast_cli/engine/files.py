@@ -106,8 +106,10 @@ def read_header(path: Path) -> dict[str, Any]:
         raise RecastError(f"{path}: no permission to read it", "Check its permissions.") from None
     try:
         header = json.loads(raw)
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        end = max((int(entry["data_offsets"][1]) for entry in entries), default=0)
+        header.get("__metadata__", {}).items()
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise RecastError(f"{path} has a damaged safetensors header", "Fetch or write the file again.") from None
     if 8 + length + end > size:
         raise RecastError(

@@ -53,8 +53,15 @@ DAMAGED = (
 )
 """What reading a damaged archive raises; RuntimeError is torchvision's word for a wrong checksum."""
 MACHINE_FAULTS = {
-    getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EFBIG", "EMFILE", "ENFILE", "ENOMEM")
-} - {None}
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
 
 
 def known_names() -> list[str]:

@@ -1,0 +1,108 @@
+"""Decoding against timm's own evaluation pipeline."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import MEAN, STD
+from PIL import Image
+from timm.data import create_transform
+
+from recast_cli.engine import images
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.images import Item, decode, normalise
+
+CONFIG = {
+    "input_size": [3, 32, 32],
+    "interpolation": "bicubic",
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+    "mean": MEAN,
+    "std": STD,
+}
+
+
+def draw(path, mode="RGB", size=(50, 40), seed=0):
+    """A picture of any mode, larger than the network's input and not square."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    image = Image.fromarray(pixels, "RGBA") if mode == "RGBA" else Image.fromarray(pixels[..., :3]).convert(mode)
+    image.save(path)
+    return path
+
+
+def by_timm(path, config, size=None):
+    """Normalised picture, as timm evaluates it."""
+    shape = (3, size, size) if size else tuple(config["input_size"])
+    transform = create_transform(
+        input_size=shape,
+        is_training=False,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+    )
+    return transform(Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [None, 24])
+@pytest.mark.parametrize("change", [{}, {"interpolation": "bilinear", "crop_pct": 1.0}, {"crop_mode": "squash"}])
+def test_decoding_and_normalising_is_timms_evaluation(change, size, tmp_path):
+    config = CONFIG | change
+    items = [Item(draw(tmp_path / f"{i}.png", seed=i, size=(50 + 9 * i, 40)).name, i) for i in range(3)]
+    found = decode(tmp_path, items, config, size)
+    expected = torch.stack([by_timm(tmp_path / item.path, config, size) for item in items])
+    torch.testing.assert_close(normalise(found.pixels, config), expected, atol=1e-6, rtol=0)
+    assert found.pixels.dtype == torch.uint8
+    assert found.labels.tolist() == [0, 1, 2]
+
+
+MODES = {"L": "a.png", "P": "a.png", "RGBA": "a.png", "1": "a.png", "RGB": "a.JPG", "CMYK": "a.tif", "I;16": "a.png"}
+
+
+@pytest.mark.parametrize(("mode", "name"), [*MODES.items(), ("P", "a.gif"), ("RGB", "a.bmp"), ("RGB", "a.webp")])
+def test_every_mode_is_read_as_rgb(mode, name, tmp_path):
+    path = draw(tmp_path / name, mode)
+    found = normalise(decode(tmp_path, [Item(name, 0)], CONFIG).pixels, CONFIG)
+    torch.testing.assert_close(found[0], by_timm(path, CONFIG), atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Three good pictures, and one each that is empty, text, cut short, and gone."""
+    for i in range(3):
+        draw(tmp_path / f"good{i}.png", seed=i)
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good0.png").read_bytes()[:400])
+    names = ["good0.png", "empty.png", "good1.png", "text.png", "cut.png", "gone.png", "good2.png"]
+    return [Item(name, place) for place, name in enumerate(names)]
+
+
+def test_bad_images_are_skipped_counted_and_named(damaged, tmp_path):
+    seen = []
+    found = decode(tmp_path, damaged, CONFIG, progress=lambda done, total, text: seen.append((done, total)))
+    assert found.skipped == ["empty.png", "text.png", "cut.png", "gone.png"]
+    assert found.paths == ["good0.png", "good1.png", "good2.png"]
+    assert found.labels.tolist() == [0, 2, 6]
+    assert len(found) == len(found.pixels) == 3
+    for row, path in zip(normalise(found.pixels, CONFIG), found.paths, strict=True):
+        torch.testing.assert_close(row, by_timm(tmp_path / path, CONFIG), atol=1e-6, rtol=0)
+    assert seen == [(done, 7) for done in range(1, 8)]
+
+
+def test_bad_images_fail_where_that_is_wanted(damaged, tmp_path):
+    with pytest.raises(RecastError, match=r"empty\.png is not a readable image"):
+        decode(tmp_path, damaged, CONFIG, on_bad_image="fail")
+
+
+def test_nothing_readable_is_an_error(damaged, tmp_path):
+    with pytest.raises(RecastError, match="Not one of the 2 images"):
+        decode(tmp_path, [damaged[1], damaged[3]], CONFIG)
+
+
+def test_many_images_go_to_a_file_that_is_mapped(damaged, tmp_path, monkeypatch):
+    expected = decode(tmp_path, damaged, CONFIG)
+    monkeypatch.setattr(images, "IN_MEMORY", 100)
+    found = decode(tmp_path, damaged, CONFIG)
+    assert torch.equal(found.pixels, expected.pixels)
+    assert found.paths == expected.paths
