@@ -1,4 +1,4 @@
-"""Plan the tool's own layout for every timm architecture and print the table: `python tests/sweep_layouts.py [PATTERN]`.
+"""Plan the tool's own layout for every timm architecture, as a table: `python tests/sweep_layouts.py [PATTERN]`.
 
 Networks are built on the meta device (shapes alone, no memory). Exits with 1 where a layout is not exact, has no
 coefficient, or more than the budget. `tests/test_families.py` does the same for one model of every family.

@@ -130,7 +130,7 @@ def solver_options(solver: str, **given: Any) -> SolverOptions:
             raise RecastError(f"--{name} does not belong to --solver {solver}", "Leave it out, or take another solver.")
         if name == "loss" and value not in LOSSES:
             raise RecastError(f"--loss {value} is unknown", f"Use {' or '.join(LOSSES)}.")
-        if name in ("steps", "lr") and not value > 0 or name == "noise" and not value >= 0:
+        if (name in ("steps", "lr") and not value > 0) or (name == "noise" and not value >= 0):
             raise RecastError(f"--{name} {value} is out of range", "Give a number above 0.")
     return kind(**given) if kind else None
 

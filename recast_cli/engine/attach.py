@@ -30,7 +30,7 @@ class Mixture(nn.Module):
         """Equation 1; see `mix`."""
         # bfloat16 has 8 bits: under autocast a coefficient near 1 could not move by less than 1/128
         with torch.autocast(coefficients.device.type, enabled=False):
-            return mix(coefficients, self.templates.tensor)
+            return mix(coefficients, self.templates.get_buffer("tensor"))
 
 
 def attach(base: Base, vector: Tensor | None = None, image_size: int | None = None) -> nn.Module:
@@ -67,7 +67,7 @@ def merge(base: Base, vector: Tensor | None = None, image_size: int | None = Non
 
 def coefficient_parameters(model: nn.Module, base: Base) -> list[nn.Parameter]:
     """The coefficients (K, n) of every module of an attached model, in layout order."""
-    return [model.get_submodule(name).parametrizations.weight.original for name in base.layout.modules]
+    return [model.get_parameter(f"{name}.parametrizations.weight.original") for name in base.layout.modules]
 
 
 def coefficient_vector(model: nn.Module, base: Base) -> Tensor:

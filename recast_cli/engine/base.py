@@ -151,9 +151,8 @@ def load_base(path: Path) -> Base:
             f"{path} is a task's {metadata['kind']} file, and a base is wanted here", "Give the base it was made with."
         )
     layout = Layout.from_dict(metadata.get("layout", {}))
-    wanted = {template_key(bank): (bank.templates, *bank.shape) for bank in layout.banks}
-    for module, (_, shape) in layout.slices().items():
-        wanted[coefficient_key(module)] = shape
+    wanted: dict[str, tuple[int, ...]] = {template_key(bank): (bank.templates, *bank.shape) for bank in layout.banks}
+    wanted |= {coefficient_key(module): shape for module, (_, shape) in layout.slices().items()}
     for name, shape in wanted.items():
         if tuple(header.get(name, {}).get("shape", ())) != shape:
             raise RecastError(f"{path} is damaged: {name} is missing or of another shape", "Run `recast mimic` again.")

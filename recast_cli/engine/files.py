@@ -108,7 +108,7 @@ def read_header(path: Path) -> dict[str, Any]:
         header = json.loads(raw)
         entries = [entry for name, entry in header.items() if name != "__metadata__"]
         end = max((int(entry["data_offsets"][1]) for entry in entries), default=0)
-        header.get("__metadata__", {}).items()
+        header.get("__metadata__", {}).keys()  # an AttributeError where it is no mapping
     except (ValueError, LookupError, TypeError, AttributeError):
         raise RecastError(f"{path} has a damaged safetensors header", "Fetch or write the file again.") from None
     if 8 + length + end > size:

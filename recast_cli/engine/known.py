@@ -52,16 +52,7 @@ DAMAGED = (
     pickle.UnpicklingError,
 )
 """What reading a damaged archive raises; RuntimeError is torchvision's word for a wrong checksum."""
-MACHINE_FAULTS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EROFS,
-    errno.EFBIG,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-}
+MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def known_names() -> list[str]:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -46,12 +46,17 @@ class Architecture:
 
 def describe(model: nn.Module, args: dict[str, Any]) -> Architecture:
     """The architecture of a model that timm built with `args`."""
-    config = {k: v for k, v in model.pretrained_cfg.items() if k not in SOURCE_FIELDS and v is not None}
+    config = {k: v for k, v in config_of(model).items() if k not in SOURCE_FIELDS and v is not None}
     name = config["architecture"] + (f".{config['tag']}" if config.get("tag") else "")
     data = timm.data.resolve_model_data_config(model)
     args = {**args, "num_classes": model.num_classes}
     plain = json.loads(json.dumps({"args": args, "config": config, "data": data}))
     return Architecture(name, **plain)
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """timm's pretrained config of a model."""
+    return cast(dict[str, Any], model.pretrained_cfg)
 
 
 def create(architecture: Architecture, *, pretrained: bool = False, overlay: dict[str, Any] | None = None, **args: Any):
@@ -132,7 +137,7 @@ def check_name(name: str) -> None:
 
 def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Names and weight shapes of all linear and convolution modules but the classifier's and tied ones."""
-    classifier = model.pretrained_cfg.get("classifier") or ()
+    classifier = config_of(model).get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     owners: dict[int, int] = {}
     for module in model.modules():
@@ -150,7 +155,8 @@ def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
     """What the classifier sees: (batch, head_hidden_size) from normalised images (batch, 3, H, W)."""
-    return model.forward_head(model.forward_features(images), pre_logits=True).flatten(1)
+    network: Any = model  # timm's models have no common type
+    return network.forward_head(network.forward_features(images), pre_logits=True).flatten(1)
 
 
 @contextmanager

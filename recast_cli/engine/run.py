@@ -1,4 +1,4 @@
-"""Run a network over decoded images: device, precision and batches are chosen here, for training and inference alike."""
+"""Run a network over decoded images: device, precision, batches and augmentation."""
 
 from __future__ import annotations
 

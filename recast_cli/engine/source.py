@@ -94,7 +94,7 @@ def from_file(path: Path, architecture: str | None) -> Source:
     heads = classifier_names(architecture)
     weight = tensors.get(f"{heads[0]}.weight")
     with quiet():
-        model = timm.create_model(architecture, **({} if weight is None else {"num_classes": len(weight)}))
+        model = timm.create_model(architecture, num_classes=None if weight is None else len(weight))
         state = fit(tensors, model, architecture)
         lacking = model.state_dict().keys() - state.keys()
         if lacking and all(key.rpartition(".")[0] in heads for key in lacking):
@@ -105,7 +105,8 @@ def from_file(path: Path, architecture: str | None) -> Source:
 
 def classifier_names(architecture: str) -> tuple[str, ...]:
     """Names of the classifier modules of a timm architecture."""
-    names = timm.models.get_pretrained_cfg(architecture, allow_unregistered=True).classifier or "head"
+    config = timm.models.get_pretrained_cfg(architecture)
+    names = (config and config.classifier) or "head"
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -164,7 +165,7 @@ def from_timm(name: str) -> Source:
                 raise RecastError(f"timm has no weights '{name}'", nearest(name, tags)) from None
             raise RecastError(
                 f"Cannot get the weights of {name}: {one_line(error)}",
-                "Give local weights with --weights FILE (a timm name) or a file with --architecture NAME, or go online.",
+                "Give local weights with --weights FILE, or a weight file with --architecture NAME, or go online.",
             ) from None
     return from_model(name, model, args)
 

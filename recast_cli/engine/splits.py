@@ -72,11 +72,10 @@ def split_folder(root: Path, seed: int = 0, pooled: bool = False) -> Split:
     if "val" not in parts and "test" not in parts:
         train, val, test = cut_twice(train, seed)
     else:
-        val = parts.get("val")
-        if val is None:
+        val, test = parts.get("val", ()), parts.get("test", ())
+        if "val" not in parts:
             train, val = cut(train, SHARE, seed, "val")
-        test = parts.get("test")
-        if test is None:
+        if "test" not in parts:
             train, test = cut(train, SHARE, seed, "test")
     return checked(Split(tuple(classes), "folders", train, val, test), root)
 

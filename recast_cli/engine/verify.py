@@ -61,10 +61,10 @@ def verify(
         first, second = (model(batch) for model in models)
         same += int((first.argmax(1) == second.argmax(1)).sum()) if architecture.args.get("num_classes") else 0
         for name in outputs[0].keys() & outputs[1].keys():
-            pair = [seen[name].flatten(1).double() for seen in outputs]
-            if pair[0].shape[0] % (part.stop - part.start):
+            here, there = (seen[name].flatten(1).double() for seen in outputs)
+            if len(here) % (part.stop - part.start):
                 raise RecastError(f"{name} does not keep images apart", "Leave out --verify for this network.")
-            cosines[name] += float(F.cosine_similarity(*pair, dim=1).mean()) * (part.stop - part.start)
+            cosines[name] += float(F.cosine_similarity(here, there, dim=1).mean()) * (part.stop - part.start)
         if progress:
             progress(part.stop, len(images), "comparing")
     agreement = same / len(images) if architecture.args.get("num_classes") else None

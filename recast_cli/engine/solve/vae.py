@@ -57,8 +57,8 @@ def solve_vae(
     """Fit one bank; what is kept are the templates and the coefficients that the encoder gives at the best step.
 
     Args:
-        weights: (layers, *shape); they enter the encoder with norm 1, as one step of RMSprop moves every entry alike and
-            would otherwise move an activation by a multiple of its size.
+        weights: (layers, *shape); they enter the encoder with norm 1: one step of RMSprop moves every entry of the
+            encoder alike, and would otherwise throw its activations about.
         templates: n.
         sets: K.
         options: The settings.

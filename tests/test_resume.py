@@ -1,0 +1,105 @@
+"""A run that is killed goes on to the same bytes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from recast_cli.engine.adapt import AdaptOptions, adapt
+from recast_cli.engine.errors import RecastError
+
+OPTIONS = AdaptOptions(epochs=4, batch_size=8, seed=2)
+FILES = ("coefficients.safetensors", "head.safetensors")
+
+
+def learned_bytes(folder):
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+def run(base, data, folder, options=OPTIONS, **rest):
+    return adapt(base, data, "t", folder, options, device="cpu", **rest)
+
+
+def kill_after(number):
+    def on_epoch(epoch):
+        if epoch.number == number:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
+@pytest.fixture(scope="module")
+def whole(vit_base, data, tmp_path_factory):
+    """The run that nobody killed."""
+    folder = tmp_path_factory.mktemp("whole") / "tasks" / "t"
+    return run(vit_base, data, folder), folder
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4])
+def test_killed_after_an_epoch(number, whole, vit_base, data, tmp_path):
+    folder = tmp_path / "tasks" / "t"
+    with pytest.raises(KeyboardInterrupt):
+        run(vit_base, data, folder, on_epoch=kill_after(number))
+    assert not (folder / "task.yaml").exists()
+    assert (folder / "resume.pt").exists() == (number > 0)
+    seen = []
+    task = run(vit_base, data, folder, on_epoch=lambda epoch: seen.append(epoch.number))
+    assert seen == [0, 1, 2, 3, 4]
+    assert learned_bytes(folder) == learned_bytes(whole[1])
+    assert task.record["metrics"] == whole[0].record["metrics"]
+    assert [epoch["loss"] for epoch in task.record["history"]] == [e["loss"] for e in whole[0].record["history"]]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "task.yaml"])
+
+
+def test_only_the_epochs_that_are_left_are_trained(vit_base, data, tmp_path):
+    folder = tmp_path / "tasks" / "t"
+    with pytest.raises(KeyboardInterrupt):
+        run(vit_base, data, folder, on_epoch=kill_after(3))
+    texts = set()
+    run(vit_base, data, folder, progress=lambda done, total, text: texts.add(text))
+    assert {text for text in texts if text.startswith("epoch")} == {"epoch 4/4"}
+    assert not any("features of train" in text for text in texts)  # the probe is not fitted again
+
+
+def test_killed_in_the_middle_of_an_epoch_and_twice(whole, vit_base, data, tmp_path):
+    folder = tmp_path / "tasks" / "t"
+    for epoch in ("epoch 2/4", "epoch 4/4"):
+
+        def progress(done, total, text, epoch=epoch):
+            if text == epoch:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(vit_base, data, folder, progress=progress)
+    (folder / ".coefficients.safetensors.abc.tmp").write_bytes(b"half")
+    run(vit_base, data, folder)
+    assert learned_bytes(folder) == learned_bytes(whole[1])
+    assert not list(folder.glob(".*"))
+
+
+def test_other_options_do_not_go_on(vit_base, data, tmp_path):
+    folder = tmp_path / "tasks" / "t"
+    with pytest.raises(KeyboardInterrupt):
+        run(vit_base, data, folder, on_epoch=kill_after(2))
+    state = (folder / "resume.pt").read_bytes()
+    for change in ({"lr": 0.5}, {"epochs": 5}, {"split_seed": 3}, {"image_size": 40}):
+        with pytest.raises(RecastError, match="--restart"):
+            run(vit_base, data, folder, dataclasses.replace(OPTIONS, **change))
+    assert (folder / "resume.pt").read_bytes() == state
+    seen = []
+    run(vit_base, data, folder, dataclasses.replace(OPTIONS, epochs=1), restart=True, on_epoch=seen.append)
+    assert [epoch.number for epoch in seen] == [0, 1]
+
+
+def test_a_damaged_state_is_said_and_can_be_restarted(whole, vit_base, data, tmp_path):
+    folder = tmp_path / "tasks" / "t"
+    folder.mkdir(parents=True)
+    for content in (b"", b"no pickle"):
+        (folder / "resume.pt").write_bytes(content)
+        with pytest.raises(RecastError, match=r"resume\.pt is damaged"):
+            run(vit_base, data, folder)
+    torch.save({"identity": 3}, folder / "resume.pt")
+    with pytest.raises(RecastError, match="--restart"):
+        run(vit_base, data, folder)
+    run(vit_base, data, folder, restart=True)
+    assert learned_bytes(folder) == learned_bytes(whole[1])

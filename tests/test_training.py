@@ -1,0 +1,109 @@
+"""The training loop with validation accuracies that are given."""
+
+import importlib
+
+import pytest
+import torch
+
+from recast_cli.engine.attach import attach, coefficient_parameters
+from recast_cli.engine.images import Images
+from recast_cli.engine.train import Epoch, Recipe, State, train
+
+module = importlib.import_module("recast_cli.engine.train")
+
+
+def drawn(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 2, (count,), generator=generator)
+    return Images(pixels, labels, [str(i) for i in range(count)], [])
+
+
+@pytest.fixture
+def setting(vit_base):
+    """Model, coefficients and the state of epoch 0, whose validation accuracy is 0.5."""
+    model = attach(vit_base)
+    weight, bias = torch.zeros(2, 32), torch.zeros(2)
+    trained = [vit_base.coefficients(name) for name in vit_base.layout.modules] + [weight, bias]
+    state = State(trained, trained, (weight, bias), 0.1, history=[Epoch(0, None, 0.5)])
+    return model, coefficient_parameters(model, vit_base), state, vit_base.known_architecture().data
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [([0.4, 0.5, 0.5], 0), ([0.6, 0.7, 0.7], 2), ([0.9, 0.2, 0.8], 1), ([0.1, 0.2, 0.6], 3)],
+)
+def test_the_earliest_epoch_of_the_best_validation_is_kept(accuracies, best, setting, monkeypatch):
+    model, coefficients, state, data = setting
+    script = iter(accuracies)
+    monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
+    states = [state]
+    recipe = Recipe(epochs=3, batch_size=4)
+    end = train(model, coefficients, state, drawn(8, 0), drawn(4, 1), data, recipe, None, states.append)
+    assert [epoch.val_top1 for epoch in end.history] == [0.5, *accuracies]
+    assert end.best_epoch == best
+    for kept, there in zip(end.best, states[best].trained, strict=True):
+        assert torch.equal(kept, there)
+    differences = [not torch.equal(states[i].trained[0], states[i + 1].trained[0]) for i in range(3)]
+    assert all(differences)
+
+
+def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
+    model, coefficients, state, data = setting
+    seen = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, *args, **kwargs):
+            seen.append([group["lr"] for group in self.param_groups])
+            assert all(group["weight_decay"] == 0 for group in self.param_groups)
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    recipe = Recipe(epochs=2, batch_size=4, lr=0.5, head_lr=0.25)
+    train(model, coefficients, state, drawn(10, 0), drawn(4, 1), data, recipe)
+    shares = [0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 6)).item()) for step in range(6)]
+    assert [lr for lr, _ in seen] == pytest.approx([0.5 * share for share in shares])
+    assert [lr for _, lr in seen] == pytest.approx([0.25 * share for share in shares])
+
+
+def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
+    model, coefficients, state, data = setting
+    images = drawn(10, 0)
+    images.pixels[:] = torch.arange(10, dtype=torch.uint8)[:, None, None, None]
+    seen = []
+
+    def spy(pixels, generator):
+        levels = pixels * torch.tensor(data["std"]).view(1, 3, 1, 1) + torch.tensor(data["mean"]).view(1, 3, 1, 1)
+        seen.extend((levels[:, 0, 0, 0] * 255).round().int().tolist())
+        return pixels
+
+    monkeypatch.setattr(module, "augment", spy)
+    train(model, coefficients, state, images, drawn(4, 1), data, Recipe(epochs=2, batch_size=4))
+    first, second = seen[:10], seen[10:]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_augmenting_depends_on_the_generator_alone():
+    from recast_cli.engine.run import augment
+
+    pixels = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    once, again = (augment(pixels, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, augment(pixels, torch.Generator().manual_seed(5)))
+    assert once.shape == pixels.shape
+    # a window that lies inside the picture: constants stay constants, and nothing exceeds the picture's own values
+    torch.testing.assert_close(augment(torch.full_like(pixels, 0.3), torch.Generator()), torch.full_like(pixels, 0.3))
+    assert once.abs().max() <= pixels.abs().max() + 1e-6
+
+
+def test_about_half_of_the_images_are_mirrored():
+    from recast_cli.engine.run import augment
+
+    ramp = torch.linspace(0, 1, 16).expand(200, 3, 16, 16).contiguous()
+    augmented = augment(ramp, torch.Generator().manual_seed(0))
+    slopes = augmented[:, 0, 8, 12] - augmented[:, 0, 8, 3]
+    assert 70 < int((slopes < 0).sum()) < 130
+    # a window of 80 to 100 % of the area shows 89 to 100 % of the ramp's width
+    assert (slopes.abs() / (9 / 15)).min() > 0.8**0.5 - 0.02
+    assert (slopes.abs() / (9 / 15)).max() < 1.02

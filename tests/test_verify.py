@@ -1,0 +1,52 @@
+"""How well a base stands in for its source."""
+
+import pytest
+import torch
+from helpers import VIT, VIT_ARGS, save_folder
+from torch.nn import functional as F
+
+from recast_cli.engine.attach import merge
+from recast_cli.engine.images import decode, list_classes, list_items, normalise
+from recast_cli.engine.mimic import mimic
+from recast_cli.engine.network import build
+from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.source import open_source
+from recast_cli.engine.verify import verify
+
+
+@pytest.mark.parametrize("kind", ["vit", "conv"])
+def test_an_exact_base_agrees_in_everything(kind, request, data):
+    source, base = request.getfixturevalue(f"{kind}_source"), request.getfixturevalue(f"{kind}_base")
+    found = verify(source, base, data, device="cpu")
+    assert found.images == 36
+    assert found.agreement == 1.0
+    assert found.feature_cosine == pytest.approx({module: 1.0 for module in base.layout.modules})
+
+
+@torch.no_grad()
+def test_a_lossy_base_is_measured_as_it_is(vit_source, data):
+    base = mimic(vit_source, plan_layout(vit_source.modules, groups=2, templates=2, sets=1))
+    found = verify(vit_source, base, data, device="cpu")
+    config = base.known_architecture().data
+    names = list_classes(data)
+    images = normalise(decode(data, list_items(data, "", names, names), config).pixels, config)
+    models = build(base.known_architecture(), vit_source.tensors), merge(base)
+    agreement = (models[0](images).argmax(1) == models[1](images).argmax(1)).double().mean()
+    assert found.agreement == pytest.approx(float(agreement))
+    outputs = {}
+    for model in models:
+        model.blocks[7].attn.qkv.register_forward_hook(
+            lambda m, i, output, model=model: outputs.update({model: output})
+        )
+        model(images)
+    first, second = (outputs[model].flatten(1) for model in models)
+    expected = float(F.cosine_similarity(first, second, dim=1).mean())
+    assert expected < 0.999
+    assert found.feature_cosine["blocks.7.attn.qkv"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_source_without_classifier_has_no_agreement(tmp_path, data):
+    source = open_source(str(save_folder(tmp_path / "m", VIT, VIT_ARGS | {"num_classes": 0})))
+    found = verify(source, mimic(source, plan_layout(source.modules)), data, device="cpu")
+    assert found.agreement is None
+    assert set(found.feature_cosine.values()) == {pytest.approx(1.0)}
