@@ -65,8 +65,8 @@ class Workspace:
         """The images of a task: the flag, else recast.yaml's, else `data/<name>` where it is there; else None."""
         if flag is not None:
             return flag
-        if "data" in self.tasks.get(name, {}):
-            return self.root / self.tasks[name]["data"]
+        if configured := self.tasks.get(name, {}).get("data"):
+            return self.root / Path(configured).expanduser()
         folder = self.root / "data" / name
         return folder if folder.is_dir() else None
 
@@ -116,7 +116,7 @@ def read_workspace(path: Path) -> Workspace:
         given = {} if values is None else values
         check_keys(path, f"tasks.{name}", given, known)
         tasks[str(name)] = {str(key).replace("-", "_"): value for key, value in given.items()}
-    base = path.parent / content["base"] if content.get("base") else None
+    base = path.parent / Path(content["base"]).expanduser() if content.get("base") else None
     return Workspace(path.parent, base, tasks)
 
 

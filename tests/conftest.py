@@ -3,9 +3,11 @@
 import pytest
 import torch
 from helpers import CONV, CONV_ARGS, draw_images, save_folder
+from torch.nn.functional import cross_entropy
 
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.probe import Probe
 from recast_cli.engine.source import open_source
 
 
@@ -49,6 +51,30 @@ def conv_source(tmp_path_factory):
 @pytest.fixture(scope="session")
 def conv_base(conv_source):
     return mimic(conv_source, plan_layout(conv_source.modules))
+
+
+@pytest.fixture(scope="module")
+def weak_probe():
+    """A linear probe that knows nothing, so that an epoch of training is always better and the coefficients move."""
+
+    def know_nothing(train, val, classes, class_weights=None):
+        return Probe(torch.zeros(classes, train[0].shape[1]), torch.zeros(classes), 1.0, 0.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recast_cli.engine.adapt.fit_probe", know_nothing)
+        yield
+
+
+@pytest.fixture(scope="module")
+def judged_by_loss():
+    """Epochs are compared by their loss on validation, which keeps falling where accuracies already tie."""
+
+    def judge(logits, labels):
+        return 2 + 1 / (1 + float(cross_entropy(logits, labels)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recast_cli.engine.train.top_k", judge)
+        yield
 
 
 @pytest.fixture(scope="session")

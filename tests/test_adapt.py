@@ -11,16 +11,20 @@ import yaml
 from helpers import draw_images
 from PIL import Image
 
-from recast_cli.engine.adapt import AdaptOptions, adapt
+from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.files import file_digest
-from recast_cli.engine.images import preprocessing
+from recast_cli.engine.images import decode, normalise, preprocessing
+from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.probe import fit_probe
+from recast_cli.engine.splits import split_folder
 from recast_cli.engine.task import load_task
 
-OPTIONS = AdaptOptions(epochs=3, batch_size=8)
+OPTIONS = AdaptOptions(epochs=3, batch_size=8, head_lr=0.05)
+pytestmark = pytest.mark.usefixtures("weak_probe")
 FILES = ("coefficients.safetensors", "head.safetensors")
 
 
@@ -29,8 +33,8 @@ def learned_bytes(folder):
 
 
 @pytest.fixture(scope="module")
-def task(vit_base, data, tmp_path_factory):
-    """One task that several tests look at; its folder is `task.folder`."""
+def task(vit_base, data, weak_probe, tmp_path_factory):
+    """One task that several tests look at, and its folder."""
     folder = tmp_path_factory.mktemp("home") / "tasks" / "colours"
     return adapt(vit_base, data, "colours", folder, OPTIONS, device="cpu"), folder
 
@@ -52,7 +56,7 @@ def test_equal_seeds_give_equal_bytes(task, vit_base, data, tmp_path):
 
 
 def test_another_seed_gives_other_coefficients_but_the_same_split(task, vit_base, data, tmp_path):
-    first, folder = task
+    first, _ = task
     options = dataclasses.replace(OPTIONS, seed=1)
     other = adapt(vit_base, data, "other", tmp_path / "tasks" / "other", options, device="cpu")
     assert other.record["split"] == first.record["split"]
@@ -121,6 +125,25 @@ def test_recorded_accuracies_are_those_of_the_merged_network(task, vit_base, dat
     assert measured.top1 == pytest.approx(metrics["test_top1"])
     assert measured.images == len(split["test_images"]) == split["test"]
     assert measured.split == "test"
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_the_linear_probe_is_measured_on_the_same_images(part, vit_base, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("recast_cli.engine.adapt.fit_probe", fit_probe)
+    task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(epochs=1), device="cpu")
+    split, architecture = split_folder(data), vit_base.known_architecture()
+    model = merge(vit_base)
+
+    def taken(items):
+        images = decode(data, items, architecture.data)
+        with torch.no_grad():
+            tokens = model.forward_features(normalise(images.pixels, architecture.data))
+            return model.forward_head(tokens, pre_logits=True), images.labels
+
+    probe, (found, labels) = fit_probe(taken(split.train), taken(split.val), 3), taken(getattr(split, part))
+    hits = (found @ probe.weight.T + probe.bias).argmax(1) == labels
+    assert task.record["metrics"][f"linear_probe_{part}_top1"] == pytest.approx(float(hits.double().mean()))
+    assert task.record["metrics"]["linear_probe_penalty"] == probe.penalty
 
 
 def test_the_record_is_plain_yaml_and_says_all(task, vit_base):
@@ -214,10 +237,9 @@ def test_unreadable_images_are_recorded_or_fail(vit_base, tmp_path):
         ({"on_bad_image": "ignore"}, "--on-bad-image ignore"),
     ],
 )
-def test_options_out_of_range_are_refused(change, message, vit_base, data, tmp_path):
+def test_options_out_of_range_are_refused(change, message):
     with pytest.raises(RecastError, match=message):
-        adapt(vit_base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(**change))
-    assert not (tmp_path / "tasks").exists()
+        AdaptOptions(**change)
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "a\\b", ".hidden", "end.", "end ", "a\nb", "ü"])

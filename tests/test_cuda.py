@@ -4,9 +4,10 @@ import pytest
 import torch
 from helpers import pictures
 
-from recast_cli.engine.adapt import AdaptOptions, adapt
+from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.evaluate import evaluate
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.run import choose_device, precision
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
@@ -19,12 +20,11 @@ def test_cuda_is_the_default_and_runs_in_bfloat16():
 
 
 @pytest.mark.parametrize("kind", ["vit", "conv"])
-def test_adapting_moves_the_coefficients_by_less_than_bfloat16_could(kind, request, data, tmp_path):
+def test_adapting_moves_the_coefficients(kind, request, data, judged_by_loss, tmp_path):
     base = request.getfixturevalue(f"{kind}_base")
-    options = AdaptOptions(epochs=1, lr=1e-4)
-    task = adapt(base, data, "t", tmp_path / "tasks" / "t", options, device="cuda")
-    moved = (task.record["history"][1]["loss"], task.vector - base.vector)
-    assert torch.isfinite(torch.tensor(moved[0]))
+    task = adapt(base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(epochs=2), device="cuda")
+    assert 1e-3 < float((task.vector - base.vector).abs().max()) < 1
+    assert task.vector.dtype == task.weight.dtype == torch.float32
     assert task.record["device"].startswith("cuda")
     measured = evaluate(base, task, data, device="cuda")
     assert measured.top1 == pytest.approx(task.record["metrics"]["test_top1"])
@@ -45,14 +45,14 @@ def test_small_steps_are_not_rounded_away(vit_base):
         assert 0.9e-4 < float(moved.abs().max()) < 1.1e-4
 
 
-@torch.no_grad()
-def test_merged_networks_agree_with_the_cpu(vit_base, data, tmp_path):
+def test_merged_networks_agree_with_the_cpu(vit_base, data, judged_by_loss, tmp_path):
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(epochs=3), device="cuda")
-    assert (task.vector - vit_base.vector).abs().max() > 1e-3 or task.record["metrics"]["best_epoch"] == 0
+    assert not torch.equal(task.vector, vit_base.vector)
     model, images = merge(vit_base, task.vector), pictures(8)
-    expected = model(images)
-    found = model.cuda()(images.cuda()).cpu()
+    with torch.no_grad():
+        expected = model(images)
+        found = model.cuda()(images.cuda()).cpu()
+        with precision(torch.device("cuda")):
+            rough = model(images.cuda()).float().cpu()
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
-    with precision(torch.device("cuda")):
-        rough = model(images.cuda()).float().cpu()
     torch.testing.assert_close(rough, expected, atol=0.1 * float(expected.abs().max()), rtol=0)

@@ -8,20 +8,21 @@ from helpers import draw_images, pictures
 from PIL import Image
 from timm.data import create_transform
 
-from recast_cli.engine.adapt import AdaptOptions, adapt
+from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import merge
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import class_indices, evaluate, evaluate_source, predict
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import create
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.source import open_source
 
 
 @pytest.fixture(scope="module")
-def task(vit_base, data, tmp_path_factory):
+def task(vit_base, data, weak_probe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("home") / "tasks" / "colours"
-    return adapt(vit_base, data, "colours", folder, AdaptOptions(epochs=1), device="cpu")
+    return adapt(vit_base, data, "colours", folder, AdaptOptions(epochs=1, head_lr=0.05), device="cpu")
 
 
 @pytest.fixture(scope="module")

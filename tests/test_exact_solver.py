@@ -40,8 +40,10 @@ def test_fewer_templates_lose_only_the_smallest_singular_values(shape, count):
     torch.testing.assert_close(error, values[count:].square().sum().sqrt(), rtol=1e-5, atol=0)
 
 
-def test_signs_norms_and_sets():
-    solution = solve_exact(bank(6), 3, 3)
+@pytest.mark.parametrize("seed", range(4))
+def test_signs_norms_and_sets(seed):
+    weights = bank(6, seed=seed)
+    solution = solve_exact(weights, 3, 3)
     rows = solution.coefficients[:, 0]
     assert all(column[column.abs().argmax()] > 0 for column in rows.T)
     assert (rows.norm(dim=1) <= 1 + 1e-6).all()
@@ -49,7 +51,7 @@ def test_signs_norms_and_sets():
     for chosen in (1, 2):
         assert torch.equal(solution.coefficients[:, chosen], rows)
     # the templates carry the singular values, the largest first
-    values = torch.linalg.svdvals(bank(6).double().flatten(1))[:3]
+    values = torch.linalg.svdvals(weights.double().flatten(1))[:3]
     torch.testing.assert_close(solution.templates.double().flatten(1).norm(dim=1), values, rtol=1e-5, atol=0)
 
 

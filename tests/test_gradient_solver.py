@@ -71,3 +71,21 @@ def test_coefficients_start_orthogonal():
     start = solve_gradient(SMALL, 2, 3, GradientOptions(steps=0)).coefficients
     for chosen in range(3):
         torch.testing.assert_close(start[:, chosen].T @ start[:, chosen], torch.eye(2), atol=1e-5, rtol=0)
+
+
+def test_learning_rate_and_clipping_are_the_published_ones(monkeypatch):
+    seen = []
+
+    class Spy(torch.optim.RMSprop):
+        def step(self, *args, **kwargs):
+            gradients = [parameter.grad.flatten() for parameter in self.param_groups[0]["params"]]
+            seen.append((self.param_groups[0]["lr"], float(torch.cat(gradients).norm())))
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "RMSprop", Spy)
+    solve_gradient(SMALL * 1000, 2, 2, GradientOptions(steps=402))
+    rates, norms = zip(*seen, strict=True)
+    assert rates[:200] == (0.1,) * 200
+    assert rates[200:400] == pytest.approx((0.01,) * 200)
+    assert rates[400:] == pytest.approx((0.001,) * 2)
+    assert max(norms) == pytest.approx(1.0, rel=1e-4)

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from helpers import CONV, CONV_ARGS, VIT, VIT_ARGS, perturbed, pictures, save_folder
+from helpers import CONV, CONV_ARGS, VIT, VIT_ARGS, network, perturbed, pictures, save_folder
 from safetensors.torch import save_file
 
 from recast_cli.engine.attach import attach, merge
@@ -63,3 +63,11 @@ def test_networks_whose_weights_fix_the_size_are_refused(name, args, tmp_path):
     for make in (merge, attach):
         with pytest.raises(RecastError, match="fix the image size"):
             make(base, None, 48)
+
+
+def test_a_size_at_which_the_network_cannot_run_is_refused():
+    model = network("edgenext_xx_small", {"num_classes": 3})
+    architecture = describe(model, {})
+    assert build(architecture, model.state_dict(), 64)(pictures(2, 64)).shape == (2, 3)
+    with pytest.raises(RecastError, match="8 px was asked for"):
+        build(architecture, model.state_dict(), 8)

@@ -4,21 +4,23 @@ import pytest
 import torch
 from helpers import draw_images
 
-from recast_cli.engine.adapt import AdaptOptions, adapt
+from recast_cli.engine.adapt import adapt
 from recast_cli.engine.base import load_base, save_base
 from recast_cli.engine.evaluate import predict
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.task import load_task
 
 
 @pytest.fixture
-def six(vit_base, tmp_path):
+def six(vit_base, judged_by_loss, tmp_path):
     """Six tasks with different classes on one base."""
     save_base(vit_base, tmp_path / "base")
     for number in range(6):
         classes = [f"c{place}" for place in range(2 + number % 3)]
         root = draw_images(tmp_path / f"data{number}", classes, 5, 16, seed=number)
         options = AdaptOptions(epochs=1, seed=number)
-        adapt(vit_base, root, f"t{number}", tmp_path / "tasks" / f"t{number}", options, device="cpu")
+        task = adapt(vit_base, root, f"t{number}", tmp_path / "tasks" / f"t{number}", options, device="cpu")
+        assert not torch.equal(task.vector, vit_base.vector)
     return tmp_path
 
 

@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from recast_cli.engine.adapt import AdaptOptions, adapt
+from recast_cli.engine.adapt import adapt
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.options import AdaptOptions
 
 OPTIONS = AdaptOptions(epochs=4, batch_size=8, seed=2)
+pytestmark = pytest.mark.usefixtures("judged_by_loss")
 FILES = ("coefficients.safetensors", "head.safetensors")
 
 
@@ -29,10 +31,12 @@ def kill_after(number):
 
 
 @pytest.fixture(scope="module")
-def whole(vit_base, data, tmp_path_factory):
+def whole(vit_base, data, judged_by_loss, tmp_path_factory):
     """The run that nobody killed."""
     folder = tmp_path_factory.mktemp("whole") / "tasks" / "t"
-    return run(vit_base, data, folder), folder
+    task = run(vit_base, data, folder)
+    assert task.record["metrics"]["best_epoch"] > 0
+    return task, folder
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 4])

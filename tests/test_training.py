@@ -7,7 +7,9 @@ import torch
 
 from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.images import Images
-from recast_cli.engine.train import Epoch, Recipe, State, train
+from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.run import augment
+from recast_cli.engine.train import Epoch, State, train
 
 module = importlib.import_module("recast_cli.engine.train")
 
@@ -38,8 +40,8 @@ def test_the_earliest_epoch_of_the_best_validation_is_kept(accuracies, best, set
     script = iter(accuracies)
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     states = [state]
-    recipe = Recipe(epochs=3, batch_size=4)
-    end = train(model, coefficients, state, drawn(8, 0), drawn(4, 1), data, recipe, None, states.append)
+    options = AdaptOptions(epochs=3, batch_size=4)
+    end = train(model, coefficients, state, drawn(8, 0), drawn(4, 1), data, options, None, states.append)
     assert [epoch.val_top1 for epoch in end.history] == [0.5, *accuracies]
     assert end.best_epoch == best
     for kept, there in zip(end.best, states[best].trained, strict=True):
@@ -59,8 +61,8 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
             return super().step(*args, **kwargs)
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
-    recipe = Recipe(epochs=2, batch_size=4, lr=0.5, head_lr=0.25)
-    train(model, coefficients, state, drawn(10, 0), drawn(4, 1), data, recipe)
+    options = AdaptOptions(epochs=2, batch_size=4, lr=0.5, head_lr=0.25)
+    train(model, coefficients, state, drawn(10, 0), drawn(4, 1), data, options)
     shares = [0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 6)).item()) for step in range(6)]
     assert [lr for lr, _ in seen] == pytest.approx([0.5 * share for share in shares])
     assert [lr for _, lr in seen] == pytest.approx([0.25 * share for share in shares])
@@ -78,15 +80,13 @@ def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
         return pixels
 
     monkeypatch.setattr(module, "augment", spy)
-    train(model, coefficients, state, images, drawn(4, 1), data, Recipe(epochs=2, batch_size=4))
+    train(model, coefficients, state, images, drawn(4, 1), data, AdaptOptions(epochs=2, batch_size=4))
     first, second = seen[:10], seen[10:]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
 
 
 def test_augmenting_depends_on_the_generator_alone():
-    from recast_cli.engine.run import augment
-
     pixels = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     once, again = (augment(pixels, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(once, again)
@@ -98,8 +98,6 @@ def test_augmenting_depends_on_the_generator_alone():
 
 
 def test_about_half_of_the_images_are_mirrored():
-    from recast_cli.engine.run import augment
-
     ramp = torch.linspace(0, 1, 16).expand(200, 3, 16, 16).contiguous()
     augmented = augment(ramp, torch.Generator().manual_seed(0))
     slopes = augmented[:, 0, 8, 12] - augmented[:, 0, 8, 3]

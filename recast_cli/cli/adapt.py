@@ -45,10 +45,11 @@ def adapt(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Teach a base a task: a few dozen coefficients and a classification head.
+    """Teach a base a task from a folder of images.
 
-    Images lie in <class>/<images>, or in train, val and test folders of such. Without a split they are cut
-    70/15/15. The epoch is chosen on validation; test is measured once, beside a linear probe.
+    What is learned is a few dozen coefficients and a classification head. Images lie in <class>/<images>, or in
+    train, val and test folders of such. Without a split they are cut 70/15/15. The epoch is chosen on validation;
+    test is measured once, beside a linear probe.
 
     \b
         recast adapt --task flowers

@@ -28,7 +28,7 @@ def inspect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Look inside a base, a task, several tasks, or any safetensors file.
+    """Look inside a base, tasks, or any safetensors file.
 
     A base: layout, savings, template diversity and entropy, coefficient similarity. A task: its coefficients
     beside the base's. Several tasks: how alike they are.
@@ -92,12 +92,12 @@ class Look:
 
 
 def look(item: str, workspace: Workspace, base: Path | None) -> Look:
-    """Open what `item` names: a file, a task's folder, or a task by name."""
+    """Open what `item` names: a task by name, a task's folder, or a file."""
     path = Path(item)
+    if item in workspace.task_names() or (path.name == item and path.suffix == "" and not path.exists()):
+        return look_at_task(workspace.task_folder(item), workspace, base)
     if path.is_dir():
         return look_at_task(path, workspace, base)
-    if path.suffix == "" and not path.exists() and "/" not in item:
-        return look_at_task(workspace.task_folder(item), workspace, base)
     header = read_header(path)
     metadata = read_metadata(path, header)
     if metadata is not None and metadata["kind"] == "base":

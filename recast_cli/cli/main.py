@@ -13,11 +13,10 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
-from typer.exceptions import Abort, TyperException
 
 from recast_cli import __version__
 from recast_cli.cli import adapt, demo, evaluate, inspect, mimic, predict
-from recast_cli.cli.output import Output
+from recast_cli.cli.output import Output, leave_pipe
 from recast_cli.engine.errors import RecastError
 
 
@@ -25,33 +24,37 @@ class Recast(TyperGroup):
     """The command group; turns every exception into one line on stderr and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        arguments = list(sys.argv[1:] if args is None else args)
+        arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
         try:
             code = super().main(arguments, *rest, **{**options, "standalone_mode": False})
         except Exception as error:
             code = report(error, debug="--debug" in arguments or bool(os.environ.get("RECAST_DEBUG")))
-        except KeyboardInterrupt:
-            code = interrupted()
+        except SystemExit as stop:
+            # Typer exits with 1 where the reader of --help has seen enough, and 1 means a missed threshold here
+            code = stop.code if not isinstance(stop.__context__, BrokenPipeError) else leave_pipe()
         sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            return interrupted()  # Typer would leave without a word
 
 
 def report(error: Exception, debug: bool) -> int:
     """Print one line for `error` (with `debug` its traceback first) and return the exit code."""
     output = Output()
-    if isinstance(error, (Abort, EOFError)):
+    if isinstance(error, (typer.Abort, EOFError)):
         return interrupted()
-    if isinstance(error, BrokenPipeError):
-        # the reader of our output has seen enough; keep the interpreter from writing to it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, RecastError):
         output.error(str(error))
         return 2
-    if isinstance(error, TyperException):
+    if hasattr(error, "format_message"):  # a usage error, whose class has another home in every version of Typer
         command = getattr(getattr(error, "ctx", None), "command_path", "recast")
-        output.error(f"{error.format_message().rstrip('.')}. See `{command} --help`.")
+        text = error.format_message()
+        output.error(f"{text if text.endswith(('.', '?')) else text + '.'} See `{command} --help`.")
         return 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         output.error("Out of memory. Take a smaller --batch-size or --image-size, or a machine with more.")
@@ -74,7 +77,6 @@ def interrupted() -> int:
 app = typer.Typer(
     cls=Recast,
     name="recast",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -24,7 +24,10 @@ Layouts = " | ".join(PAPER_LAYOUTS)
 
 
 def mimic(
-    source: Annotated[str, typer.Argument(help="timm name, hf-hub:org/name, weight file, or folder with config.json.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="timm name, hf-hub:org/name, weight file, or folder with config.json."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the base goes.")],
     architecture: Annotated[
         str | None, typer.Option(metavar="NAME", help="timm name of the network in a weight file.")
@@ -71,18 +74,18 @@ def mimic(
     from recast_cli.engine.files import check_writable
 
     check_writable(output)
-    for given in (source, weights):
-        if given and output.exists() and Path(given).exists() and output.samefile(given):
-            raise RecastError(f"{output} is the source itself", "Give the base another name.")
+    check_output(output, Path(source.removeprefix("local-dir:")), weights)
     options = solver_options(solver, loss=loss, noise=noise, steps=steps, lr=lr, seed=seed, kl=kl or None)
     from recast_cli.engine.base import save_base
     from recast_cli.engine.mimic import DTYPES
     from recast_cli.engine.mimic import mimic as make_base
     from recast_cli.engine.plan import plan_layout
+    from recast_cli.engine.run import choose_device
     from recast_cli.engine.source import open_source
 
     if dtype not in DTYPES:
         raise RecastError(f"--dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
+    choose_device(device)
     opened = open_source(source, architecture, weights)
     plan = plan_layout(
         opened.modules,
@@ -112,6 +115,13 @@ def mimic(
     base = save_base(base, output)
     value = summary(opened, base, time.perf_counter() - started, verification)
     out.result(value, lambda console: show(console, base, value))
+
+
+def check_output(output: Path, source: Path, weights: Path | None) -> None:
+    """Raise RecastError where the base would replace what it is made from: a file, or one in the source's folder."""
+    given = [*(source.iterdir() if source.is_dir() else [source]), *([weights] if weights else [])]
+    if output.exists() and any(file.exists() and output.samefile(file) for file in given):
+        raise RecastError(f"{output} is the source itself", "Give the base another name.")
 
 
 def solver_options(solver: str, **given: Any) -> SolverOptions:

@@ -34,23 +34,30 @@ class Output:
     def note(self, text: str) -> None:
         """A message for a person who watches."""
         if not self.quiet:
-            self.stderr.print(Text(text))
+            self.say(Text(text))
 
     def warn(self, text: str) -> None:
         """A warning; `--quiet` keeps it."""
-        self.stderr.print(Text.assemble(("warning: ", "yellow"), text))
+        self.say(Text.assemble(("warning: ", "yellow"), text))
 
     def error(self, text: str) -> None:
-        """The one line of an error; never wrapped, so that it stays one line in a log."""
+        """The one line of an error, never wrapped."""
         self.stderr.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+
+    def say(self, text: Text) -> None:
+        """A line on stderr, wrapped for a terminal; in a log it stays one line."""
+        self.stderr.print(text, soft_wrap=not self.stderr.is_terminal)
 
     def result(self, value: dict[str, Any], show: Callable[[Console], None]) -> None:
         """The result: `value` as JSON, or what `show` prints for people. Undefined numbers must be None."""
-        if self.as_json:
-            sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-        else:
-            show(self.stdout)
-        sys.stdout.flush()
+        try:
+            if self.as_json:
+                sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+            else:
+                show(self.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            leave_pipe()
 
     @contextmanager
     def progress(self) -> Iterator[Report | None]:
@@ -85,6 +92,12 @@ def plain_or_rich(stream: IO[str]) -> Console:
         emoji=False,
         markup=False,
     )
+
+
+def leave_pipe() -> int:
+    """Take it that the reader of stdout has seen enough: what is still to be written there goes nowhere; status 0."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def facts(rows: list[tuple[str, str]]) -> Table:

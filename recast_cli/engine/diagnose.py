@@ -83,10 +83,9 @@ def similarity(vectors: list[Tensor]) -> Matrix | None:
         return None
     flat = torch.stack([vector.reshape(-1).double() for vector in vectors])
     norms = flat.norm(dim=1)
-    products = flat @ flat.T
+    cosines = (flat @ flat.T / (norms[:, None] * norms)).clamp(-1, 1)
     return [
-        [float(products[i, j] / (norms[i] * norms[j])) if norms[i] * norms[j] > 0 else None for j in range(len(flat))]
-        for i in range(len(flat))
+        [float(cosines[i, j]) if norms[i] * norms[j] > 0 else None for j in range(len(flat))] for i in range(len(flat))
     ]
 
 

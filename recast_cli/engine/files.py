@@ -73,10 +73,14 @@ def to_json(value: Any) -> str:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write `tensors` and `metadata` (one JSON key) to a safetensors file, atomically."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {METADATA_KEY: to_json(metadata)})
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {METADATA_KEY: to_json(metadata)})
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -41,12 +41,14 @@ def mimic(
         progress: Called after every bank (exact) or step.
 
     Raises:
-        RecastError: The templates would not fit into memory.
+        RecastError: The templates would not fit into memory, or a weight is NaN or infinite.
     """
     check_memory(layout, copies=2 if options is None else 5)
     tensors, errors = dict(source.tensors), {}
     for number, bank in enumerate(layout.banks):
         weights = torch.stack([tensors.pop(f"{module}.weight").float() for module in bank.modules])
+        if not weights.isfinite().all():
+            raise RecastError(f"{source.name}: weights of {bank.name} are NaN or infinite", "Give a sound checkpoint.")
         solution = solve(weights, bank, layout, number, options, progress)
         stored = solution.templates.to(DTYPES[dtype])
         solution = Solution(stored.float(), solution.coefficients)

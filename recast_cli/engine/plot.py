@@ -1,7 +1,7 @@
 """Pictures of a base and of its tasks, after Figures 6, 9 and 10 of RECAST, as .png, .svg or one .html page.
 
-Everything is drawn on `Figure` objects of its own, never through pyplot: no global figure, no display. Equal input
-gives equal bytes with one version of matplotlib: no dates, fixed ids. Values that are None leave a gap or a grey cell.
+Drawn on `Figure` objects, never through pyplot: no global state, no display. Equal input gives equal bytes with one
+version of matplotlib. A value that is None is a gap in a curve, a grey cell in a heat map.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 import html
 import io
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.artist import Artist
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
 from recast_cli.engine.base import Base
 from recast_cli.engine.diagnose import BankDiagnosis, Matrix, ModuleChange
@@ -27,33 +26,34 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import atomic, check_writable
 
 SUFFIXES = (".png", ".svg", ".html")
-MOST_MAPS = 24
-MOST_LABELS = 16  # along one edge of a heat map
-WIDTH = 10.0  # inches
-GREY = "#666666"
+MOST_MAPS, WIDTH = 24, 10.0  # heat maps in a picture; its inches
 # Okabe and Ito's colours, told apart by colour-blind readers too; without yellow, which is faint on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = "os^Dv<>P"
-STYLE = {
+COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"), tuple("os^Dv<>P")
+# the user's matplotlibrc must not change what was laid out here; the backend is left alone, as nothing is shown
+STYLE: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"} | {
     "svg.hashsalt": "recast",  # the ids inside an SVG are random without it
     "text.parse_math": False,  # a $ in a name is a $
     "font.size": 9,
     "axes.titlesize": 9,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.1,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.formatter.useoffset": False,
+    "axes.prop_cycle": cycler(color=COLOURS * 8) + cycler(marker=MARKERS * 7),  # 56 lines look different
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5,
     "legend.frameon": False,
-    "image.cmap": "RdBu_r",
+    "legend.fontsize": 8,
 }
+CSS = """body{font:14px sans-serif;margin:2em auto;max-width:1000px}svg{width:100%;height:auto}
+table{border-collapse:collapse;margin:1em 0;font-size:12px;display:block;overflow-x:auto}caption{text-align:left}
+td,th{padding:2px 12px 2px 0;border-bottom:1px solid #ddd;text-align:right}:first-child{text-align:left}"""
 
-
-@dataclass(frozen=True)
-class Table:
-    """Numbers below the picture in HTML: a caption, names of columns, and cells as text."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
+Series = dict[str, list[BankDiagnosis]]
+"""Role and shape -> its banks."""
+Tasks = list[tuple[str, list[ModuleChange]]]
+"""Name of each task and what it changed."""
 
 
 class Map(NamedTuple):
@@ -65,91 +65,235 @@ class Map(NamedTuple):
 
 
 def plot_base(base: Base, banks: list[BankDiagnosis], path: Path) -> None:
-    """Curves over the groups, one per role and shape, and the coefficient similarity within each group.
-
-    Args:
-        base: Names roles and shapes.
-        banks: What `diagnose` found in it.
-        path: .png, .svg or .html.
+    """Curves over the groups, one line per role and shape, and the similarity of coefficients within each group.
 
     Raises:
-        RecastError: Another suffix, or no file can be put there.
+        RecastError: `path` ends in none of SUFFIXES, or no file can be put there.
     """
     check_picture(path)
     kinds = {bank.name: f"{bank.role}  {'×'.join(map(str, bank.shape))}" for bank in base.layout.banks}
-    series: dict[str, list[BankDiagnosis]] = {}
+    series: Series = {}
     for bank in banks:
         series.setdefault(kinds[bank.name], []).append(bank)
-    maps, width = choose_maps(series)
-    notes = []
-    if len(maps) > MOST_MAPS:
-        notes.append(f"+{len(maps) - MOST_MAPS} more groups with a similarity, not drawn.")
-        maps = maps[:MOST_MAPS]
-    if any(len(bank.modules) < 2 for bank in banks):
-        notes.append("Groups of one layer have no similarity between layers.")
-    if any(bank.frobenius is None for bank in banks):
-        notes.append("Groups of one template have no distance between templates.")
-    with clean_style():
-        per_row = max(1, min(len(series), int(110 / max(len(short(kind, 60)) + 6 for kind in series))))
-        heights = [2.5 + 0.2 * math.ceil(len(series) / per_row)]
-        if maps:
-            heights.append(grid_height(maps, width))
-        figure, parts = new_figure(heights, 0.6 + 0.2 * len(notes))
-        draw_curves(parts[0], series, per_row)
+    found, width = choose_maps(series)
+    maps = found[:MOST_MAPS]
+    notes = {
+        f"+{len(found) - len(maps)} more groups whose similarity is not drawn.": len(found) > len(maps),
+        "A group of one layer has no similarity between layers.": any(len(bank.modules) < 2 for bank in banks),
+        "A group of one template has no distance between templates.": any(bank.frobenius is None for bank in banks),
+    }
+    columns = ("group", "kind", "layers", "distance", "entropy", "largest error", "similarity between layers")
+    rows = []
+    for bank in banks:
+        numbers = map(number, (bank.frobenius, bank.entropy, bank.max_relative_error))
+        rows.append([bank.name, kinds[bank.name], str(len(bank.modules)), *numbers, span(bank.coefficient_similarity)])
+    with matplotlib.rc_context(STYLE):
+        heights = [2.5 + legend_size(list(series))[1], map_sizes(maps, width)[1]]
+        figure, parts = new_figure(heights, " ".join(note for note, wanted in notes.items() if wanted))
+        draw_curves(parts[0], series)
         if maps:
             draw_maps(parts[1], maps, width, "Cosine similarity of coefficients between the layers of a group")
-        add_notes(figure, notes)
-        layout = base.layout
-        title = f"{base.source}, layout {layout.name}: G = {layout.groups}, n = {layout.templates}, K = {layout.sets}"
-        save(figure, title, [base_table(banks, kinds)], path)
+        plan = base.layout
+        title = f"{base.source}, layout {plan.name}: G = {plan.groups}, n = {plan.templates}, K = {plan.sets}"
+        save(figure, title, [table("Groups", columns, rows)], path)
 
 
-def plot_tasks(tasks: list[tuple[str, list[ModuleChange]]], similarity: Matrix | None, path: Path) -> None:
-    """How far each module's coefficients moved from the base in each task, and how similar the tasks are.
-
-    Args:
-        tasks: Name and changes of one or more tasks of one base.
-        similarity: Between the tasks, in their order; None draws none.
-        path: .png, .svg or .html.
+def plot_tasks(tasks: Tasks, similarity: Matrix | None, path: Path) -> None:
+    """How far each module's coefficients moved from the base in each task, and `similarity` between the tasks.
 
     Raises:
-        RecastError: Another suffix, or no file can be put there.
+        RecastError: `path` ends in none of SUFFIXES, or no file can be put there.
     """
     check_picture(path)
+    names = [name for name, _ in tasks]
     modules = list(dict.fromkeys(change.module for _, changes in tasks for change in changes))
-    labels = [short(name, 32) for name, _ in tasks]
-    maps = [Map("", similarity, labels)] if similarity and len(tasks) > 1 else []
-    with clean_style():
-        # tasks stand above one another within the row of a module
-        row = min(0.5, 0.16 + 0.03 * len(tasks))
-        per_row = max(1, min(len(tasks), int(110 / (max(map(len, labels)) + 6))))
-        legend = 0.2 * math.ceil(len(tasks) / per_row) if len(tasks) > 1 else 0.0
-        heights = [min(60.0, max(1.8, 0.9 + row * len(modules)) + legend)]
-        if maps:
-            heights.append(grid_height(maps, 1))
-        figure, parts = new_figure(heights, 0.5)
-        draw_moves(parts[0], modules, tasks, per_row)
+    maps = [Map("", similarity, [short(name, 24) for name in names])] if similarity and len(tasks) > 1 else []
+    moved = [{change.module: change.moved for change in changes} for _, changes in tasks]
+    rows = [[module, *(number(each.get(module)) for each in moved)] for module in modules]
+    tables = [table("Distance of the coefficients from the base", ("module", *names), rows)]
+    if similarity and maps:
+        cells = [[name, *map(number, row)] for name, row in zip(names, similarity, strict=True)]
+        tables.append(table("Cosine similarity between the tasks", ("task", *names), cells))
+    with matplotlib.rc_context(STYLE):
+        rows_height = (0.16 + 0.03 * min(len(tasks), 12)) * len(modules)
+        heights = [min(60.0, max(1.5, 0.9 + rows_height) + legend_size(names)[1]), map_sizes(maps, 1)[1]]
+        figure, parts = new_figure(heights, "")
+        draw_moves(parts[0], modules, tasks)
         if maps:
             draw_maps(parts[1], maps, 1, "Cosine similarity between the tasks")
-        title = f"{labels[0]} beside its base" if len(tasks) == 1 else f"{len(tasks)} tasks beside their base"
-        save(figure, title, task_tables(modules, tasks, similarity if maps else None), path)
+        title = ", ".join(names) if len(names) < 4 else f"{len(names)} tasks"
+        save(figure, f"{title} beside the base", tables, path)
 
 
 def check_picture(path: Path) -> None:
     """Raise RecastError unless a picture can be written to `path`; called before any work."""
     if path.suffix.lower() not in SUFFIXES:
-        raise RecastError(
-            f"{path}: '{path.suffix}' is no format for a picture", "Give a name that ends in .png, .svg or .html."
-        )
+        raise RecastError(f"{path} does not name a kind of picture", "Let it end in .png, .svg or .html.")
     check_writable(path)
 
 
-class clean_style(matplotlib.RcParams):
-    """placeholder"""
+def new_figure(heights: list[float], note: str) -> tuple[Figure, list[SubFigure]]:
+    """A figure of parts below one another, `heights` inches each (0 for none), room for a title, and a note."""
+    heights = [height for height in heights if height]
+    figure = Figure(figsize=(WIDTH, sum(heights) + (0.6 if note else 0.4)), layout="constrained")
+    if note:
+        figure.supxlabel(note, fontsize=8, color="#666666")
+    return figure, list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
 
 
-def new_figure(heights: list[float], extra: float) -> tuple[Figure, list[SubFigure]]:
-    """A figure of parts below one another, `heights` inches each, and `extra` inches for title and notes."""
-    figure = Figure(figsize=(WIDTH, sum(heights) + extra), layout="constrained")
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
-    return figure, list(parts[:, 0])
+def draw_curves(part: SubFigure, series: Series) -> None:
+    """One panel a quantity, one line a role and shape, over the numbers of the groups."""
+    banks = [bank for each in series.values() for bank in each]
+    panels = {"frobenius": "Mean distance of templates (Frobenius)", "entropy": "Entropy of singular values (nats)"}
+    if any(bank.max_relative_error > 0 for bank in banks):
+        panels["max_relative_error"] = "Largest relative error of a layer"
+    for axis, (field, title) in zip(part.subplots(1, len(panels)), panels.items(), strict=True):
+        for line in series.values():
+            line = sorted(line, key=lambda bank: bank.group)
+            values = [math.nan if (value := getattr(bank, field)) is None else value for bank in line]
+            axis.plot([bank.group for bank in line], values, clip_on=False)
+        axis.set(title=title, xlabel="group", xlim=(0.5, max(bank.group for bank in banks) + 0.5))
+        axis.xaxis.set_major_locator(MaxNLocator(14, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axis.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+        if field == "max_relative_error":
+            axis.set_ylim(0, 1.08 * max(bank.max_relative_error for bank in banks))
+        if all(getattr(bank, field) is None for bank in banks):
+            axis.set_yticks([])
+            axis.text(0.5, 0.5, "undefined in every group", transform=axis.transAxes, ha="center", color="#666666")
+    draw_legend(part, axis, list(series))
+
+
+def draw_moves(part: SubFigure, modules: list[str], tasks: Tasks) -> None:
+    """A row a module, a dot a task; tasks stand a little above one another so that none hides another."""
+    axis = part.subplots()
+    places = {module: row for row, module in enumerate(modules)}
+    for place, (_, changes) in enumerate(tasks):
+        rows = [places[change.module] + 0.6 * ((place + 0.5) / len(tasks) - 0.5) for change in changes]
+        moved = [change.moved for change in changes]
+        if len(tasks) == 1:
+            axis.hlines(rows, 0, moved, color=COLOURS[0])
+        axis.plot(moved, rows, linestyle="none", clip_on=False)
+    for row in range(1, len(modules), 2):
+        axis.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", zorder=0, linewidth=0)
+    step = max(1, math.ceil(len(modules) / 300))
+    axis.set_yticks(range(0, len(modules), step), [short(module, 40) for module in modules[::step]], fontsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.set(ylim=(len(modules) - 0.5, -0.5), title="How far the coefficients moved from the base (Frobenius)")
+    axis.set_xlim(0, 1.02 * max((change.moved for _, changes in tasks for change in changes), default=0.0) or 1.0)
+    if len(tasks) > 1:
+        draw_legend(part, axis, [name for name, _ in tasks])
+
+
+def legend_size(names: Sequence[str]) -> tuple[int, float]:
+    """How many names stand side by side below a panel, and how high they all are in inches."""
+    fit = max(1, int(WIDTH / (0.6 + 0.065 * max(len(short(name, 48)) for name in names))))
+    rows = math.ceil(len(names) / fit)
+    return math.ceil(len(names) / rows), 0.19 * rows
+
+
+def draw_legend(part: SubFigure, axis: Axes, names: list[str]) -> None:
+    """The names of the lines of a panel, below it."""
+    labels = [" " * name.startswith("_") + short(name, 48) for name in names]  # matplotlib leaves out _names
+    part.legend(axis.get_lines(), labels, loc="outside lower center", ncols=legend_size(names)[0])
+
+
+def choose_maps(series: Series) -> tuple[list[Map], int]:
+    """All heat maps, role by role, and how many stand side by side: where it fits, a row begins with a role."""
+    maps = [
+        Map(bank.name, bank.coefficient_similarity, short_names(bank.modules))
+        for banks in series.values()
+        for bank in sorted(banks, key=lambda bank: bank.group)
+        if bank.coefficient_similarity is not None
+    ]
+    drawn = min(len(maps), MOST_MAPS)
+    largest = max((len(each.names) for each in maps[:drawn]), default=0)
+    long = any(len(each.title) > 23 for each in maps)
+    fits = 6 if largest <= 4 and not long else 4 if largest <= 8 else 3 if largest <= 16 else 2
+    lengths = {sum(bank.coefficient_similarity is not None for bank in banks) for banks in series.values()} - {0}
+    if len(lengths) == 1 and 1 < (length := lengths.pop()) <= fits:
+        return maps, min(length * (fits // length), drawn)
+    return maps, math.ceil(drawn / math.ceil(drawn / fits)) if drawn else 1
+
+
+def map_sizes(maps: list[Map], width: int) -> tuple[float, float]:
+    """Edge of a heat map, and height of a grid with `width` in a row, with all texts, in inches; 0 for no maps."""
+    text = 0.07 * max((len(name) for each in maps for name in each.names), default=0)
+    edge = max(0.9, 0.32 * max((len(each.names) for each in maps), default=0))
+    edge = min(WIDTH / width - text - 0.35, edge, 4.5)
+    return edge, math.ceil(len(maps) / width) * (edge + text + 0.4) + 0.9 if maps else 0.0
+
+
+def draw_maps(part: SubFigure, maps: list[Map], width: int, heading: str) -> None:
+    """Heat maps on one scale from -1 to 1; a grey cell is undefined."""
+    part.suptitle(heading, fontsize=9)
+    axes = part.subplots(math.ceil(len(maps) / width), width, squeeze=False).ravel()
+    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#cccccc")
+    for axis, (title, matrix, names) in zip(axes, maps, strict=False):
+        values = np.ma.masked_invalid(np.array(matrix, dtype=float))
+        mesh = axis.pcolormesh(values, cmap=colours, vmin=-1, vmax=1, edgecolors="white", linewidth=0.5)
+        step = math.ceil(0.12 * len(names) / map_sizes(maps, width)[0])
+        ticks = [place + 0.5 for place in range(0, len(names), step)]
+        flat = max(map(len, names)) * len(ticks) <= 14 * map_sizes(maps, width)[0]
+        axis.set_xticks(ticks, names[::step], fontsize=7, rotation=0 if flat else 90)
+        axis.set_yticks(ticks, names[::step], fontsize=7)
+        axis.tick_params(length=0, pad=2)
+        axis.spines[:].set_visible(False)
+        axis.set(aspect="equal", ylim=(len(names), 0))
+        axis.set_title(short(title, int(15 * WIDTH / width) - 2), fontsize=7.5)
+        for row, column in np.ndindex(values.shape) if len(names) <= 6 else ():
+            value = matrix[row][column]
+            text = "–" if value is None else f"{round(value, 2) + 0.0:.2f}"  # + 0.0 makes -0.0 a plain zero
+            ink = "white" if abs(value or 0.0) > 0.6 else "black"
+            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=ink)
+    for axis in axes[len(maps) :]:
+        axis.remove()
+    part.colorbar(mesh, ax=axes[: len(maps)], location="bottom", shrink=0.3, aspect=30, ticks=[-1, -0.5, 0, 0.5, 1])
+
+
+def short(name: str, limit: int) -> str:
+    """`name` in printable characters, with … inside where it is longer than `limit`."""
+    name = "".join(letter if letter.isprintable() else " " for letter in name).strip()
+    return name if len(name) <= limit else f"{name[: limit // 3]}…{name[len(name) - (limit - limit // 3 - 1) :]}"
+
+
+def short_names(modules: tuple[str, ...]) -> list[str]:
+    """Only the components in which modules of one role differ: blocks.0.attn.qkv, blocks.1.attn.qkv -> 0, 1."""
+    parts = [module.split(".") for module in modules]
+    differing = [place for place, each in enumerate(zip(*parts, strict=True)) if len(set(each)) > 1]
+    return [short(".".join(each[place] for place in differing), 12) for each in parts]
+
+
+def number(value: float | None) -> str:
+    """Four digits; a dash for None."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def span(matrix: Matrix | None) -> str:
+    """Lowest and highest similarity of two different layers; a dash where there is none."""
+    rows = matrix or []
+    values = [value for i, row in enumerate(rows) for value in row[:i] if value is not None]
+    return " to ".join(number(round(end, 2) + 0.0) for end in (min(values), max(values))) if values else "–"
+
+
+def table(caption: str, columns: Sequence[str], rows: list[list[str]]) -> str:
+    """A table in HTML."""
+    lines = ["".join(f"<th>{html.escape(short(cell, 80))}</th>" for cell in columns)]
+    lines += ["".join(f"<td>{html.escape(short(cell, 80))}</td>" for cell in row) for row in rows]
+    return f"<table><caption>{caption}</caption>\n<tr>" + "</tr>\n<tr>".join(lines) + "</tr>\n</table>"
+
+
+def save(figure: Figure, title: str, tables: list[str], path: Path) -> None:
+    """Write the picture in the format that the suffix names; the tables go into HTML only, below it."""
+    kind, page = path.suffix.lower()[1:], io.BytesIO()
+    if kind != "html":  # there the title is text of the page
+        figure.suptitle(short(title, 100), fontsize=11)
+    nothing = {"Software": None} if kind == "png" else dict.fromkeys(("Date", "Creator", "Type", "Format"))
+    with atomic(path) as temporary:
+        figure.savefig(page, format="png" if kind == "png" else "svg", dpi=150, metadata=nothing)
+        content = page.getvalue()
+        if kind == "html":
+            title, svg = html.escape(short(title, 200)), content.decode().partition("<svg")[2]
+            start = f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            start += f'<style>{CSS}</style></head>\n<body><h1>{title}</h1>\n<svg role="img" aria-label="{title}"'
+            content = "\n".join([start + svg, *tables, "</body></html>\n"]).encode()
+        temporary.write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ def save(folder: Path, identity: dict[str, Any], state: State) -> None:
         "optimizer": state.optimizer,
         "history": [asdict(epoch) for epoch in state.history],
     }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with atomic(folder / FILE) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())  # a full disk is an OSError here, as everywhere
 
 
 def load(folder: Path, identity: dict[str, Any]) -> State | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.files import read_tensors, tensors_digest
+from recast_cli.engine.files import read_metadata, read_tensors, tensors_digest
 from recast_cli.engine.network import Architecture, check_name, describe, find_modules, load, quiet
 from recast_cli.engine.plan import Modules
 
@@ -207,6 +207,8 @@ def modules_by_name(tensors: dict[str, Tensor]) -> Modules:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a weight file; pickles through `weights_only=True` alone, training wrappers taken off."""
     if path.suffix == ".safetensors":
+        if metadata := read_metadata(path):
+            raise RecastError(f"{path} is a {metadata['kind']} file of recast, not a checkpoint", "Give its source.")
         tensors = read_tensors(path)
     else:
         if not path.is_file():

@@ -146,10 +146,8 @@ def read_part(path: Path, kind: str, base_id: str) -> dict[str, Tensor]:
     found = metadata["kind"] if metadata else "safetensors"
     if metadata is None or found != kind:
         raise RecastError(f"{path} is a {found} file, and a task's {kind} are wanted here", "Restore the right file.")
-    if metadata["base_id"] != base_id:
-        raise RecastError(
-            f"{path} belongs to base {metadata['base_id']}, the task's record to {base_id}", "Restore it."
-        )
+    if (bound := metadata.get("base_id")) != base_id:
+        raise RecastError(f"{path} belongs to base {bound}, the task's record to {base_id}", "Restore it.")
     return read_tensors(path)
 
 

@@ -1,0 +1,59 @@
+"""Help: complete, with examples, and without torch."""
+
+import subprocess
+import sys
+
+import pytest
+from cli_helpers import ROOT, recast
+from typer.testing import CliRunner
+
+from recast_cli.cli.main import app
+
+COMMANDS = ("mimic", "adapt", "eval", "predict", "inspect", "demo")
+
+WITHOUT_TORCH = """
+import sys
+from typer.testing import CliRunner
+from recast_cli.cli.main import app
+for command in [[], {commands}]:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0, result.output
+print({{"torch", "timm", "torchvision", "matplotlib", "numpy"}} & set(sys.modules))
+"""
+
+
+def test_no_help_imports_torch():
+    code = WITHOUT_TORCH.format(commands=", ".join(f"['{command}']" for command in COMMANDS))
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stderr == ""
+    assert result.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_the_commands_are_listed_in_the_order_of_their_use(arguments):
+    result = recast(*arguments)
+    assert result.exit_code == 0
+    places = [result.stdout.index(f"\n  {command}") for command in COMMANDS]
+    assert places == sorted(places)
+    assert "..." not in result.stdout.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_examples_and_the_common_options(command):
+    text = recast(command, "--help").stdout
+    assert text.count(f"      recast {command}") >= 2
+    for option in ("--json", "--quiet", "--debug", "--help"):
+        assert option in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("width", [50, 80, 100])
+def test_help_fits_its_width_but_for_examples(command, width):
+    result = CliRunner().invoke(app, [command, "--help"], terminal_width=width)
+    assert max(len(line) for line in result.stdout.splitlines() if "      recast " not in line) <= width
+
+
+def test_version():
+    result = recast("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("recast-cli ")

@@ -1,0 +1,90 @@
+"""`recast` as a real process: pipes, terminals, colours and readers that leave early."""
+
+import json
+import os
+import pty
+
+import pytest
+from cli_helpers import QUICK, finished, process
+
+pytest_plugins = ["cli_fixtures"]
+
+ESCAPE = "\x1b"
+
+
+def on_terminal(*arguments, **variables):
+    """Run `recast` with a pseudo-terminal for stdout and stderr: exit status and all that was shown."""
+    ours, theirs = pty.openpty()
+    running = process(*arguments, stdout=theirs, stderr=theirs, variables={"TERM": "xterm-256color", **variables})
+    os.close(theirs)
+    shown = b""
+    while part := read(ours):
+        shown += part
+    os.close(ours)
+    return running.wait(timeout=120), shown.decode()
+
+
+def read(handle):
+    try:
+        return os.read(handle, 65536)
+    except OSError:  # how Linux says that the other side is closed
+        return b""
+
+
+def test_a_pipeline_gets_json_on_stdout_and_plain_messages_on_stderr(fresh):
+    code, stdout, stderr = finished("adapt", "--task", "colours", "--json", *QUICK)
+    assert code == 0
+    assert json.loads(stdout)["task"] == "colours"
+    assert stdout.count("\n") == 1
+    assert [line.split()[:2] for line in stderr.splitlines()] == [["epoch", "0"], ["epoch", "1"]]
+    assert ESCAPE not in stdout + stderr
+
+
+def test_colours_and_bars_are_for_terminals(fresh):
+    code, shown = on_terminal("adapt", "--task", "colours", *QUICK)
+    assert code == 0
+    assert ESCAPE in shown
+    assert "test top-1" in shown
+
+
+def test_no_color_on_a_terminal(fresh):
+    code, shown = on_terminal("adapt", "--task", "colours", *QUICK, NO_COLOR="1")
+    assert code == 0
+    assert ESCAPE not in shown
+    assert "epoch  1" in shown
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}])
+def test_an_error_is_one_plain_line_for_a_pipe(variables):
+    code, stdout, stderr = finished("inspect", "missing.safetensors", variables=variables)
+    assert (code, stdout) == (2, "")
+    assert stderr == "error: missing.safetensors does not exist. Check the path.\n"
+
+
+def test_an_error_is_red_on_a_terminal_and_plain_without_colours():
+    assert ESCAPE in on_terminal("inspect", "missing.safetensors")[1]
+    assert on_terminal("inspect", "missing.safetensors", NO_COLOR="1") == (
+        2,
+        "error: missing.safetensors does not exist. Check the path.\r\n",
+    )
+
+
+INSPECT = ("inspect", "model.safetensors")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), INSPECT, (*INSPECT, "--json")])
+def test_a_reader_that_leaves_early_is_no_error(arguments, vit_folder):
+    reader, writer = os.pipe()
+    os.close(reader)
+    running = process(*arguments, stdout=writer, cwd=vit_folder)
+    os.close(writer)
+    assert running.communicate(timeout=120)[1] == ""
+    assert running.returncode == 0
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60])
+def test_narrow_terminals_lose_nothing(columns, vit_folder):
+    code, stdout, _ = finished(*INSPECT, cwd=vit_folder, variables={"COLUMNS": str(columns)})
+    assert code == 0
+    assert max(map(len, stdout.splitlines())) <= columns
+    assert "…" not in stdout
