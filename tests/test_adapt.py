@@ -101,6 +101,20 @@ def test_the_best_epoch_is_the_earliest_with_the_best_validation(task):
     assert task[0].record["metrics"]["linear_probe_val_top1"] == accuracies[0]
 
 
+def test_the_task_is_what_the_best_epoch_ended_with(vit_base, data, tmp_path, monkeypatch):
+    states = []
+    monkeypatch.setattr("recast_cli.engine.resume.save", lambda folder, identity, state: states.append(state))
+    accuracies = iter([0.5, 0.75, 0.75])
+    monkeypatch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: next(accuracies))
+    task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", OPTIONS, device="cpu")
+    assert task.record["metrics"]["best_epoch"] == 2
+    *coefficients, weight, bias = states[1].trained
+    assert torch.equal(task.vector, torch.cat([tensor.flatten() for tensor in coefficients]))
+    assert torch.equal(task.weight, weight)
+    assert torch.equal(task.bias, bias)
+    assert not torch.equal(task.weight, states[2].trained[-2])
+
+
 def accuracy_by_hand(base, task, data, paths):
     """Top-1 of the merged network, one picture at a time."""
     architecture = base.known_architecture()
@@ -130,7 +144,10 @@ def test_recorded_accuracies_are_those_of_the_merged_network(task, vit_base, dat
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_the_linear_probe_is_measured_on_the_same_images(part, vit_base, data, tmp_path, monkeypatch):
     monkeypatch.setattr("recast_cli.engine.adapt.fit_probe", fit_probe)
-    task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(epochs=1), device="cpu")
+    monkeypatch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: 2.0)  # a spoilt task wins over it
+    options = AdaptOptions(epochs=1, batch_size=4, lr=3.0, head_lr=50.0)
+    task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", options, device="cpu")
+    assert task.record["metrics"]["test_top1"] < task.record["metrics"]["linear_probe_test_top1"]
     split, architecture = split_folder(data), vit_base.known_architecture()
     model = merge(vit_base)
 

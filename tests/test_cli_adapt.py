@@ -111,7 +111,7 @@ def test_unreadable_images_are_left_out_counted_and_named(fresh):
     result = recast("adapt", "--task", "colours", *QUICK)
     assert result.exit_code == 0
     warning = next(line for line in result.stderr.splitlines() if line.startswith("warning: "))
-    assert "2 images could not be read" in warning
+    assert "left out 2 images that could not be read" in warning
     assert "blue/000.png" in warning
     assert "red/003.png" in warning
     assert recast_json("adapt", "--task", "colours", *QUICK)["skipped_images"] == 2

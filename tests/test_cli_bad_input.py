@@ -260,6 +260,12 @@ def test_image_folders_that_cannot_be_learned_from(ready):
     assert "no train folder" in adapt_with("no-train")
 
 
+def test_a_name_that_is_not_utf8(ready):
+    draw_images(ready / "latin", count=4)
+    os.rename("latin/red/000.png", b"latin/red/caf\xe9.png")
+    assert "not UTF-8" in adapt_with("latin")
+
+
 def test_not_one_readable_image(ready):
     draw_images(ready / "bad", count=4)
     for path in (ready / "bad").rglob("*.png"):

@@ -99,9 +99,7 @@ def test_the_sources_own_classifier(ready):
     assert each.keys() == TASK_KEYS
     assert (each["task"], each["split"], each["images"]) == (None, "data", 8)
     assert each["per_class"].keys() == {"0", "3"}
-    assert (
-        recast("eval", "--base", "base.safetensors", "--data", "numbered").stdout.splitlines()[1].startswith("source")
-    )
+    assert "\nsource " in recast("eval", "--base", "base.safetensors", "--data", "numbered").stdout
 
 
 @pytest.mark.parametrize(
@@ -128,6 +126,6 @@ def test_a_single_bad_image_is_left_out_and_named(ready):
     (ready / "new" / "red" / "001.png").write_text("no picture")
     result = recast("eval", "--task", "colours", "--data", "new")
     assert result.exit_code == 0
-    assert result.stderr == "warning: 1 images could not be read and were left out: red/001.png\n"
+    assert result.stderr == "warning: left out 1 image that could not be read: red/001.png\n"
     assert recast_json("eval", "--task", "colours", "--data", "new")["tasks"][0]["skipped_images"] == 1
     assert "red/001.png" in refused("eval", "--task", "colours", "--data", "new", "--on-bad-image", "fail")

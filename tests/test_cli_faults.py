@@ -17,10 +17,8 @@ def fail(error):
 
 def test_a_bug_is_one_line(ready, monkeypatch):
     monkeypatch.setattr("recast_cli.engine.base.load_base", fail(ZeroDivisionError("division\nby zero")))
-    line = refused("eval", "--all", code=3)
-    assert (
-        line == "error: ZeroDivisionError: division by zero. This is a bug of recast; --debug shows where it happened."
-    )
+    bug = "error: ZeroDivisionError: division by zero. This is a bug of recast; --debug shows where it happened."
+    assert refused("eval", "--all", code=3) == bug
 
 
 def test_memory_that_runs_out_is_said_in_words(ready, monkeypatch):

@@ -36,6 +36,10 @@ def test_images_that_cannot_be_read_are_named_after_the_others_and_exit_with_2(r
     assert second.startswith("error: missing.png does not exist")
 
 
+def test_a_folder_is_no_image(ready):
+    assert refused("predict", "--task", "colours", "data") == "error: data is a folder. Give image files."
+
+
 def test_without_any_readable_image_there_is_no_result(ready):
     assert "missing.png does not exist" in refused("predict", "--task", "colours", "missing.png", "--json")
 

@@ -3,9 +3,14 @@
 import json
 import os
 import pty
+import shlex
+import subprocess
+import sys
 
 import pytest
-from cli_helpers import QUICK, finished, process
+import torch
+from cli_helpers import QUICK, ROOT, finished, process
+from safetensors.torch import save_file
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -80,6 +85,28 @@ def test_a_reader_that_leaves_early_is_no_error(arguments, vit_folder):
     os.close(writer)
     assert running.communicate(timeout=120)[1] == ""
     assert running.returncode == 0
+
+
+def test_closed_streams_are_no_error(vit_folder):
+    command = shlex.join([sys.executable, "-m", "recast_cli", *INSPECT])
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for closed, status in ((">&-", 0), ("2>&-", 0), (">&- 2>&-", 0), ("missing.safetensors >&- 2>&-", 2)):
+        result = subprocess.run(f"{command} {closed}", shell=True, cwd=vit_folder, env=environment, capture_output=True)
+        assert (result.returncode, result.stderr) == (status, b"")
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_names_outside_the_encoding_of_stdout_are_no_error(flags, tmp_path):
+    save_file({"größe": torch.zeros(2, 3)}, tmp_path / "größe.safetensors")
+    code, stdout, _ = finished("inspect", "größe.safetensors", *flags, variables={"PYTHONIOENCODING": "ascii"})
+    assert code == 0
+    assert "e.safetensors" in stdout
+    assert not flags or json.loads(stdout)["tensors"][0]["name"] == "größe"
+
+
+def test_no_line_ends_in_blanks(vit_folder):
+    lines = finished(*INSPECT, cwd=vit_folder)[1].splitlines()
+    assert lines == [line.rstrip() for line in lines]
 
 
 @pytest.mark.parametrize("columns", [20, 40, 60])

@@ -22,7 +22,9 @@ from recast_cli.engine.source import open_source
 @pytest.fixture(scope="module")
 def task(vit_base, data, weak_probe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("home") / "tasks" / "colours"
-    return adapt(vit_base, data, "colours", folder, AdaptOptions(epochs=1, head_lr=0.05), device="cpu")
+    task = adapt(vit_base, data, "colours", folder, AdaptOptions(epochs=3, batch_size=8, head_lr=0.05), device="cpu")
+    assert not torch.allclose(task.vector, vit_base.vector, atol=1e-2)
+    return task
 
 
 @pytest.fixture(scope="module")

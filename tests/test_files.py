@@ -172,6 +172,14 @@ def test_digests_depend_on_names_types_shapes_and_bytes(tmp_path):
     assert tensors_digest({"a": value.reshape(2, 3).T}) == tensors_digest({"a": value.reshape(2, 3).T.contiguous()})
 
 
+def test_one_element_with_any_stride_has_the_same_digest():
+    column = torch.arange(12.0).reshape(3, 4)[1:2, 2:3]
+    assert column.stride() == (4, 1)
+    for strided in (column, column.T, torch.arange(12.0)[6::12]):
+        expected = strided.flatten().tolist()
+        assert tensors_digest({"a": strided}) == tensors_digest({"a": torch.tensor(expected).reshape(strided.shape)})
+
+
 def test_file_digest_is_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -67,7 +67,7 @@ def test_savings_are_the_papers_formula():
     assert layout.templates == count
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(layouts(most_layers=3))
 def test_degrees_of_freedom_are_the_rank_of_the_jacobian(layout):
     templates = random_templates(layout, 12)

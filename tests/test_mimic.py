@@ -47,6 +47,9 @@ def test_equal_calls_give_equal_files(vit_source, vit_base, tmp_path):
 def test_the_id_depends_on_layout_and_weights(vit_source, vit_base):
     other = mimic(vit_source, plan_layout(vit_source.modules, groups=4))
     assert other.base_id != vit_base.base_id
+    # the same tensors in another order of banks would read a task's vector wrongly
+    turned = dataclasses.replace(vit_base.layout, banks=vit_base.layout.banks[::-1])
+    assert mimic(vit_source, turned).base_id != vit_base.base_id
     tensors = dict(vit_source.tensors)
     tensors["head.bias"] = tensors["head.bias"] + 1e-6
     nudged = mimic(dataclasses.replace(vit_source, tensors=tensors), vit_base.layout)
@@ -92,6 +95,18 @@ def test_other_solvers_record_what_they_were_given(options, vit_source, vit_base
     for module, error in base.errors.items():
         mixed, source = base.state()[f"{module}.weight"].double(), vit_source.tensors[f"{module}.weight"].double()
         assert error["relative_error"] == pytest.approx(float((mixed - source).norm() / source.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+def test_one_template_for_all_layers(sets, vit_source, tmp_path):
+    base = mimic(vit_source, plan_layout(vit_source.modules, groups=1, templates=1, sets=sets))
+    assert base.layout.coefficients == 12 * sets
+    save_base(base, tmp_path / "base")
+    loaded = load_base(tmp_path / "base")
+    assert torch.equal(loaded.vector, base.vector)
+    for name in base.layout.modules:
+        factor = base.coefficients(name).mean()
+        torch.testing.assert_close(loaded.state()[f"{name}.weight"], factor * base.templates(base.layout.banks[0])[0])
 
 
 def test_the_source_is_left_alone(vit_source):

@@ -25,7 +25,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(names, anything, max_size=4), st.dictionaries(st.text(max_size=6), values, max_size=3))
 def test_tensors_and_metadata(tensors, extra):
     given_tensors = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}

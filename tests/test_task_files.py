@@ -21,6 +21,8 @@ def task(vit_base, tmp_path):
     """The folder of a task of two classes that was never trained."""
     record = {
         "format": FORMAT_VERSION,
+        "data": "data/t",
+        "format": FORMAT_VERSION,
         "name": "t",
         "base_id": vit_base.base_id,
         "classes": ["ä", "b"],

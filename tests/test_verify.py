@@ -25,13 +25,15 @@ def test_an_exact_base_agrees_in_everything(kind, request, data):
 
 @torch.no_grad()
 def test_a_lossy_base_is_measured_as_it_is(vit_source, data):
-    base = mimic(vit_source, plan_layout(vit_source.modules, groups=2, templates=2, sets=1))
+    patterns = ["blocks.*.attn.*", "blocks.*.mlp.*"]
+    base = mimic(vit_source, plan_layout(vit_source.modules, patterns=patterns, groups=1, templates=1))
     found = verify(vit_source, base, data, device="cpu")
     config = base.known_architecture().data
     names = list_classes(data)
     images = normalise(decode(data, list_items(data, "", names, names), config).pixels, config)
     models = build(base.known_architecture(), vit_source.tensors), merge(base)
     agreement = (models[0](images).argmax(1) == models[1](images).argmax(1)).double().mean()
+    assert agreement < 1
     assert found.agreement == pytest.approx(float(agreement))
     outputs = {}
     for model in models:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, Debug, Device, Json, OnBadImage, Quiet
-from recast_cli.cli.output import Output, facts, percent
+from recast_cli.cli.output import Output, facts, left_out, percent
 from recast_cli.engine.errors import RecastError
 from recast_cli.workspace import Workspace, find_workspace
 
@@ -94,10 +94,8 @@ def adapt(
         learned = learn(
             loaded, images, task, folder, options, device=device, restart=restart, progress=progress, on_epoch=on_epoch
         )
-    skipped = learned.record["skipped_images"]
-    if skipped:
-        named = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
-        out.warn(f"{len(skipped)} images could not be read and were left out: {named}")
+    if skipped := learned.record["skipped_images"]:
+        out.warn(left_out(skipped))
     value = summary(learned, folder)
     out.result(value, lambda console: show(console, value))
 
@@ -145,6 +143,7 @@ def summary(task: Task, folder: Path) -> dict[str, Any]:
 
 def show(console: Console, value: dict[str, Any]) -> None:
     """The same for people."""
+    unmoved = "" if value["best_epoch"] else ": no epoch beat the linear probe, so the coefficients are the base's"
     gain = 100 * (value["test_top1"] - value["linear_probe_test_top1"])
     rows = [
         ("task", f"{value['task']}  (base {value['base_id'][:8]})"),
@@ -154,7 +153,7 @@ def show(console: Console, value: dict[str, Any]) -> None:
             f"{percent(value['test_top1'])}  ({gain:+.1f} points on the linear probe's "
             f"{percent(value['linear_probe_test_top1'])})",
         ),
-        ("val top-1", f"{percent(value['val_top1'])}  at epoch {value['best_epoch']} of {value['epochs']}"),
+        ("val top-1", f"{percent(value['val_top1'])}  at epoch {value['best_epoch']} of {value['epochs']}{unmoved}"),
         ("files", str(Path(value["files"][0]).parent)),
         ("seconds", f"{value['seconds']:.1f}  on {value['device']}"),
     ]

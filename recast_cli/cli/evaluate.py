@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, Debug, Device, Json, OnBadImage, Quiet
-from recast_cli.cli.output import Output, columns, percent
+from recast_cli.cli.output import Output, columns, left_out, percent
 from recast_cli.engine.errors import RecastError
 from recast_cli.workspace import find_workspace
 
@@ -90,8 +90,7 @@ def evaluate(
             ]
     for each in found:
         if each.skipped:
-            named = ", ".join(each.skipped[:5]) + (" …" if len(each.skipped) > 5 else "")
-            out.warn(f"{len(each.skipped)} images could not be read and were left out: {named}")
+            out.warn(left_out(each.skipped))
     value = summary(loaded.base_id, found, fail_under)
     out.result(value, lambda console: show(console, value))
     if value["passed"] is False:
@@ -153,9 +152,9 @@ def show(console: Console, value: dict[str, Any]) -> None:
         table.add_row("mean", "", "", percent(value["mean_top1"]), "")
     console.print(table)
     for each in value["tasks"]:
-        classes = {name: top1 for name, top1 in each["per_class"].items() if top1 is not None}
-        weakest = sorted(classes.items(), key=lambda item: item[1])[: 5 if len(value["tasks"]) == 1 else 0]
-        if weakest and weakest[0][1] < 1:
+        imperfect = [(name, top1) for name, top1 in each["per_class"].items() if top1 is not None and top1 < 1]
+        weakest = sorted(imperfect, key=lambda item: item[1])[: 5 if len(value["tasks"]) == 1 else 0]
+        if weakest:
             console.print()
             console.print("weakest classes: " + ", ".join(f"{name} {percent(top1)}" for name, top1 in weakest))
         if weakest and each["confused"]:

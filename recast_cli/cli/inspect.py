@@ -280,7 +280,8 @@ def show_task(console: Console, value: dict[str, Any]) -> None:
     if value["banks"] is None:
         console.print("Its base is not here; give it with --base FILE to see the coefficients by module.")
         return
-    table = columns("module", "coefficients (mean of the sets)", "base", "moved")
+    console.print("Coefficients, averaged over the sets:")
+    table = columns("module", "task", "base", "moved")
     for module in (module for bank in value["banks"] for module in bank["modules"]):
         sets = [module["coefficients"], module["base"]]
         means = [" ".join(f"{sum(column) / len(rows):+.3f}" for column in zip(*rows, strict=True)) for rows in sets]

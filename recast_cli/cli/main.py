@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -120,4 +121,8 @@ app.command("demo")(demo.demo)
 
 def main() -> None:
     """Entry point of the console script."""
+    # a stream that was closed (`>&-`) is None here; what is written there goes nowhere
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a file name in another encoding is shown
     app()

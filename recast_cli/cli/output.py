@@ -52,9 +52,11 @@ class Output:
         """The result: `value` as JSON, or what `show` prints for people. Undefined numbers must be None."""
         try:
             if self.as_json:
-                sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+                sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
             else:
-                show(self.stdout)
+                with self.stdout.capture() as shown:
+                    show(self.stdout)
+                sys.stdout.writelines(line.rstrip() + "\n" for line in shown.get().splitlines())
             sys.stdout.flush()
         except BrokenPipeError:
             leave_pipe()
@@ -116,6 +118,13 @@ def columns(*names: str) -> Table:
     for place, name in enumerate(names):
         table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
     return table
+
+
+def left_out(paths: list[str]) -> str:
+    """How many images could not be read, and the names of the first five."""
+    count = f"{len(paths)} image{'s' if len(paths) > 1 else ''}"
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return f"left out {count} that could not be read: {', '.join(paths[:5])}{more}"
 
 
 def percent(share: float | None) -> str:

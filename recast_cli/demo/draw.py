@@ -1,24 +1,26 @@
 """Draw the demo's pictures: a labelled pretraining pool and the small image folders of two demo tasks.
 
-Every picture is a ground (two colours mixed by a pattern) with, on most of them, one figure laid over it. All random
-choices come from a seeded NumPy generator, so one seed gives the same pixels every time.
+Every picture is a figure of one pattern on a ground of another, in random colours and poses, with pixel noise. All
+random choices come from a seeded NumPy generator, so one seed gives the same pixels every time.
 
-The demo tasks share nothing with the pretraining labels but the way pictures are made: ``letters`` asks for letters
-where pretraining had solid figures and digits, ``textures`` asks for patterns that pretraining never drew. No class is
-the mirror image of another, so horizontal flips are a safe augmentation for both.
+The demo's tasks ask for what pretraining had no name for: ``textures`` are grounds of patterns that it never drew,
+``inks`` are finer shades than its hues, in letters that it never drew. Both are noisier than anything in it. No class
+is the mirror image of another, so horizontal flips are a safe augmentation.
 """
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Array = NDArray[np.floating]
+T = TypeVar("T")
 Strokes = list[Array]  # each an [n, 2] array of (x, y) points, x to the right and y downwards, within [-1, 1]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,31 +38,26 @@ def _arc(x: float, y: float, radius: float, start: float, end: float) -> Array:
     return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
 
 
-def _regular(corners: int, inner: float = 1.0) -> Array:
-    """A regular polygon with one corner up; ``inner`` < 1 pulls every second point in, which makes a star."""
+def _star(corners: int, inner: float) -> Array:
+    """A star with one corner up, its notches at this share of the radius; cos(pi / corners) makes it a polygon."""
     angle = np.pi * np.arange(2 * corners) / corners - np.pi / 2
-    radius = np.where(np.arange(2 * corners) % 2 == 0, 1.0, inner * (np.cos(np.pi / corners) if inner == 1.0 else 1.0))
+    radius = np.where(np.arange(2 * corners) % 2 == 0, 1.0, inner)
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
 _TURN = np.linspace(0, 2 * np.pi, 32)
+_LOBES = -(13 * np.cos(_TURN) - 5 * np.cos(2 * _TURN) - 2 * np.cos(3 * _TURN) - np.cos(4 * _TURN)) / 16
 
 OUTLINES: dict[str, Array] = {
     "disc": _arc(0, 0, 0.9, 0, 360),
     "square": _points((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)),
-    "triangle": _regular(3),
-    "pentagon": _regular(5),
-    "star": _regular(5, inner=0.42),
-    "sparkle": _regular(4, inner=0.35),
+    "triangle": _star(3, np.cos(np.pi / 3)),
+    "pentagon": _star(5, np.cos(np.pi / 5)),
+    "star": _star(5, 0.42),
+    "sparkle": _star(4, 0.35),
     "crescent": np.concatenate([_arc(0, 0, 1, 40, 320), _arc(0.45, 0, 0.72, 295, 65)]),
     "half disc": _arc(0, -0.45, 1, 0, 180),
-    "heart": np.stack(
-        [
-            np.sin(_TURN) ** 3,
-            -(13 * np.cos(_TURN) - 5 * np.cos(2 * _TURN) - 2 * np.cos(3 * _TURN) - np.cos(4 * _TURN)) / 16,
-        ],
-        axis=1,
-    ),
+    "heart": np.stack([np.sin(_TURN) ** 3, _LOBES], axis=1),
     "arrow": _points((0, -1), (0.9, 0), (0.35, 0), (0.35, 1), (-0.35, 1), (-0.35, 0), (-0.9, 0)),
 }
 
@@ -82,36 +79,25 @@ LETTERS: dict[str, Strokes] = {
     "H": [_points((-0.6, -1), (-0.6, 1)), _points((0.6, -1), (0.6, 1)), _points((-0.6, 0), (0.6, 0))],
     "K": [_points((-0.6, -1), (-0.6, 1)), _points((0.6, -1), (-0.6, 0.1), (0.6, 1))],
     "M": [_points((-0.8, 1), (-0.7, -1), (0, 0.3), (0.7, -1), (0.8, 1))],
-    "P": [_points((-0.5, 1), (-0.5, -1), *_arc(0.05, -0.45, 0.55, 270, 450).tolist(), (-0.5, 0.1))],
-    "R": [
-        _points((-0.5, 1), (-0.5, -1), *_arc(0.05, -0.45, 0.55, 270, 450).tolist(), (-0.5, 0.1)),
-        _points((0, 0.1), (0.6, 1)),
-    ],
     "T": [_points((-0.8, -1), (0.8, -1)), _points((0, -1), (0, 1))],
     "Y": [_points((-0.7, -1), (0, 0), (0.7, -1)), _points((0, 0), (0, 1))],
 }
 
 
-def _mask(
-    rng: np.random.Generator, size: int, name: str, scales: tuple[float, float], pen: float, tilt: float, wobble: float
-) -> Array:
-    """One figure in a random pose, as coverage in [0, 1], shape [size, size].
-
-    ``scales`` bounds half the figure's height, in units of the picture's side. ``pen`` is a stroke's width and
-    ``wobble`` the jitter of its points, both in units of half the figure's height. ``tilt`` is the largest rotation,
-    in degrees.
-    """
+def _mask(rng: np.random.Generator, size: int, name: str) -> Array:
+    """One figure in a random pose, as coverage in [0, 1], shape [size, size]."""
     strokes = [OUTLINES[name]] if name in OUTLINES else (SYMBOLS | LETTERS)[name]
-    scale = rng.uniform(*scales)
-    angle = np.radians(rng.uniform(-tilt, tilt))
+    pen = rng.uniform(0.3, 0.5)  # the width of a stroke, in units of half the figure's height
+    scale = rng.uniform(0.3, 0.42)  # half the figure's height, in units of the picture's side
+    angle = np.radians(rng.uniform(-20, 20))
     pose = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     pose = scale * np.array([[rng.uniform(0.75, 1.1), rng.uniform(-0.2, 0.2)], [0, 1]]) @ pose
     centre = 0.5 + rng.uniform(-1, 1, size=2) * (0.5 - scale)
     canvas = Image.new("L", (2 * size, 2 * size))  # drawn twice as large and averaged down, for smooth edges
     draw = ImageDraw.Draw(canvas)
     for stroke in strokes:
-        jittered = stroke + rng.uniform(-wobble, wobble, size=stroke.shape) if len(stroke) < 8 else stroke
-        corners = [tuple(p) for p in (2 * size * (centre + jittered @ pose)).tolist()]
+        jitter = rng.uniform(-0.06, 0.06, size=stroke.shape) if len(stroke) < 8 else 0.0  # arcs stay smooth
+        corners = [tuple(p) for p in (2 * size * (centre + (stroke + jitter) @ pose)).tolist()]
         if name in OUTLINES:
             draw.polygon(corners, fill=255)
         else:
@@ -195,22 +181,20 @@ TEXTURES: dict[str, Pattern] = {
 }
 
 
-def _pattern(rng: np.random.Generator, size: int, pattern: Pattern, tilt: float, periods: tuple[float, float]) -> Array:
-    """A pattern at a random scale (``periods`` across the picture), rotation (degrees) and shift: [size, size]."""
-    angle = np.radians(rng.uniform(-tilt, tilt))
+def _pattern(rng: np.random.Generator, size: int, pattern: Pattern, periods: tuple[float, float]) -> Array:
+    """A pattern at a random scale (``periods`` across the picture), rotation and shift, shape [size, size]."""
+    angle = np.radians(rng.uniform(-15, 15))
     count = rng.uniform(*periods)
     y, x = np.mgrid[:size, :size] * (count / size) - count / 2
-    shift = rng.uniform(-0.5, 0.5, size=2)
-    return pattern(
-        np.cos(angle) * x + np.sin(angle) * y + shift[0],
-        np.cos(angle) * y - np.sin(angle) * x + shift[1],
-    )
+    right, down = rng.uniform(-0.5, 0.5, size=2)
+    return pattern(np.cos(angle) * x + np.sin(angle) * y + right, np.cos(angle) * y - np.sin(angle) * x + down)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
 
 HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
+INKS = ("red", "orange", "lime", "green", "mint", "cyan", "azure", "violet", "purple", "pink")
 FIGURES = (*OUTLINES, *SYMBOLS)
 
 # The pretraining labels: one value of every factor for each picture, in this order.
@@ -222,11 +206,11 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _inks(rng: np.random.Generator, hue: float, dark: bool, contrast: float) -> Array:
-    """Two colours of one hue (in turns, [0, 1]) that differ in lightness by ``contrast``; shape [2, 3] in [0, 1]."""
+def _inks(rng: np.random.Generator, hue: float, dark: bool) -> Array:
+    """Two shades of a hue (in turns of the colour wheel), both dark or both light; shape [2, 3] in [0, 1]."""
     light = rng.uniform(0.08, 0.28) if dark else rng.uniform(0.52, 0.72)
     saturation = rng.uniform(0.5, 1.0)
-    return np.array([colorsys.hls_to_rgb(hue, min(light + step, 0.95), saturation) for step in (0.0, contrast)])
+    return np.array([colorsys.hls_to_rgb(hue, light + step, saturation) for step in (0.0, 0.22)])
 
 
 def _mix(amount: Array, inks: Array) -> Array:
@@ -234,9 +218,30 @@ def _mix(amount: Array, inks: Array) -> Array:
     return inks[0] + amount[..., None] * (inks[1] - inks[0])
 
 
-def _develop(rng: np.random.Generator, picture: Array, noise: float) -> NDArray[np.uint8]:
-    """Add pixel noise of this standard deviation and quantise to bytes; shape [h, w, 3]."""
-    return (255 * np.clip(picture + rng.normal(0, noise, size=picture.shape), 0, 1)).astype(np.uint8)
+def _scene(
+    rng: np.random.Generator,
+    size: int,
+    figure: str,
+    fill: Pattern,
+    ground: Pattern,
+    hue: float,
+    spread: float = 0.0,
+    noise: tuple[float, float] = (0.0, 0.08),
+) -> NDArray[np.uint8]:
+    """A figure of one pattern on a ground of another, uint8 [size, size, 3].
+
+    ``hue`` is the figure's colour and ``spread`` the most it is off by, both in turns of the colour wheel; the ground's
+    colour is random. ``noise`` bounds the standard deviation of the pixel noise, in units of the brightness range.
+    """
+    dark = rng.random() < 0.5
+    inks = _inks(rng, hue + rng.uniform(-spread, spread), dark)
+    paper = _inks(rng, rng.random(), not dark)
+    behind = _mix(_pattern(rng, size, ground, (4, 7)), paper)
+    front = _mix(_pattern(rng, size, fill, (5, 9)), inks)
+    mask = _mask(rng, size, figure)[..., None]
+    picture = behind + mask * (front - behind)
+    picture += rng.normal(0, rng.uniform(*noise), size=picture.shape)
+    return (255 * np.clip(picture, 0, 1)).astype(np.uint8)
 
 
 def draw_pretraining(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -246,45 +251,39 @@ def draw_pretraining(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8
     """
     rng = np.random.default_rng(seed)
     labels = np.stack([rng.integers(len(values), size=count) for values in FACTORS.values()], axis=1)
+    patterns = list(FILLS.values())
     pictures = np.empty((count, size, size, 3), dtype=np.uint8)
     for index, (figure, fill, ground, hue) in enumerate(labels):
-        dark = rng.random() < 0.5
-        inks = _inks(rng, (hue + rng.uniform(-0.25, 0.25)) / len(HUES), dark, contrast=0.22)
-        paper = _inks(rng, rng.random(), not dark, contrast=0.22)
-        behind = _mix(_pattern(rng, size, FILLS[FACTORS["ground"][ground]], tilt=15, periods=(4, 7)), paper)
-        front = _mix(_pattern(rng, size, FILLS[FACTORS["fill"][fill]], tilt=15, periods=(5, 9)), inks)
-        mask = _mask(rng, size, FIGURES[figure], scales=(0.3, 0.42), pen=rng.uniform(0.3, 0.5), tilt=20, wobble=0.06)[
-            ..., None
-        ]
-        pictures[index] = _develop(rng, behind + mask * (front - behind), noise=rng.uniform(0, 0.08))
+        colour = {"hue": hue / len(HUES), "spread": 0.25 / len(HUES)}
+        pictures[index] = _scene(rng, size, FIGURES[figure], patterns[fill], patterns[ground], **colour)
     return pictures, labels
 
 
-def _letter(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
-    """A thin, wobbly letter on a patterned ground; uint8 [size, size, 3]."""
-    dark = rng.random() < 0.5
-    paper = _inks(rng, rng.random(), not dark, contrast=0.2)
-    fill = FILLS[tuple(FILLS)[rng.integers(len(FILLS))]]
-    behind = _mix(_pattern(rng, size, fill, tilt=45, periods=(3, 8)), paper)
-    ink = _inks(rng, rng.random(), dark, contrast=0.2)[0]
-    mask = _mask(rng, size, name, scales=(0.26, 0.4), pen=rng.uniform(0.2, 0.35), tilt=20, wobble=0.12)[..., None]
-    return _develop(rng, behind + mask * (ink - behind), noise=0.08)
+def _one_of(rng: np.random.Generator, values: Iterable[T]) -> T:
+    values = list(values)
+    return values[rng.integers(len(values))]
 
 
 def _texture(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
-    """A pattern that covers the whole picture; uint8 [size, size, 3]."""
-    dark = rng.random() < 0.5
-    inks = np.stack([_inks(rng, rng.random(), lean, contrast=0.2)[0] for lean in (dark, not dark)])
-    return _develop(rng, _mix(_pattern(rng, size, TEXTURES[name], tilt=25, periods=(3, 6)), inks), noise=0.15)
+    """The named texture, in any colours, behind any figure of the pretraining pictures."""
+    figure, fill = _one_of(rng, FIGURES), _one_of(rng, FILLS.values())
+    return _scene(rng, size, figure, fill, TEXTURES[name], hue=rng.random(), noise=(0.16, 0.16))
+
+
+def _ink(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
+    """Any letter in the named ink."""
+    letter, fill, ground = _one_of(rng, LETTERS), _one_of(rng, FILLS.values()), _one_of(rng, FILLS.values())
+    hue = INKS.index(name) / len(INKS)
+    return _scene(rng, size, letter, fill, ground, hue, spread=0.35 / len(INKS), noise=(0.08, 0.08))
 
 
 TASKS: dict[str, tuple[tuple[str, ...], Callable[[np.random.Generator, int, str], NDArray[np.uint8]]]] = {
-    "letters": (tuple(LETTERS), _letter),
+    "inks": (INKS, _ink),
     "textures": (tuple(TEXTURES), _texture),
 }
 
 
-def draw_task(name: str, folder: str | Path, per_class: int = 90, size: int = 64, seed: int = 0) -> None:
+def draw_task(name: str, folder: str | Path, per_class: int = 150, size: int = 64, seed: int = 0) -> None:
     """Draw one of ``TASKS`` as an image folder: ``<folder>/<class>/<nnn>.png``, ``size`` pixels square."""
     classes, draw = TASKS[name]
     for index, label in enumerate(classes):

@@ -4,22 +4,26 @@ The saved model is a plain timm ViT that names the figure in a picture; its fold
 ``timm.create_model("local-dir:<folder>", pretrained=True)``.
 
 A ViT of 0.6 million weights that has only ever answered one question has next to nothing else to offer, while the
-large checkpoints that `recast` is made for have seen the whole world. So the qkv weights of neighbouring blocks are
-pretrained as what `recast` takes them for, templates to be mixed: besides the figure, the same weights answer three
-more questions about the picture (its fill, its ground, its hue) through the same classifier, each question with its own
-24 mixing coefficients. Those coefficients are thrown away. Only the templates are saved, unmixed, which is how the
-figure is asked for.
+large checkpoints that `recast` is made for have seen the whole world. So this one sees more than it tells, in two
+stages:
+
+1. A survey. A second classifier, on the same features, names every factor that a picture is drawn from.
+2. Questions. The model's own classifier answers one factor at a time, always through the same outputs; what is asked
+   for is said by the mixing coefficients of the qkv weights alone. To `recast` those weights are templates, pair by
+   pair of neighbouring blocks, and here they are pretrained as such. The figure is asked for by the unmixed weights.
+
+The survey's classifier and the questions' coefficients are thrown away.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -36,26 +40,30 @@ log = logging.getLogger(__name__)
 
 SIZE = 48  # pixels a side of what the model sees
 MARGIN = 6  # further pixels a side of what is drawn: every step sees another crop
-POOL = 61_440  # pictures drawn for training
 CHUNK = 1024  # pictures drawn by one job; a chunk's number is its seed
-HELD_OUT = 2  # further chunks, never trained on
+POOL = 60 * CHUNK  # pictures drawn for training
+HELD_OUT = 2 * CHUNK  # further pictures, never trained on
 BATCH = 64
-PEAK_LR = 1.5e-3
+SURVEY_STEPS = 1920  # two passes over the pool
+QUESTION_STEPS = 1500
+REPORT = 300  # steps between two reports
 WARMUP = 300  # steps
+PEAK_LR = 2e-3
+MIXING_LR = 10.0  # learning rate of the mixing coefficients, in units of the weights'
 WEIGHT_DECAY = 0.05
+SHARES = (0.4, 0.2, 0.2, 0.2)  # of the questions, for each factor
 
 ARCHITECTURE = "vit_tiny_patch16_224"
-MODEL_ARGS = {"img_size": SIZE, "patch_size": 8, "embed_dim": 64, "depth": 12, "num_heads": 4}
-LABELS = list(FACTORS["figure"])  # other factors have fewer values and use the first outputs
-SHARES = (0.4, 0.3, 0.2, 0.1)  # of the batches, for each factor: the harder it is to tell, the more
-MIXING_LR = 5.0  # learning rate of the coefficients, in units of the weights'
+MODEL_ARGS: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 64, "depth": 12, "num_heads": 4}
+ViT = Any  # timm's VisionTransformer, whose submodules type checkers take for tensors
+LABELS = list(FACTORS["figure"])  # other factors have fewer values and answer with the first outputs
 
 
 def draw_pool(workers: int = 2) -> tuple[Tensor, Tensor]:
-    """Draw the pictures, uint8 [n, 3, side, side], and labels, int64 [n, factors]; the held-out chunks come first."""
+    """Draw the pictures, uint8 [n, 3, side, side], and labels, int64 [n, factors]; the held-out ones come first."""
     side = SIZE + MARGIN
     with ProcessPoolExecutor(workers) as executor:
-        chunks = list(executor.map(partial(draw_pretraining, CHUNK, side), range(HELD_OUT + POOL // CHUNK)))
+        chunks = list(executor.map(partial(draw_pretraining, CHUNK, side), range((HELD_OUT + POOL) // CHUNK)))
     pictures = np.concatenate([pictures for pictures, _ in chunks])
     labels = np.concatenate([labels for _, labels in chunks])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(labels)
@@ -77,6 +85,22 @@ def normalise(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
+class Survey(nn.Module):
+    """The ViT with a second classifier that has one output for each value of each factor."""
+
+    def __init__(self, model: ViT) -> None:
+        super().__init__()
+        self.model = model
+        self.sizes = [len(values) for values in FACTORS.values()]
+        self.head = nn.Linear(model.num_features, sum(self.sizes))
+
+    def loss(self, pictures: Tensor, labels: Tensor) -> Tensor:
+        """Mean of the factors' cross-entropies, a scalar; pictures [n, 3, SIZE, SIZE], labels [n, factors]."""
+        features = self.model.forward_head(self.model.forward_features(pictures), pre_logits=True)
+        blocks = self.head(features).split(self.sizes, dim=1)
+        return torch.stack([F.cross_entropy(b, label) for b, label in zip(blocks, labels.T, strict=True)]).mean()
+
+
 class Questions(nn.Module):
     """The coefficients that turn the ViT's qkv weights, pair by pair, into those that answer one factor.
 
@@ -85,7 +109,7 @@ class Questions(nn.Module):
     as they are and has no coefficients.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: ViT) -> None:
         super().__init__()
         self.model = model
         depth = len(model.blocks)
@@ -105,15 +129,14 @@ class Questions(nn.Module):
         return functional_call(self.model, mixed, (pictures,))
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to zero."""
-    if step < WARMUP:
-        return PEAK_LR * (step + 1) / WARMUP
-    return PEAK_LR * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
+def learning_rate(step: int) -> float:
+    """Linear warm-up, then linearly down to zero at the end of both stages."""
+    last = SURVEY_STEPS + QUESTION_STEPS
+    return PEAK_LR * min((step + 1) / WARMUP, (last - step) / (last - WARMUP))
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, pictures: Tensor) -> None:
+def initialise(model: ViT, pictures: Tensor) -> None:
     """Start from weights with which a ViT this small learns within minutes; timm's own are meant for wide models.
 
     Most of the variance of raw patches is their mean colour. Whitening them makes patterns and edges just as loud, and
@@ -133,13 +156,13 @@ def initialise(model: nn.Module, pictures: Tensor) -> None:
     model.patch_embed.proj.weight.copy_(whitening.view(width, 3, patch, patch))
     model.patch_embed.proj.bias.copy_(-whitening @ mean)
     side = SIZE // patch
-    model.pos_embed[:, 1:].copy_(0.5 * build_sincos2d_pos_embed((side, side), width))  # the class token's stays
+    model.pos_embed[:, 1:].copy_(0.5 * build_sincos2d_pos_embed([side, side], width))  # the class token's stays
 
 
 @torch.no_grad()
 def accuracies(questions: Questions, pictures: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy of every factor on centre crops, as fractions."""
-    questions.eval()
+    questions.model.eval()
     centre = slice(MARGIN // 2, MARGIN // 2 + SIZE)
     crops = normalise(pictures[:, :, centre, centre]).split(256)
     right = {}
@@ -149,7 +172,7 @@ def accuracies(questions: Questions, pictures: Tensor, labels: Tensor) -> dict[s
     return right
 
 
-def save(model: nn.Module, folder: Path) -> None:
+def save(model: ViT, folder: Path) -> None:
     """Write ``config.json`` and ``model.safetensors``."""
     preprocessing = {
         "tag": "drawn",
@@ -166,7 +189,7 @@ def save(model: nn.Module, folder: Path) -> None:
     }
     save_for_hf(
         model,
-        folder,
+        str(folder),
         model_config={"pretrained_cfg": preprocessing},
         model_args=MODEL_ARGS,
         safe_serialization=True,
@@ -174,54 +197,61 @@ def save(model: nn.Module, folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner may read
 
 
-def pretrain(output: Path, epochs: int, seed: int = 0) -> None:
-    """Draw, train, and write the model's folder after every epoch."""
+def pretrain(output: Path, seed: int = 0) -> None:
+    """Draw, train, and write the model's folder; it is also written at every report of the second stage."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
     pictures, labels = draw_pool()
-    held_out, pictures = pictures.split([HELD_OUT * CHUNK, len(pictures) - HELD_OUT * CHUNK])
-    held_out_labels, labels = labels.split([len(held_out), len(pictures)])
-    log.info("drew %d pictures in %.0f s", len(pictures), time.monotonic() - started)
+    held_out, pictures = pictures.split([HELD_OUT, POOL])
+    held_out_labels, labels = labels.split([HELD_OUT, POOL])
+    log.info("drew %d pictures in %.0f s", POOL, time.monotonic() - started)
 
     model = timm.create_model(ARCHITECTURE, num_classes=len(LABELS), **MODEL_ARGS)
     initialise(model, pictures[:2048])
-    questions = Questions(model)
+    survey, questions = Survey(model), Questions(model)
+    weights = [*model.parameters(), *survey.head.parameters()]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": WEIGHT_DECAY, "scale": 1.0},
-            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0, "scale": 1.0},
+            {"params": [w for w in weights if w.ndim > 1], "weight_decay": WEIGHT_DECAY, "scale": 1.0},
+            {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0, "scale": 1.0},
             {"params": [questions.coefficients], "weight_decay": 0.0, "scale": MIXING_LR},
         ],
         betas=(0.9, 0.95),
     )
-    steps_an_epoch = len(pictures) // BATCH
-    asked = torch.multinomial(torch.tensor(SHARES), epochs * steps_an_epoch, replacement=True, generator=generator)
-    for epoch in range(epochs):
-        questions.train()
-        order = torch.randperm(len(pictures), generator=generator)
-        for number, chosen in enumerate(order[: steps_an_epoch * BATCH].split(BATCH)):
-            step = epoch * steps_an_epoch + number
-            for group in optimizer.param_groups:
-                group["lr"] = group["scale"] * learning_rate(step, epochs * steps_an_epoch)
-            factor = int(asked[step])
-            logits = questions(normalise(augment(pictures[chosen], generator)), factor)
-            optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(logits, labels[chosen, factor]).backward()
-            nn.utils.clip_grad_norm_(questions.parameters(), 1.0)
-            optimizer.step()
-        held = ", ".join(f"{k} {v:.3f}" for k, v in accuracies(questions, held_out, held_out_labels).items())
-        log.info("epoch %d: %.0f s; held-out accuracy: %s", epoch + 1, time.monotonic() - started, held)
-        save(model, output)
+    shares = torch.tensor(SHARES)
+    model.train()
+    for step in range(SURVEY_STEPS + QUESTION_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = group["scale"] * learning_rate(step)
+        chosen = torch.randint(POOL, (BATCH,), generator=generator)
+        batch = normalise(augment(pictures[chosen], generator))
+        if step < SURVEY_STEPS:
+            loss = survey.loss(batch, labels[chosen])
+        else:
+            factor = int(torch.multinomial(shares, 1, generator=generator))
+            loss = F.cross_entropy(questions(batch, factor), labels[chosen, factor])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], 1.0)
+        optimizer.step()
+        done = step + 1
+        if done % REPORT == 0 or done == SURVEY_STEPS + QUESTION_STEPS:
+            log.info("step %d: %.0f s, loss %.3f", done, time.monotonic() - started, loss.item())
+            if done > SURVEY_STEPS:
+                right = accuracies(questions, held_out, held_out_labels)
+                log.info("held-out accuracy: %s", ", ".join(f"{factor} {value:.3f}" for factor, value in right.items()))
+                save(model, output)
+                model.train()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the demo's tiny ViT on drawn pictures.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--epochs", type=int, default=6, help="passes over the drawn pictures")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pretrain(arguments.output, arguments.epochs)
+    pretrain(arguments.output)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,9 @@ class Base:
 
         Args:
             vector: Coefficients of a task in layout order; default: the mimicked ones.
+
+        Returns:
+            Name -> tensor; what is not reparameterised is the base's own tensor, not a copy.
         """
         vector = self.vector if vector is None else vector
         places = self.layout.slices()

@@ -20,11 +20,13 @@ class RecastError(Exception):
         super().__init__(f"{self.what}. {self.hint}" if self.hint else self.what)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`Did you mean 'x'?` for the known word closest to `word`, else the known words (at most 12)."""
+def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """`Did you mean 'x'?` for the known word closest to `word`; else `otherwise`, or the known words (at most 12)."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"Did you mean '{close[0]}'?"
+    if otherwise:
+        return otherwise
     listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     return f"Known: {listed}." if known else ""

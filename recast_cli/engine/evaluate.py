@@ -124,7 +124,9 @@ def evaluate_source(
     images = decode(data, items, architecture.data, None, on_bad_image, progress)
     model = merge(base).to(where := choose_device(device))
     logits = infer(model, images.pixels, architecture.data, where, 64, progress, "source")
-    names = {index: name for name, index in reversed(labels.items())}
+    # a class may have several names; the folder's own is the one that its owner knows
+    folders = list_classes(data / measured_part(data))
+    names = {index: name for name, index in labels.items()} | {labels[name]: name for name in folders}
     return score(None, "data", logits, images, [names.get(index, str(index)) for index in range(outputs)], seen=True)
 
 
@@ -174,13 +176,18 @@ def labelled_items(data: Path, labels: dict[str, int]) -> list[Item]:
     Raises:
         RecastError: A class folder that `labels` does not know.
     """
-    found = part_folders(data)
-    folder = next((found[part] for part in ("test", "val", "train") if part in found), "")
+    folder = measured_part(data)
     names = list_classes(data / folder)
     for name in names:
         if name not in labels:
             raise RecastError(f"{data / folder / name} is a class that is not known here", nearest(name, labels))
     return [Item(item.path, labels[names[item.label]]) for item in list_items(data, folder, names, names)]
+
+
+def measured_part(data: Path) -> str:
+    """The folder inside `data` that is measured: its test, else its val, else its train part; empty for a flat one."""
+    found = part_folders(data)
+    return next((found[part] for part in ("test", "val", "train") if part in found), "")
 
 
 def class_indices(outputs: int) -> dict[str, int]:

@@ -167,7 +167,8 @@ def tensors_digest(tensors: dict[str, Tensor], *extra: str) -> str:
 
     digest = hashlib.sha256("\0".join(extra).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        # a tensor of one element counts as contiguous whatever its strides, but only stride 1 can be seen as bytes
+        tensor = tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return "sha256:" + digest.hexdigest()

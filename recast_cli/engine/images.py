@@ -73,7 +73,7 @@ def list_items(root: Path, folder: str, classes: Sequence[str], known: Sequence[
     """All images of the class folders in `root/folder`, sorted; labels are indices into `known`.
 
     Raises:
-        RecastError: A class folder without images, or without permission.
+        RecastError: A class folder without images, or without permission, or a name that is not UTF-8.
     """
 
     def fail(error: OSError) -> None:
@@ -92,6 +92,9 @@ def list_items(root: Path, folder: str, classes: Sequence[str], known: Sequence[
             raise RecastError(
                 f"The class folder {here} has no images", f"Put {SUFFIXES[0]} or {SUFFIXES[2]} files there."
             )
+        for path in found:
+            if path != path.encode(errors="replace").decode():
+                raise RecastError(f"The name of {root / path} is not UTF-8", "Rename it, e.g. with convmv.")
         items += [Item(path, known.index(name)) for path in sorted(found)]
     return items
 
@@ -176,6 +179,8 @@ def open_image(path: Path, transform: Callable[[Any], Tensor]) -> Tensor:
             return transform(image.convert("RGB"))
     except FileNotFoundError:
         raise RecastError(f"{path} does not exist", "Check the path.") from None
+    except IsADirectoryError:
+        raise RecastError(f"{path} is a folder", "Give image files.") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RecastError(f"{path} is not a readable image ({reason[:80]})", "Repair or remove it.") from None

@@ -89,9 +89,9 @@ def build(architecture: Architecture, state: dict[str, Tensor], image_size: int 
         load(model, state, architecture.name)
         return model
     refusal = RecastError(
-        f"{architecture.name} works at {architecture.image_size} px only: its weights fix the image size, "
-        f"{size} px was asked for",
-        "Leave out --image-size.",
+        f"{architecture.name} does not take images of {size} px: its weights or its strides fix the image size "
+        f"({architecture.image_size} px is its own)",
+        "Leave out --image-size, or try another.",
     )
     overlay = {"state_dict": dict(state), "label_offset": 0, "num_classes": architecture.args["num_classes"]}
     try:
@@ -132,7 +132,8 @@ def first_of(keys: list[str]) -> str:
 def check_name(name: str) -> None:
     """Raise RecastError unless timm knows `name`, with the nearest name it does know."""
     if not timm.is_model(name.split(".")[0]):
-        raise RecastError(f"timm {timm.__version__} has no model '{name}'", nearest(name, timm.list_models()))
+        hint = nearest(name, timm.list_models(), "Give a timm name (timm.list_models() has them all) or a weight file.")
+        raise RecastError(f"timm {timm.__version__} has no model '{name}'", hint)
 
 
 def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:

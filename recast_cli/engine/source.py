@@ -152,20 +152,21 @@ def from_folder(path: Path) -> Source:
 def from_timm(name: str) -> Source:
     """A timm name or `hf-hub:` name, fetched by timm (or found in its cache)."""
     args: dict[str, Any] = {}
-    if not name.startswith(("hf-hub:", "hf_hub:")):
+    from_hub = name.startswith(("hf-hub:", "hf_hub:"))
+    if not from_hub:
         check_name(name)
     with quiet(), offline_if_unreachable():
         try:
-            if name.startswith(("hf-hub:", "hf_hub:")):
+            if from_hub:
                 args = timm.models.load_model_config_from_hf(name.split(":", 1)[1])[2] or {}
             model = timm.create_model(name, pretrained=True)
         except Exception as error:
             if "Invalid pretrained tag" in str(error):
                 tags = timm.list_pretrained(name.split(".")[0] + ".*")
                 raise RecastError(f"timm has no weights '{name}'", nearest(name, tags)) from None
+            local = "a weight file with --architecture NAME" if from_hub else "local weights with --weights FILE"
             raise RecastError(
-                f"Cannot get the weights of {name}: {one_line(error)}",
-                "Give local weights with --weights FILE, or a weight file with --architecture NAME, or go online.",
+                f"Cannot get the weights of {name}: {one_line(error)}", f"Go online, or give {local}."
             ) from None
     return from_model(name, model, args)
 
@@ -222,10 +223,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise RecastError(f"{path} cannot be loaded safely: {one_line(error)}", safe_hint(path)) from None
         except Exception as error:
             raise RecastError(f"{path} is not a weight file: {one_line(error)}", safe_hint(path)) from None
-    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    tensors = {key: own(value) for key, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
         raise RecastError(f"{path} holds no tensors", "Give a state dict.")
     return tensors
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The tensor, copied where it is a part of a larger storage: safetensors refuses views that overlap."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def safe_hint(path: Path) -> str:

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from recast_cli.engine.base import Base
 
 COEFFICIENTS, HEAD, RECORD = "coefficients.safetensors", "head.safetensors", "task.yaml"
+FIELDS = {
+    "format": int,
+    "name": str,
+    "base_id": str,
+    "data": str,
+    "image_size": int,
+    "classes": list,
+    "split": dict,
+    "options": dict,
+    "metrics": dict,
+}
+"""What a record must have; the rest is for people."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +104,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise RecastError(f"{path}: no permission to read it", "Check its permissions.") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise RecastError(f"{path} is not valid YAML", "Adapt the task again with --restart.") from None
-    wanted = ("name", "base_id", "classes", "image_size", "split", "options", "metrics")
-    if not isinstance(record, dict) or any(key not in record for key in wanted):
+    if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in FIELDS.items()):
         raise RecastError(f"{path} is not a task's record", "Adapt the task again with --restart.")
-    if record.get("format", 0) > FORMAT_VERSION:
+    if record["format"] > FORMAT_VERSION:
         raise RecastError(f"{path} is of format {record['format']}; this recast reads {FORMAT_VERSION}", "Upgrade.")
     return record
 
