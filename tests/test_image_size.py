@@ -69,5 +69,5 @@ def test_a_size_at_which_the_network_cannot_run_is_refused():
     model = network("edgenext_xx_small", {"num_classes": 3})
     architecture = describe(model, {})
     assert build(architecture, model.state_dict(), 64)(pictures(2, 64)).shape == (2, 3)
-    with pytest.raises(RecastError, match="8 px was asked for"):
+    with pytest.raises(RecastError, match="does not take images of 8 px"):
         build(architecture, model.state_dict(), 8)

@@ -25,10 +25,17 @@ def _no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
-@pytest.mark.parametrize("name", ["vit_small_patch16_224", "resnet34.a1_in1k", "hf-hub:timm/resnet18.a1_in1k"])
-def test_it_fails_soon_and_says_what_to_do(name):
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("vit_small_patch16_224", "--weights FILE"),
+        ("resnet34.a1_in1k", "--weights FILE"),
+        ("hf-hub:timm/resnet18.a1_in1k", "--architecture NAME"),
+    ],
+)
+def test_it_fails_soon_and_says_what_to_do(name, option):
     start, before = time.monotonic(), constants.HF_HUB_OFFLINE
-    with pytest.raises(RecastError, match="--weights") as caught:
+    with pytest.raises(RecastError, match=option) as caught:
         open_source(name)
     assert time.monotonic() - start < 15
     assert name in caught.value.what

@@ -22,7 +22,6 @@ def task(vit_base, tmp_path):
     record = {
         "format": FORMAT_VERSION,
         "data": "data/t",
-        "format": FORMAT_VERSION,
         "name": "t",
         "base_id": vit_base.base_id,
         "classes": ["ä", "b"],
