@@ -32,8 +32,12 @@ class Workspace:
     base: Path | None = None
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def base_file(self, flag: Path | None = None) -> Path:
+    def base_file(self, flag: Path | None = None, base_id: str | None = None) -> Path:
         """The base: the flag, else recast.yaml's, else the one base in the folder.
+
+        Args:
+            flag: As given on the command line.
+            base_id: Of a task; chooses among several bases.
 
         Raises:
             RecastError: None is found, or several.
@@ -42,13 +46,15 @@ class Workspace:
             return flag
         if self.base is not None:
             return self.base
-        bases = [path for path in sorted(self.root.glob("*.safetensors")) if is_base(path)]
+        found = {path: read_base_id(path) for path in sorted(self.root.glob("*.safetensors"))}
+        bases = [path for path, its_id in found.items() if its_id and its_id == base_id]
+        bases = bases or [path for path, its_id in found.items() if its_id]
         if not bases:
             raise RecastError(
                 f"No base in {self.root}",
                 "Make one with `recast mimic SOURCE -o base.safetensors`, or give --base FILE.",
             )
-        if len(bases) > 1:
+        if len(bases) > 1 and base_id is None:
             names = ", ".join(path.name for path in bases)
             raise RecastError(f"Several bases in {self.root}: {names}", "Say which with --base FILE.")
         return bases[0]
@@ -162,10 +168,10 @@ def typename(value: Any) -> str:
     )
 
 
-def is_base(path: Path) -> bool:
-    """True for a readable base file."""
+def read_base_id(path: Path) -> str | None:
+    """The base_id of a base file; None for any other file."""
     try:
         metadata = read_metadata(path)
     except RecastError:
-        return False
-    return metadata is not None and metadata["kind"] == "base"
+        return None
+    return metadata.get("base_id") if metadata and metadata["kind"] == "base" else None

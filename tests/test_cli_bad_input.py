@@ -49,7 +49,7 @@ def test_missing_files(ready):
 
 
 def test_no_base_here(tmp_path):
-    for arguments in (("adapt", "--task", "new"), ("eval", "--task", "new"), ("predict", "--task", "new", "x.png")):
+    for arguments in (("adapt", "--task", "new"), ("eval", "--data", ".")):
         assert "recast mimic SOURCE" in refused(*arguments)
     assert "No tasks in" in refused("eval", "--all")
 

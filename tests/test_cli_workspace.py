@@ -1,7 +1,6 @@
 """recast.yaml: what it sets, and what is wrong with it."""
 
 import os
-import shutil
 
 import pytest
 import yaml
@@ -108,9 +107,10 @@ def test_every_command_reads_it(ready):
         assert "Did you mean 'base'?" in refused(*arguments)
 
 
-def test_several_bases_need_a_word_which(ready):
-    shutil.copy("base.safetensors", "second.safetensors")
-    assert "base.safetensors, second.safetensors" in refused("eval", "--all")
-    assert recast("eval", "--all", "--base", "second.safetensors").exit_code == 0
+def test_several_bases_need_a_word_which_unless_a_task_tells(ready, vit_folder):
+    assert recast("mimic", vit_folder, "--sets", 1, "-o", "another.safetensors").exit_code == 0
+    assert "another.safetensors, base.safetensors" in refused("adapt", "--task", "new", "--data", "data")
+    assert recast("eval", "--all").exit_code == 0
+    assert "belongs to base" in refused("eval", "--all", "--base", "another.safetensors")
     write("base: base.safetensors")
     assert recast("eval", "--all").exit_code == 0

@@ -12,6 +12,7 @@ from rich.console import Console
 from recast_cli.cli.options import BaseFile, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, columns, left_out, percent
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.task import read_record
 from recast_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def evaluate(
         raise RecastError("Nothing to measure", "Give --task NAME, --all, or --base FILE with --data DIR.")
     folders = {name: workspace.task_folder(name) for name in names}
     labels = read_class_map(class_map) if class_map else None
-    base_file = workspace.base_file(base)
+    base_ids = [read_record(folder)["base_id"] for folder in folders.values()]
+    base_file = workspace.base_file(base, base_ids[0] if base_ids else None)
     from recast_cli.engine.base import load_base
     from recast_cli.engine.evaluate import evaluate as measure
     from recast_cli.engine.evaluate import evaluate_source

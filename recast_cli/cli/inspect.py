@@ -13,7 +13,7 @@ from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
 from recast_cli.cli.output import Output, columns, facts, size
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import read_header, read_metadata
-from recast_cli.workspace import Workspace, find_workspace
+from recast_cli.workspace import Workspace, find_workspace, read_base_id
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
@@ -177,15 +177,11 @@ def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> Base | N
         base = load_base(flag)
         check_bound(base_id, base, "the task")
         return base
-    candidates = [workspace.base] if workspace.base else sorted(workspace.root.glob("*.safetensors"))
-    for path in candidates:
-        try:
-            metadata = read_metadata(path)
-        except RecastError:
-            continue
-        if metadata and metadata.get("base_id") == base_id and metadata["kind"] == "base":
-            return load_base(path)
-    return None
+    try:
+        path = workspace.base_file(None, base_id)
+    except RecastError:
+        return None
+    return load_base(path) if read_base_id(path) == base_id else None
 
 
 def look_at_file(path: Path, header: dict[str, Any]) -> Look:

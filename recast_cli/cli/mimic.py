@@ -87,6 +87,10 @@ def mimic(
         raise RecastError(f"--dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
     choose_device(device)
     opened = open_source(source, architecture, weights)
+    if verify is not None:
+        from recast_cli.engine.verify import check_verifiable
+
+        check_verifiable(opened, verify)  # before a solver may have run for long
     plan = plan_layout(
         opened.modules,
         layout=layout,

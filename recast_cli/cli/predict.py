@@ -11,6 +11,7 @@ from rich.console import Console
 from recast_cli.cli.options import BaseFile, Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, columns, percent
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.task import read_record
 from recast_cli.workspace import find_workspace
 
 
@@ -32,7 +33,7 @@ def predict(
     out = Output(as_json, quiet)
     workspace = find_workspace()
     folder = workspace.task_folder(task)
-    base_file = workspace.base_file(base)
+    base_file = workspace.base_file(base, read_record(folder)["base_id"])
     from recast_cli.engine.base import load_base
     from recast_cli.engine.evaluate import predict as guess
     from recast_cli.engine.task import load_task

@@ -191,6 +191,8 @@ def pixel_store(shape: tuple[int, ...]) -> Tensor:
     if int(np.prod(shape)) <= IN_MEMORY:
         return torch.empty(shape, dtype=torch.uint8)
     with tempfile.TemporaryFile() as file:  # the mapping outlives the handle; the disk space goes with it
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a bus error later
+            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
         return torch.from_numpy(np.memmap(file, np.uint8, "w+", shape=shape))
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import decode, list_classes, list_items, normalise
+from recast_cli.engine.images import Item, decode, list_classes, list_items, normalise
 from recast_cli.engine.network import build
 from recast_cli.engine.run import Progress, batches, choose_device
 from recast_cli.engine.source import Source
@@ -45,10 +45,7 @@ def verify(
     """
     architecture = base.known_architecture()
     where = choose_device(device)
-    found = part_folders(data)
-    folder = next((found[part] for part in ("test", "val", "train") if part in found), "")
-    names = list_classes(data / folder)
-    images = decode(data, list_items(data, folder, names, names), architecture.data, progress=progress)
+    images = decode(data, items_to_compare(data), architecture.data, progress=progress)
     plain = source.tensors | {alias: source.tensors[name] for alias, name in source.aliases.items()}
     models = [build(architecture, plain).to(where), merge(base).to(where)]
     outputs: list[dict[str, Tensor]] = [{}, {}]
@@ -69,6 +66,21 @@ def verify(
             progress(part.stop, len(images), "comparing")
     agreement = same / len(images) if architecture.args.get("num_classes") else None
     return Verification(len(images), agreement, {name: value / len(images) for name, value in cosines.items()})
+
+
+def check_verifiable(source: Source, data: Path) -> None:
+    """Raise RecastError where `verify` cannot work: no known architecture, or no images."""
+    if source.architecture is None:
+        raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --verify.")
+    items_to_compare(data)
+
+
+def items_to_compare(data: Path) -> list[Item]:
+    """All images of the folder, or of its test, val or train part; raises RecastError as `list_items` does."""
+    found = part_folders(data)
+    folder = next((found[part] for part in ("test", "val", "train") if part in found), "")
+    names = list_classes(data / folder)
+    return list_items(data, folder, names, names)
 
 
 def listen(model: nn.Module, names: tuple[str, ...], seen: dict[str, Tensor]) -> None:
