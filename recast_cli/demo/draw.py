@@ -267,7 +267,7 @@ def _one_of(rng: np.random.Generator, values: Iterable[T]) -> T:
 def _texture(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
     """The named texture, in any colours, behind any figure of the pretraining pictures."""
     figure, fill = _one_of(rng, FIGURES), _one_of(rng, FILLS.values())
-    return _scene(rng, size, figure, fill, TEXTURES[name], hue=rng.random(), noise=(0.16, 0.16))
+    return _scene(rng, size, figure, fill, TEXTURES[name], hue=rng.random(), noise=(0.12, 0.12))
 
 
 def _ink(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
