@@ -121,4 +121,11 @@ def show(console: Console, value: dict[str, Any]) -> None:
         scores = (percent(task["linear_probe_test_top1"]), percent(task["test_top1"]))
         table.add_row(task["task"], str(task["coefficients"]), *scores)
     console.print(table)
-    console.print(Text(f"\nAll of it lies in {value['directory']}: go there and try the commands yourself."))
+    console.print()
+    console.print(
+        Text(
+            "This small model was pretrained with mixing in mind, so it gains more than a usual checkpoint does: "
+            "docs/results.md has those."
+        )
+    )
+    console.print(Text(f"All of it lies in {value['directory']}: go there and try the commands yourself."))
