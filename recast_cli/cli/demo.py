@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -50,7 +51,8 @@ def demo(
         "recast inspect base.safetensors --plot base.png",
         f"recast inspect {' '.join(tasks)} --plot tasks.png",
     ]
-    with working_in(directory), contextlib.redirect_stdout(sys.stderr if as_json or quiet else sys.stdout):
+    shown = io.StringIO() if quiet else sys.stderr if as_json else sys.stdout
+    with working_in(directory), contextlib.redirect_stdout(shown):
         for command in commands:
             out.note(f"\n$ {command}")
             run(command, quiet)
