@@ -12,7 +12,8 @@ stages:
    for is said by the mixing coefficients of the qkv weights alone. To `recast` those weights are templates, pair by
    pair of neighbouring blocks, and here they are pretrained as such. The figure is asked for by the unmixed weights.
 
-The survey's classifier and the questions' coefficients are thrown away.
+The survey's classifier and the questions' coefficients are thrown away. A model pretrained in this way has more to
+gain from new coefficients than others have, so what the demo gains is a demonstration and no benchmark.
 """
 
 from __future__ import annotations
@@ -104,9 +105,9 @@ class Survey(nn.Module):
 class Questions(nn.Module):
     """The coefficients that turn the ViT's qkv weights, pair by pair, into those that answer one factor.
 
-    ``coefficients`` is [factors, depth, 2]. For factor f and a block b of a pair (p, p + 1) of neighbours, the weight
-    is ``coefficients[f, b, 0] * W_p + coefficients[f, b, 1] * W_{p+1}``. The first factor, the figure, uses the weights
-    as they are and has no coefficients.
+    The first factor, the figure, uses the weights as they are. ``coefficients`` is [factors - 1, depth, 2], for the
+    others: in block b of a pair (p, p + 1) of neighbours, factor f has the weight
+    ``coefficients[f - 1, b, 0] * W_p + coefficients[f - 1, b, 1] * W_{p+1}``.
     """
 
     def __init__(self, model: ViT) -> None:
