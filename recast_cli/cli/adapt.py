@@ -11,11 +11,14 @@ from rich.console import Console
 from recast_cli.cli.options import BaseFile, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, facts, left_out, percent
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
     from recast_cli.engine.task import Task
     from recast_cli.engine.train import Epoch
+
+DEFAULT = AdaptOptions()
 
 
 def adapt(
@@ -26,10 +29,14 @@ def adapt(
     ] = None,
     base: BaseFile = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels.  [default: the network's own]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images.  [default: 10]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the coefficients.  [default: 0.02]")] = None,
-    head_lr: Annotated[float | None, typer.Option(help="Learning rate of the head.  [default: 0.001]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.  [default: 32]")] = None,
+    epochs: Annotated[int | None, typer.Option(help=f"Passes over the images.  [default: {DEFAULT.epochs}]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help=f"Learning rate of the coefficients.  [default: {DEFAULT.lr}]")
+    ] = None,
+    head_lr: Annotated[
+        float | None, typer.Option(help=f"Learning rate of the head.  [default: {DEFAULT.head_lr}]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help=f"Images a step.  [default: {DEFAULT.batch_size}]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order and augmentation.  [default: 0]")] = None,
     split: Annotated[
         str | None, typer.Option(metavar="auto|pooled", help="pooled: cut all images together.  [default: auto]")
