@@ -14,7 +14,6 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import (
     FORMAT_VERSION,
     atomic,
-    file_digest,
     read_header,
     read_metadata,
     read_tensors,
@@ -178,9 +177,3 @@ def test_one_element_with_any_stride_has_the_same_digest():
     for strided in (column, column.T, torch.arange(12.0)[6::12]):
         expected = strided.flatten().tolist()
         assert tensors_digest({"a": strided}) == tensors_digest({"a": torch.tensor(expected).reshape(strided.shape)})
-
-
-def test_file_digest_is_sha256(tmp_path):
-    (tmp_path / "f").write_bytes(b"abc")
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert file_digest(tmp_path / "f") == f"sha256:{expected}"

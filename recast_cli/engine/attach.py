@@ -68,8 +68,3 @@ def merge(base: Base, vector: Tensor | None = None, image_size: int | None = Non
 def coefficient_parameters(model: nn.Module, base: Base) -> list[nn.Parameter]:
     """The coefficients (K, n) of every module of an attached model, in layout order."""
     return [model.get_parameter(f"{name}.parametrizations.weight.original") for name in base.layout.modules]
-
-
-def coefficient_vector(model: nn.Module, base: Base) -> Tensor:
-    """The coefficients of an attached model as one vector in layout order, float32, on the CPU."""
-    return torch.cat([p.detach().reshape(-1) for p in coefficient_parameters(model, base)]).float().cpu()

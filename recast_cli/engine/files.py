@@ -151,16 +151,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise RecastError(f"{path} is damaged: {error}", "Fetch or write the file again.") from None
 
 
-def file_digest(path: Path) -> str:
-    """`sha256:…` of the bytes of a file."""
-    with Path(path).open("rb") as stream:
-        return (
-            "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else "sha256:" + hashlib.sha256(stream.read()).hexdigest()
-        )
-
-
 def tensors_digest(tensors: dict[str, Tensor], *extra: str) -> str:
     """`sha256:…` over names, dtypes, shapes and bytes of `tensors` in the order of their names, and over `extra`."""
     import torch
