@@ -47,7 +47,7 @@ full_disk = OSError(errno.ENOSPC, "No space left on device")
 @pytest.fixture(params=["write", "sync"])
 def _disk_is_full(request, monkeypatch):
     if request.param == "write":
-        monkeypatch.setattr("safetensors.torch.save_file", fail(full_disk))
+        monkeypatch.setattr("recast_cli.engine.writer.TensorWriter.write", fail(full_disk))
     else:
         monkeypatch.setattr("os.fsync", fail(full_disk))
 
@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_no_half_task_and_the_same_command_goes_on(fresh, mon
 
 
 def test_a_file_too_large_for_the_disk_is_no_bug(fresh, vit_folder):
-    """The same with a real limit of the system, which safetensors reports in a way of its own."""
+    """The same with a real limit of the system."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))

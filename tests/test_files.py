@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from recast_cli.engine.digest import tensors_digest
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import (
     FORMAT_VERSION,
@@ -17,7 +18,6 @@ from recast_cli.engine.files import (
     read_header,
     read_metadata,
     read_tensors,
-    tensors_digest,
     write_tensors,
     write_text,
 )

@@ -26,7 +26,10 @@ Layouts = " | ".join(PAPER_LAYOUTS)
 def mimic(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="timm name, hf-hub:org/name, weight file, or folder with config.json."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="timm name, hf-hub:org/name, weight file or index of shards, or folder with config.json.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the base goes.")],
     architecture: Annotated[
@@ -76,7 +79,6 @@ def mimic(
     check_writable(output)
     check_output(output, Path(source.removeprefix("local-dir:")), weights)
     options = solver_options(solver, loss=loss, noise=noise, steps=steps, lr=lr, seed=seed, kl=kl or None)
-    from recast_cli.engine.base import save_base
     from recast_cli.engine.mimic import DTYPES
     from recast_cli.engine.mimic import mimic as make_base
     from recast_cli.engine.plan import plan_layout
@@ -103,7 +105,7 @@ def mimic(
     if plan.coefficients > budget:
         out.note(f"note: {plan.coefficients} coefficients, over the budget of {budget}; built as asked.")
     with out.progress() as progress:
-        base = make_base(opened, plan, options=options, dtype=dtype, progress=progress)
+        base = make_base(opened, plan, options=options, dtype=dtype, path=output, progress=progress)
     lossy = max(error["relative_error"] for error in base.errors.values())
     if not all(bank.exact for bank in plan.banks):
         out.warn(
@@ -116,15 +118,18 @@ def mimic(
 
         with out.progress() as progress:
             verification = compare(opened, base, verify, device=device, progress=progress)
-    base = save_base(base, output)
     value = summary(opened, base, time.perf_counter() - started, verification)
     out.result(value, lambda console: show(console, base, value))
 
 
 def check_output(output: Path, source: Path, weights: Path | None) -> None:
     """Raise RecastError where the base would replace what it is made from: a file, or one in the source's folder."""
-    given = [*(source.iterdir() if source.is_dir() else [source]), *([weights] if weights else [])]
-    if output.exists() and any(file.exists() and output.samefile(file) for file in given):
+    if not output.exists():
+        return
+    from recast_cli.engine.weights import files_of
+
+    given = [*(source.iterdir() if source.is_dir() else files_of(source)), *(files_of(weights) if weights else [])]
+    if any(file.exists() and output.samefile(file) for file in given):
         raise RecastError(f"{output} is the source itself", "Give the base another name.")
 
 

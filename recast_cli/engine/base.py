@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,21 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from recast_cli.engine.digest import Hashed, digest
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import (
-    FORMAT_VERSION,
-    read_header,
-    read_metadata,
-    read_tensors,
-    tensors_digest,
-    to_json,
-    write_tensors,
-)
+from recast_cli.engine.files import FORMAT_VERSION, read_header, read_metadata, read_tensors
 from recast_cli.engine.layout import Bank, Layout
 from recast_cli.engine.mixture import mix
+from recast_cli.engine.tensors import specs
+from recast_cli.engine.writer import writing
 
 if TYPE_CHECKING:
     from recast_cli.engine.network import Architecture
+
+LONGEST_NUMBER = -2.2250738585072014e-308
+"""No float64 has more characters as JSON."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +112,29 @@ def coefficient_key(module: str) -> str:
     return f"coefficients.{module}"
 
 
-def identify(layout: Layout, tensors: dict[str, Tensor]) -> str:
-    """The base_id: 32 hexadecimal digits of a digest of layout and tensor bytes."""
-    return tensors_digest(tensors, to_json(layout.to_dict())).removeprefix("sha256:")[:32]
+def shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a layout: templates (n, *shape), coefficients (K, n)."""
+    templates = {template_key(bank): (bank.templates, *bank.shape) for bank in layout.banks}
+    return templates | {coefficient_key(module): shape for module, (_, shape) in layout.slices().items()}
+
+
+def identify(layout: Layout, tensors: Mapping[str, Hashed]) -> str:
+    """The base_id: 32 hexadecimal digits of a digest of layout and tensors; of a bank, one part a template."""
+    return digest(tensors, layout.to_dict()).removeprefix("sha256:")[:32]
 
 
 def save_base(base: Base, path: Path) -> Base:
     """Write `base` to `path` atomically and return it with its path."""
-    metadata = {
+    with writing(path, specs(base.tensors), widest(base)) as writer:
+        for name, tensor in base.tensors.items():
+            writer.write(name, tensor)
+        writer.finish(metadata_of(base))
+    return replace(base, path=path)
+
+
+def metadata_of(base: Base) -> dict[str, Any]:
+    """What the file says of `base` besides its tensors."""
+    return {
         "kind": "base",
         "format": FORMAT_VERSION,
         "base_id": base.base_id,
@@ -132,8 +146,13 @@ def save_base(base: Base, path: Path) -> Base:
         "solver": base.solver,
         "aliases": base.aliases,
     }
-    write_tensors(path, base.tensors, metadata)
-    return replace(base, path=path)
+
+
+def widest(base: Base) -> dict[str, Any]:
+    """`metadata_of` with the longest values, as JSON, that can stand for what is known only once all tensors are."""
+    error = {"relative_error": LONGEST_NUMBER, "cosine": LONGEST_NUMBER}
+    errors = {module: error for module in base.layout.modules}
+    return metadata_of(base) | {"base_id": "0" * 32, "source_digest": "sha256:" + "0" * 64, "errors": errors}
 
 
 def load_base(path: Path) -> Base:
@@ -154,9 +173,7 @@ def load_base(path: Path) -> Base:
             f"{path} is a task's {metadata['kind']} file, and a base is wanted here", "Give the base it was made with."
         )
     layout = Layout.from_dict(metadata.get("layout", {}))
-    wanted: dict[str, tuple[int, ...]] = {template_key(bank): (bank.templates, *bank.shape) for bank in layout.banks}
-    wanted |= {coefficient_key(module): shape for module, (_, shape) in layout.slices().items()}
-    for name, shape in wanted.items():
+    for name, shape in shapes(layout).items():
         if tuple(header.get(name, {}).get("shape", ())) != shape:
             raise RecastError(f"{path} is damaged: {name} is missing or of another shape", "Run `recast mimic` again.")
     try:
@@ -176,10 +193,10 @@ def load_base(path: Path) -> Base:
         raise RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.") from None
 
 
-def parameters(tensors: dict[str, Tensor]) -> int:
+def parameters(tensors: Mapping[str, Tensor]) -> int:
     """Scalars in all floating-point tensors but the running statistics of batch norm."""
     return sum(
-        tensor.numel()
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+        spec.numel
+        for name, spec in specs(tensors).items()
+        if spec.dtype.is_floating_point and not name.endswith(("running_mean", "running_var"))
     )

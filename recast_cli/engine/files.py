@@ -7,12 +7,11 @@ keys in random order, and equal runs must give equal bytes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,16 +70,15 @@ def to_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write `tensors` and `metadata` (one JSON key) to a safetensors file, atomically."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from recast_cli.engine.tensors import specs
+    from recast_cli.engine.writer import writing
 
-    with atomic(path) as temporary:
-        try:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {METADATA_KEY: to_json(metadata)})
-        except SafetensorError as error:  # a full disk, among others
-            raise OSError(f"{path} cannot be written: {error}") from None
+    with writing(path, specs(tensors), metadata) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+        writer.finish(metadata)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -149,16 +147,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise RecastError(f"{path} is damaged: {error}", "Fetch or write the file again.") from None
-
-
-def tensors_digest(tensors: dict[str, Tensor], *extra: str) -> str:
-    """`sha256:…` over names, dtypes, shapes and bytes of `tensors` in the order of their names, and over `extra`."""
-    import torch
-
-    digest = hashlib.sha256("\0".join(extra).encode())
-    for name in sorted(tensors):
-        # a tensor of one element counts as contiguous whatever its strides, but only stride 1 can be seen as bytes
-        tensor = tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
-        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return "sha256:" + digest.hexdigest()

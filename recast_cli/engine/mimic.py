@@ -1,19 +1,34 @@
-"""Source + layout + solver -> base."""
+"""Source + layout + solver -> base, bank by bank: neither the source nor the base need ever be in memory as a whole."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from recast_cli.engine.base import Base, coefficient_key, identify, template_key
+from recast_cli.engine.base import (
+    Base,
+    coefficient_key,
+    identify,
+    load_base,
+    metadata_of,
+    shapes,
+    template_key,
+    widest,
+)
+from recast_cli.engine.digest import Hashed, digest, hash_bytes, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout
 from recast_cli.engine.solve import GradientOptions, Solution, VaeOptions, solve_exact, solve_gradient, solve_vae
 from recast_cli.engine.source import Source
+from recast_cli.engine.tensors import Spec, spec_of, specs
+from recast_cli.engine.writer import writing
 
 Progress = Callable[[int, int, str], None]
 """Called with what is done, what there is in all, and a few words."""
@@ -21,6 +36,8 @@ Progress = Callable[[int, int, str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SolverOptions = GradientOptions | VaeOptions | None
 """None stands for the exact solver."""
+BATCH = 2**20
+"""Bytes that are worth a thread's while."""
 
 
 def mimic(
@@ -29,6 +46,7 @@ def mimic(
     *,
     options: SolverOptions = None,
     dtype: str = "float32",
+    path: Path | None = None,
     progress: Progress | None = None,
 ) -> Base:
     """Rewrite the source's weights as mixtures of shared templates.
@@ -38,38 +56,153 @@ def mimic(
         layout: From `plan_layout(source.modules)`.
         options: Solver and recipe; default: exact.
         dtype: Stored type of the templates: float32, bfloat16 or float16.
+        path: Where the base goes. It is written while it is made, so that no more than one bank is in memory; without
+            it the base is made in memory, and `save_base` writes the same file.
         progress: Called after every bank (exact) or step.
 
     Raises:
-        RecastError: The templates would not fit into memory, or a weight is NaN or infinite.
+        RecastError: The largest bank would not fit into memory, or a weight is NaN or infinite.
+        OSError: The base cannot be written.
     """
-    check_memory(layout, copies=2 if options is None else 5)
-    tensors, errors = dict(source.tensors), {}
-    for number, bank in enumerate(layout.banks):
-        weights = torch.stack([tensors.pop(f"{module}.weight").float() for module in bank.modules])
-        if not weights.isfinite().all():
-            raise RecastError(f"{source.name}: weights of {bank.name} are NaN or infinite", "Give a sound checkpoint.")
-        solution = solve(weights, bank, layout, number, options, progress)
-        stored = solution.templates.to(DTYPES[dtype])
-        solution = Solution(stored.float(), solution.coefficients)
-        tensors[template_key(bank)] = stored
-        for module, coefficients, error in zip(
-            bank.modules, solution.coefficients, solution.errors(weights), strict=True
-        ):
-            tensors[coefficient_key(module)] = coefficients.contiguous()
-            errors[module] = error
+    check_memory(layout, kept=layout.template_parameters if path is None else 0, copies=4 if options is None else 7)
     name = {type(None): "exact", GradientOptions: "gradient", VaeOptions: "vae"}[type(options)]
-    return Base(
+    base = Base(
         layout=layout,
-        tensors=tensors,
-        base_id=identify(layout, tensors),
+        tensors={},
+        base_id="",
         architecture=source.architecture,
         source=source.name,
-        source_digest=source.digest,
-        errors=errors,
+        source_digest="",
+        errors={},
         solver={"name": name, "dtype": dtype, **(asdict(options) if options else {})},
         aliases=source.aliases,
     )
+    findings = Findings()
+    pieces = decompose(source, layout, options, dtype, findings, progress)
+    if path is None:
+        tensors = dict(pieces)
+        return replace(findings.complete(base), tensors=tensors)
+    path = Path(path)
+    with writing(path, base_specs(source, layout, dtype), widest(base)) as writer:
+        for key, tensor in pieces:
+            writer.write(key, tensor)
+        writer.finish(metadata_of(findings.complete(base)))
+    return load_base(path)
+
+
+def base_specs(source: Source, layout: Layout, dtype: str) -> dict[str, Spec]:
+    """Type and shape of every tensor of the base."""
+    mixed = {f"{module}.weight" for module in layout.modules}
+    ours = shapes(layout)
+    types = {template_key(bank): DTYPES[dtype] for bank in layout.banks}
+    rest = {name: spec for name, spec in specs(source.tensors).items() if name not in mixed}
+    return rest | {name: Spec(types.get(name, torch.float32), shape) for name, shape in ours.items()}
+
+
+@dataclass
+class Findings:
+    """What is known of a base, besides its tensors, once they all have been made.
+
+    Attributes:
+        errors: By module.
+        source: Hashes of the source's tensors.
+        base: Hashes of the base's tensors; of templates, one each.
+    """
+
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    source: dict[str, Hashed] = field(default_factory=dict)
+    base: dict[str, Hashed] = field(default_factory=dict)
+
+    def complete(self, base: Base) -> Base:
+        """`base` with its errors and digests."""
+        return replace(
+            base, base_id=identify(base.layout, self.base), source_digest=digest(self.source), errors=self.errors
+        )
+
+
+def decompose(
+    source: Source,
+    layout: Layout,
+    options: SolverOptions,
+    dtype: str,
+    findings: Findings,
+    progress: Progress | None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every tensor of the base, one bank at a time; `findings` are complete after the last one.
+
+    Every byte of the source is hashed once, by threads, while it is solved or written.
+    """
+    solver = partial(solve, layout=layout, options=options, progress=progress)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for number, bank in enumerate(layout.banks):
+            # a generator of its own, so that nothing of a bank is left in memory when the next one is read
+            yield from decompose_bank(source, bank, partial(solver, number=number), DTYPES[dtype], findings, pool)
+        for batch in batches(source, findings.source):
+            hashing = begin_hashes(pool, list(batch.values()))
+            yield from batch.items()
+            for (name, tensor), known in zip(batch.items(), hashing(), strict=True):
+                findings.source[name] = findings.base[name] = spec_of(tensor), [known]
+
+
+def decompose_bank(
+    source: Source,
+    bank: Bank,
+    solver: Callable[[Tensor, Bank], Solution],
+    dtype: torch.dtype,
+    findings: Findings,
+    pool: ThreadPoolExecutor,
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of the templates and of the coefficients of one bank."""
+    weights = [source.tensors[f"{module}.weight"] for module in bank.modules]
+    hashing = begin_hashes(pool, weights)
+    stacked = torch.stack([weight.float() for weight in weights])
+    if not torch.stack(stacked.aminmax()).isfinite().all():
+        raise RecastError(f"{source.name}: weights of {bank.name} are NaN or infinite", "Give a sound checkpoint.")
+    solution = solver(stacked, bank)
+    templates = solution.templates.to(dtype)
+    errors = Solution(templates.float(), solution.coefficients).errors(stacked)
+    findings.errors |= zip(bank.modules, errors, strict=True)
+    yield template_key(bank), templates
+    hashes = hashing()
+    for module, weight, known in zip(bank.modules, weights, hashes, strict=True):
+        findings.source[f"{module}.weight"] = spec_of(weight), [known]
+    findings.base[template_key(bank)] = spec_of(templates), hash_templates(templates, weights, hashes)
+    for module, coefficients in zip(bank.modules, solution.coefficients, strict=True):
+        findings.base[coefficient_key(module)] = hashed(coefficients)
+        yield coefficient_key(module), coefficients.contiguous()
+
+
+def batches(source: Source, done: Container[str]) -> Iterator[dict[str, Tensor]]:
+    """The source's tensors but those that are `done`, a few at a time: at least `BATCH` bytes of them."""
+    batch: dict[str, Tensor] = {}
+    size = 0
+    for name in [name for name in source.tensors if name not in done]:
+        batch[name] = tensor = source.tensors[name]
+        size += tensor.nbytes
+        if size >= BATCH:
+            yield batch
+            batch, size = {}, 0
+    if batch:
+        yield batch
+
+
+def begin_hashes(pool: ThreadPoolExecutor, tensors: list[Tensor]) -> Callable[[], list[str]]:
+    """Hash tensors in a thread; what is returned waits for it and gives `hash_bytes` of each."""
+    return pool.submit(lambda: [hash_bytes(tensor) for tensor in tensors]).result
+
+
+def hash_templates(templates: Tensor, weights: Sequence[Tensor], hashes: Sequence[str]) -> list[str]:
+    """`hash_bytes` of each template. In an exact bank templates are weights, whose `hashes` are known."""
+    return [
+        hashes[place] if same_bytes(template, weights[place]) else hash_bytes(template)
+        for place, template in enumerate(templates)  # n is at most the number of layers
+    ]
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """True where two tensors have one type and the same bits; 0.0 and -0.0 are different here."""
+    integers = {2: torch.int16, 4: torch.int32}.get(one.element_size())
+    return one.dtype == other.dtype and integers is not None and torch.equal(one.view(integers), other.view(integers))
 
 
 def solve(
@@ -92,10 +225,10 @@ def solve(
     return solution
 
 
-def check_memory(layout: Layout, copies: int) -> None:
-    """Raise RecastError where the templates and `copies` of the largest bank exceed the memory that is free."""
+def check_memory(layout: Layout, kept: int, copies: int) -> None:
+    """Raise RecastError where `kept` values and `copies` of the largest bank exceed the memory that is free."""
     largest = max(len(bank.modules) * bank.numel for bank in layout.banks)
-    needed = 4 * (layout.template_parameters + copies * largest)
+    needed = 4 * (kept + copies * largest)
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -104,7 +237,7 @@ def check_memory(layout: Layout, copies: int) -> None:
     # the kernel gives caches back, so free pages alone would refuse too early
     if needed > max(free, 0.8 * total):
         raise RecastError(
-            f"{layout.template_parameters:,} template values need about {needed / 2**30:.1f} GiB, "
+            f"Banks of up to {largest:,} values need about {needed / 2**30:.1f} GiB, "
             f"more than the memory of this machine ({total / 2**30:.1f} GiB)",
             "Take fewer modules or templates.",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,6 +16,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.tensors import specs
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SOURCE_FIELDS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "label_names")
@@ -73,6 +74,16 @@ def create(architecture: Architecture, *, pretrained: bool = False, overlay: dic
     return model.eval()
 
 
+def skeleton(name: str, **args: Any) -> nn.Module:
+    """`timm.create_model` on the meta device: names and shapes without values, in no time and no memory."""
+    with quiet():
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name, **args)
+        except Exception:  # an architecture that computes with values while it is built; or a real error, raised again
+            return timm.create_model(name, **args)
+
+
 def build(architecture: Architecture, state: dict[str, Tensor], image_size: int | None = None) -> nn.Module:
     """The network with the weights of `state`, in eval mode, for images of `image_size` pixels.
 
@@ -109,19 +120,22 @@ def build(architecture: Architecture, state: dict[str, Tensor], image_size: int 
     return model
 
 
-def load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load `state` strictly. Raises RecastError naming the first keys or shapes that do not fit."""
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+def load(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load `state` strictly. Raises RecastError as `check_fit` does."""
+    check_fit(model, state, name)
+    model.load_state_dict(state)
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Raise RecastError naming the first keys or shapes of `state` that are not the model's; no value is looked at."""
+    own, given = specs(model.state_dict()), specs(state)
+    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    wrong = [key for key in own if key in given and own[key].shape != given[key].shape]
     if missing or unexpected or wrong:
         parts = [f"lacks {first_of(missing)}"] if missing else []
         parts += [f"has {first_of(unexpected)} too many"] if unexpected else []
-        parts += [
-            f"has {key} of shape {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in wrong[:1]
-        ]
+        parts += [f"has {key} of shape {given[key].shape} instead of {own[key].shape}" for key in wrong[:1]]
         raise RecastError(f"The weights do not fit {name}: the file {', '.join(parts)}", "Check --architecture.")
-    model.load_state_dict(state)
 
 
 def first_of(keys: list[str]) -> str:
@@ -134,6 +148,13 @@ def check_name(name: str) -> None:
     if not timm.is_model(name.split(".")[0]):
         hint = nearest(name, timm.list_models(), "Give a timm name (timm.list_models() has them all) or a weight file.")
         raise RecastError(f"timm {timm.__version__} has no model '{name}'", hint)
+
+
+def ties(model: nn.Module) -> dict[str, str]:
+    """Other names of parameters and buffers that a model has under several -> the first name."""
+    first: dict[int, str] = {}
+    names = {key: first.setdefault(id(value), key) for key, value in model.state_dict(keep_vars=True).items()}
+    return {key: name for key, name in names.items() if key != name}
 
 
 def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,14 +1,13 @@
-"""Open what is to be mimicked: a timm name, an `hf-hub:` name, a folder with config.json, or a weight file."""
+"""Open what is to be mimicked: a timm name, an `hf-hub:` name, a folder with config.json, or weight files."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,21 @@ import timm
 import torch
 from torch import Tensor
 
+from recast_cli.engine.digest import tensors_digest
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.files import read_metadata, read_tensors, tensors_digest
-from recast_cli.engine.network import Architecture, check_name, describe, find_modules, load, quiet
+from recast_cli.engine.network import (
+    Architecture,
+    check_fit,
+    check_name,
+    describe,
+    find_modules,
+    quiet,
+    skeleton,
+    ties,
+)
 from recast_cli.engine.plan import Modules
-
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+from recast_cli.engine.tensors import StoredTensors, specs, without
+from recast_cli.engine.weights import WEIGHT_FILES, one_line, read_weights, weights_in
 
 
 @dataclass(frozen=True)
@@ -32,14 +40,15 @@ class Source:
 
     Attributes:
         name: As the user named it, without folders.
-        tensors: Every tensor under its own name; tied ones once, with their other names in `aliases`.
+        tensors: Every tensor under its own name; tied ones once, with their other names in `aliases`. Those of
+            safetensors files are read whenever they are asked for, and not kept.
         modules: The weights that may be reparameterised.
         architecture: None for a file whose architecture nobody knows.
         digest: Digest over `tensors`.
     """
 
     name: str
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     modules: Modules
     architecture: Architecture | None
     aliases: dict[str, str] = field(default_factory=dict)
@@ -54,9 +63,9 @@ def open_source(name: str, architecture: str | None = None, weights: Path | None
     """Open a source.
 
     Args:
-        name: timm name (tags too), `hf-hub:org/name`, a folder with config.json, or a weight file.
+        name: timm name (tags too), `hf-hub:org/name`, a folder with config.json, a weight file, or the index of shards.
         architecture: timm name for a weight file; without it modules are found by name and shape.
-        weights: Local weight file for a timm name.
+        weights: Local weight file, or index of shards, for a timm name.
 
     Raises:
         RecastError: Nothing such exists, it cannot be fetched, or the weights do not fit.
@@ -65,7 +74,7 @@ def open_source(name: str, architecture: str | None = None, weights: Path | None
     if path.is_dir():
         reject(architecture or weights, f"{name} is a folder with a config.json", "--architecture and --weights")
         return from_folder(path)
-    if path.is_file() or path.suffix in WEIGHT_FILES:
+    if path.is_file() or path.name.endswith(WEIGHT_FILES):
         reject(weights, f"{name} is a weight file itself", "--weights")
         return from_file(path, architecture)
     reject(architecture, f"{name} is not a file", "--architecture")
@@ -87,20 +96,23 @@ def from_file(path: Path, architecture: str | None) -> Source:
     """A weight file, with or without the timm name of its architecture."""
     tensors = read_weights(path)
     if architecture is None:
-        tensors, aliases = untie(tensors)
-        modules = modules_by_name({key: value for key, value in tensors.items() if key not in aliases.values()})
-        return Source(path.name, tensors, modules, None, aliases)
+        aliases = shared(tensors)
+        modules = modules_by_name(without(tensors, {*aliases, *aliases.values()}))
+        return Source(path.name, without(tensors, aliases), modules, None, aliases)
     check_name(architecture)
     heads = classifier_names(architecture)
-    weight = tensors.get(f"{heads[0]}.weight")
-    with quiet():
-        model = timm.create_model(architecture, num_classes=None if weight is None else len(weight))
-        state = fit(tensors, model, architecture)
-        lacking = model.state_dict().keys() - state.keys()
-        if lacking and all(key.rpartition(".")[0] in heads for key in lacking):
-            model = timm.create_model(architecture, num_classes=0)
-    load(model, state, architecture)
-    return from_model(path.name, model, {})
+    weight = specs(tensors).get(f"{heads[0]}.weight")
+    model = skeleton(architecture, num_classes=weight.shape[0] if weight and weight.shape else None)
+    if tensors.keys() - model.state_dict().keys():
+        overlay = {"num_classes": model.num_classes, "label_offset": 0}
+        # any filter may stumble over foreign keys in its own way; `check_fit` then says what differs
+        with suppress(Exception):
+            tensors = filtered(architecture, tensors, overlay, num_classes=model.num_classes)
+    lacking = model.state_dict().keys() - tensors.keys()
+    if lacking and all(key.rpartition(".")[0] in heads for key in lacking):
+        model = skeleton(architecture, num_classes=0)
+    check_fit(model, tensors, architecture)
+    return from_tensors(path.name, tensors, model, {})
 
 
 def classifier_names(architecture: str) -> tuple[str, ...]:
@@ -110,22 +122,15 @@ def classifier_names(architecture: str) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def fit(tensors: dict[str, Tensor], model: torch.nn.Module, architecture: str) -> dict[str, Tensor]:
-    """`tensors` as they are where their names are the model's; else through timm's filter for other key names."""
-    if not tensors.keys() - model.state_dict().keys():
-        return tensors
-    overlay = {"state_dict": dict(tensors), "num_classes": model.num_classes, "label_offset": 0}
-    try:
-        other = timm.create_model(
-            architecture, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=model.num_classes
-        )
-    except Exception:  # any filter may stumble over foreign keys in its own way; `load` then says what differs
-        return tensors
-    return other.state_dict()
+def filtered(name: str, tensors: Mapping[str, Tensor], overlay: dict[str, Any], **args: Any) -> dict[str, Tensor]:
+    """What timm makes of tensors with other key names: all in memory, through the filter of their architecture."""
+    overlay = {**overlay, "state_dict": dict(tensors), "source": ""}  # a source would be preferred to the state dict
+    with quiet():
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args).state_dict()
 
 
 def from_folder(path: Path) -> Source:
-    """A folder that timm's `local-dir:` opens: config.json (model arguments included) and its weights."""
+    """A folder that timm's `local-dir:` opens: config.json (model arguments included) and its weights, or shards."""
     config = path / "config.json"
     if not config.is_file():
         raise RecastError(
@@ -137,16 +142,17 @@ def from_folder(path: Path) -> Source:
     except (ValueError, KeyError, TypeError, OSError):
         raise RecastError(f"{config} is not a timm config: no architecture in it", "Write it with timm.") from None
     check_name(name)
-    for file in [*path.glob("*.safetensors"), *path.glob("*.bin")]:
-        read_weights(file)  # a clear line about a damaged file, which timm would meet less clearly
-    if not any(file.suffix in WEIGHT_FILES for file in path.iterdir()):
+    file = weights_in(path)
+    if file is None:
         raise RecastError(f"{path} holds no weights", "Put model.safetensors beside config.json.")
+    tensors = read_weights(file)
     try:
-        with quiet():
-            model = timm.create_model(f"local-dir:{path}", pretrained=True)
+        model = skeleton(f"local-dir:{path}")
+        if shapes(model.state_dict()) != shapes(tensors):
+            tensors = filtered(f"local-dir:{path}", tensors, {})
     except Exception as error:
         raise RecastError(f"timm cannot open {path}: {one_line(error)}", "Check config.json and weights.") from None
-    return from_model(path.resolve().name, model, values.get("model_args", {}))
+    return from_tensors(path.resolve().name, tensors, model, values.get("model_args", {}))
 
 
 def from_timm(name: str) -> Source:
@@ -172,80 +178,46 @@ def from_timm(name: str) -> Source:
 
 
 def from_model(name: str, model: torch.nn.Module, args: dict[str, Any]) -> Source:
-    """The source that a loaded timm model is, tied tensors stored once."""
-    tensors, aliases = untie(model.state_dict())
-    modules = {module: shape for module, shape in find_modules(model).items() if f"{module}.weight" in tensors}
-    return Source(name, tensors, modules, describe(model, args), aliases)
+    """The source that a loaded timm model is."""
+    return from_tensors(name, model.state_dict(), model, args)
 
 
-def untie(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each tensor under its first name, and the other names of those that share their memory."""
-    tensors: dict[str, Tensor] = {}
+def from_tensors(name: str, tensors: Mapping[str, Tensor], model: torch.nn.Module, args: dict[str, Any]) -> Source:
+    """The source of `tensors` that fit `model`, whose own values do not matter; tied tensors are kept once."""
+    aliases = ties(model)
+    kept = without(tensors, aliases)
+    modules = {module: shape for module, shape in find_modules(model).items() if f"{module}.weight" in kept}
+    return Source(name, kept, modules, describe(model, args), aliases)
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes alone: a file may hold its tensors in another type than the network."""
+    return {key: spec.shape for key, spec in specs(tensors).items()}
+
+
+def shared(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Other names of tensors that share their memory -> the first name. What is read from a file shares nothing."""
+    if isinstance(tensors, StoredTensors):
+        return {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}
-    for key, tensor in state.items():
+    for key, tensor in tensors.items():
         place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and place in seen:
+        if tensor.numel() and seen.setdefault(place, key) != key:
             aliases[key] = seen[place]
-        else:
-            seen[place] = key
-            tensors[key] = tensor
-    return tensors, aliases
+    return aliases
 
 
-def modules_by_name(tensors: dict[str, Tensor]) -> Modules:
+def modules_by_name(tensors: Mapping[str, Tensor]) -> Modules:
     """Modules of an unknown architecture: every floating-point `<name>.weight` of 2 to 5 dimensions, no embeddings."""
     return {
-        key.removesuffix(".weight"): tuple(tensor.shape)
-        for key, tensor in tensors.items()
+        key.removesuffix(".weight"): spec.shape
+        for key, spec in specs(tensors).items()
         if key.endswith(".weight")
-        and 2 <= tensor.ndim <= 5
-        and tensor.is_floating_point()
+        and 2 <= len(spec.shape) <= 5
+        and spec.dtype.is_floating_point
         and not re.search(r"embed|wte|wpe", key)
     }
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a weight file; pickles through `weights_only=True` alone, training wrappers taken off."""
-    if path.suffix == ".safetensors":
-        if metadata := read_metadata(path):
-            raise RecastError(f"{path} is a {metadata['kind']} file of recast, not a checkpoint", "Give its source.")
-        tensors = read_tensors(path)
-    else:
-        if not path.is_file():
-            raise RecastError(f"{path} does not exist", "Check the path.")
-        try:
-            with quiet():
-                tensors = timm.models.load_state_dict(str(path), weights_only=True)
-        except PermissionError:
-            raise RecastError(f"{path}: no permission to read it", "Check its permissions.") from None
-        except pickle.UnpicklingError as error:
-            raise RecastError(f"{path} cannot be loaded safely: {one_line(error)}", safe_hint(path)) from None
-        except Exception as error:
-            raise RecastError(f"{path} is not a weight file: {one_line(error)}", safe_hint(path)) from None
-    tensors = {key: own(value) for key, value in tensors.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise RecastError(f"{path} holds no tensors", "Give a state dict.")
-    return tensors
-
-
-def own(tensor: Tensor) -> Tensor:
-    """The tensor, copied where it is a part of a larger storage: safetensors refuses views that overlap."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def safe_hint(path: Path) -> str:
-    """What to do about a pickle that is not plain tensors."""
-    return (
-        f"Save its state dict as safetensors, or as plain tensors with torch.save, and use that instead of {path.name}."
-    )
-
-
-def one_line(error: BaseException, limit: int = 160) -> str:
-    """The first sentence of an exception's message, at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = text.split(". ")[0].rstrip(".")
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 @contextmanager

@@ -46,7 +46,8 @@ def verify(
     architecture = base.known_architecture()
     where = choose_device(device)
     images = decode(data, items_to_compare(data), architecture.data, progress=progress)
-    plain = source.tensors | {alias: source.tensors[name] for alias, name in source.aliases.items()}
+    plain = dict(source.tensors)
+    plain |= {alias: plain[name] for alias, name in source.aliases.items()}
     models = [build(architecture, plain).to(where), merge(base).to(where)]
     outputs: list[dict[str, Tensor]] = [{}, {}]
     for model, seen in zip(models, outputs, strict=True):

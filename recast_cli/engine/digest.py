@@ -1,0 +1,40 @@
+"""Digests over tensors, not files: the same weights have the same digest in any container.
+
+A digest is a SHA-256 over names, types, shapes and the SHA-256 of the bytes of every tensor. Where a tensor is found in
+two digests (the source's and the base's), its bytes are hashed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from recast_cli.engine.files import to_json
+from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of
+
+Hashed = tuple[Spec, Sequence[str]]
+"""Type and shape of a tensor, and the SHA-256 of its bytes, or of each of its parts."""
+
+
+def hash_bytes(tensor: Tensor) -> str:
+    """SHA-256 of the bytes of a tensor in row order, 64 hexadecimal digits."""
+    return hashlib.sha256(raw(tensor)).hexdigest()
+
+
+def digest(tensors: Mapping[str, Hashed], extra: Any = None) -> str:
+    """`sha256:…` over `extra` (plain values) and all `tensors` in the order of their names."""
+    rows = [[name, TYPE_NAMES[spec.dtype], spec.shape, parts] for name, (spec, parts) in sorted(tensors.items())]
+    return "sha256:" + hashlib.sha256(to_json([extra, *rows]).encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], extra: Any = None) -> str:
+    """`digest` of `tensors`, which are read one at a time."""
+    return digest({name: hashed(tensor) for name, tensor in tensors.items()}, extra)
+
+
+def hashed(tensor: Tensor) -> Hashed:
+    """A tensor as `digest` takes it, in one part."""
+    return spec_of(tensor), [hash_bytes(tensor)]

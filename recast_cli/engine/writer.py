@@ -1,0 +1,77 @@
+"""Write a safetensors file tensor by tensor: safetensors' own writer wants all of them in memory at once."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from recast_cli.engine.files import METADATA_KEY, atomic, to_json
+from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of
+
+
+@contextmanager
+def writing(path: Path, specs: Mapping[str, Spec], widest: dict[str, Any]) -> Iterator[TensorWriter]:
+    """Yield a writer for the file at `path`, which is there, whole, once the block has ended without an error.
+
+    Args:
+        path: The file.
+        specs: Type and shape of every tensor that will be written.
+        widest: Metadata at least as long, as JSON, as what `finish` will be given; room for it is kept.
+
+    Raises:
+        OSError: The disk is full, among others.
+    """
+    with atomic(path) as temporary, temporary.open("r+b", buffering=0) as stream:
+        writer = TensorWriter(path, stream, specs, widest)
+        yield writer
+        assert writer.finished, "the header is missing"
+
+
+class TensorWriter:
+    """Writes each tensor to its place as it comes, in any order, and the header last.
+
+    The header stands first in the file but holds what is known only at the end. So its length is fixed beforehand, and
+    what is not needed is filled with spaces, which the format allows.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO, specs: Mapping[str, Spec], widest: dict[str, Any]) -> None:
+        self.path, self.stream, self.left, self.finished = path, stream, dict(specs), False
+        self.entries: dict[str, Any] = {}
+        end = 0
+        # no holes are allowed, so large types come first: every tensor then starts at a multiple of its type's size
+        for name, spec in sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+            start, end = end, end + spec.nbytes
+            kind = TYPE_NAMES[spec.dtype]
+            self.entries[name] = {"dtype": kind, "shape": spec.shape, "data_offsets": [start, end]}
+        self.length = -(-len(self.header(widest)) // 8) * 8  # tensors start at a multiple of 8, as in every such file
+
+    def header(self, metadata: dict[str, Any]) -> bytes:
+        """The JSON header with `metadata` in it."""
+        return to_json({"__metadata__": {METADATA_KEY: to_json(metadata)}, **self.entries}).encode()
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor of the type and shape that were announced. Raises OSError where the disk does not take it."""
+        assert spec_of(tensor) == self.left.pop(name), f"{name} is not what was announced"
+        self.put(raw(tensor), 8 + self.length + self.entries[name]["data_offsets"][0])
+
+    def finish(self, metadata: dict[str, Any]) -> None:
+        """Write the header, once all tensors are there."""
+        assert not self.left, f"not written: {', '.join(self.left)}"
+        header = self.header(metadata)
+        assert len(header) <= self.length, "the metadata needs more room than was kept"
+        self.put(memoryview(struct.pack("<Q", self.length) + header.ljust(self.length)), 0)
+        self.finished = True
+
+    def put(self, data: memoryview, place: int) -> None:
+        """Write `data` at `place`, an offset in bytes."""
+        try:
+            self.stream.seek(place)
+            while data:  # the system may take less than all at once
+                data = data[self.stream.write(data) :]
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from None
