@@ -31,6 +31,14 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """No test sees or fills the user's cache of decoded pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def vit_folder(tmp_path_factory):
     """Folder of a vision transformer: 12 blocks, 32 channels, 32 px, 5 classes."""

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from recast_cli.engine.errors import RecastError
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes that a size for people means: `10GB`, `1.5 gb`, `500M`, `2GiB`; a number alone is bytes.
+
+    Raises:
+        RecastError: Anything else.
+    """
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(?:([kmgt]i?)?b?)", str(text).strip().lower())
+    if not found:
+        raise RecastError(f"--cache-size {text} is not a size", "Give e.g. 10GB or 500MB, or 0 for no cache.")
+    return round(float(found[1]) * UNITS[found[2] or ""])
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress bars.")]
@@ -22,4 +40,13 @@ BaseFile = Annotated[
 OnBadImage = Annotated[
     str | None,
     typer.Option("--on-bad-image", metavar="skip|fail", help="What to do about unreadable images.  [default: skip]"),
+]
+CacheSize = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-size",
+        metavar="SIZE",
+        parser=parse_size,
+        help="Disk space for decoded pictures, e.g. 500MB; 0 for no cache.  [default: 10GB]",
+    ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,11 +16,14 @@ import torch
 from timm.data import create_transform
 from torch import Tensor
 
+from recast_cli.engine.cache import DEFAULT_CACHE_SIZE, build, cache_file, keep, load, reserve
 from recast_cli.engine.errors import RecastError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 IN_MEMORY = 2 * 2**30
 """Decoded pictures beyond this many bytes are kept in a temporary file that the system maps into memory."""
+BLOCK = 4096
+"""Images that the threads are given at a time: each takes memory while it waits."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,20 @@ def preprocessing(
     return transform, shape
 
 
+def preparation(data: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """All that decides the pixels beside the image: what of a data config, the size (3, H, W), and whose code."""
+    import PIL
+    import timm
+    import torchvision
+
+    return {
+        "size": list(size),
+        **{name: data[name] for name in ("interpolation", "crop_pct", "crop_mode")},
+        "border": list(data["mean"]) if data["crop_mode"] == "border" else None,  # no other mode paints with it
+        "versions": [PIL.__version__, timm.__version__, torchvision.__version__],
+    }
+
+
 def decode(
     root: Path,
     items: Sequence[Item],
@@ -124,8 +142,10 @@ def decode(
     image_size: int | None = None,
     on_bad_image: str = "skip",
     progress: Callable[[int, int, str], None] | None = None,
+    *,
+    cache_size: int | None = None,
 ) -> Images:
-    """Read every image once, in parallel.
+    """Read every image once, in parallel, or map what an earlier run has read.
 
     Args:
         root: The data folder.
@@ -133,41 +153,89 @@ def decode(
         data: timm's data config of the network.
         image_size: Height and width in pixels; default: the config's.
         on_bad_image: `skip` counts and names unreadable images, `fail` raises at the first.
-        progress: Called after every image.
+        progress: Called after every image that is read.
+        cache_size: Bytes that all cached files may take together; 0 for no cache; default: DEFAULT_CACHE_SIZE.
 
     Raises:
         RecastError: No image could be read, or one could not and `on_bad_image` is `fail`.
     """
-    transform, shape = preprocessing(data, image_size)
-    pixels = pixel_store((len(items), *shape))
+    cache_size = DEFAULT_CACHE_SIZE if cache_size is None else cache_size
+    transform, size = preprocessing(data, image_size)
+    shape = (len(items), *size)
+    paths = [item.path for item in items]
 
-    def read(place: int) -> str | None:
+    def read(place: int) -> Tensor | str:
+        """An image, or what is wrong with it."""
         try:
-            pixels[place] = open_image(root / items[place].path, transform)
+            return open_image(root / paths[place], transform)
         except RecastError as error:
+            if on_bad_image == "fail":
+                raise RecastError(error.what, "Repair or remove it, or use --on-bad-image skip.") from None
             return error.what
-        return None
 
-    problems: list[str | None] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        try:
-            for problem in pool.map(read, range(len(items))):
-                if problem and on_bad_image == "fail":
-                    raise RecastError(problem, "Repair or remove it, or use --on-bad-image skip.")
-                problems.append(problem)
-                if progress:
-                    progress(len(problems), len(items), "reading images")
-        finally:
-            pool.shutdown(cancel_futures=True)
-    good = [place for place, problem in enumerate(problems) if problem is None]
-    if not good:
-        raise RecastError(f"Not one of the {len(items)} images in {root} can be read", "Check the files.")
+    def fill(rows: np.ndarray) -> list[bool]:
+        readable = read_all(read, rows, progress)
+        if not any(readable):
+            raise RecastError(f"Not one of the {len(items)} images in {root} can be read", "Check the files.")
+        return readable
+
+    path = found = None
+    if cache_size and items and os.name == "posix":  # elsewhere there is no flock
+        path = cache_file(root, paths, preparation(data, size))
+        found = load(path)
+    if path and found:
+        # only an image that still cannot be read may be missing; where that is an error, reading it says so again
+        if any(isinstance(read(place), Tensor) for place, good in enumerate(found[1]) if not good):
+            found = None
+        else:
+            keep(path, cache_size)
+    if path and not found:
+        found = build(path, shape, cache_size, fill)
+    if not found:
+        rows = pixel_store(shape)
+        readable = fill(rows)
+        found = torch.from_numpy(rows[: sum(readable)]), readable
+    pixels, readable = found
     return Images(
-        pixels=pixels if len(good) == len(items) else pixels[good],
-        labels=torch.tensor([items[place].label for place in good]),
-        paths=[items[place].path for place in good],
-        skipped=[items[place].path for place, problem in enumerate(problems) if problem is not None],
+        pixels=pixels,
+        labels=torch.tensor([item.label for item, good in zip(items, readable, strict=True) if good]),
+        paths=[path for path, good in zip(paths, readable, strict=True) if good],
+        skipped=[path for path, good in zip(paths, readable, strict=True) if not good],
     )
+
+
+def read_all(
+    read: Callable[[int], Tensor | str], rows: np.ndarray, progress: Callable[[int, int, str], None] | None = None
+) -> list[bool]:
+    """Read every image, in parallel; those that can be read end up at the front of `rows`, in order.
+
+    Args:
+        read: Place of an image -> the image, uint8 (3, H, W), or what is wrong with it. What it raises ends it all.
+        rows: (N, 3, H, W) uint8, to be filled.
+        progress: Called after every image.
+
+    Returns:
+        Which images could be read.
+    """
+
+    def store(place: int) -> bool:
+        image = read(place)
+        if isinstance(image, Tensor):
+            rows[place] = image.numpy()  # torch would copy with threads of its own, in each of these threads
+        return isinstance(image, Tensor)
+
+    readable: list[bool] = []
+    with ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(rows), BLOCK):
+            # whatever is raised here ends `map`, which then cancels all that no thread has begun
+            for good in pool.map(store, range(start, min(start + BLOCK, len(rows)))):
+                readable.append(good)
+                if progress:
+                    progress(len(readable), len(rows), "reading images")
+    for row, place in enumerate(place for place, good in enumerate(readable) if good):
+        if row != place:
+            rows[row] = rows[place]
+    return readable
 
 
 def open_image(path: Path, transform: Callable[[Any], Tensor]) -> Tensor:
@@ -186,18 +254,28 @@ def open_image(path: Path, transform: Callable[[Any], Tensor]) -> Tensor:
         raise RecastError(f"{path} is not a readable image ({reason[:80]})", "Repair or remove it.") from None
 
 
-def pixel_store(shape: tuple[int, ...]) -> Tensor:
+def pixel_store(shape: tuple[int, ...]) -> np.ndarray:
     """Room for uint8 of `shape`: in memory, or in a temporary file that needs no memory of its own."""
-    if int(np.prod(shape)) <= IN_MEMORY:
-        return torch.empty(shape, dtype=torch.uint8)
+    size = int(np.prod(shape))
+    if size <= IN_MEMORY:
+        return np.empty(shape, np.uint8)
     with tempfile.TemporaryFile() as file:  # the mapping outlives the handle; the disk space goes with it
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a bus error later
-            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
-        return torch.from_numpy(np.memmap(file, np.uint8, "w+", shape=shape))
+        reserve(file.fileno(), size)
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def normalise(pixels: Tensor, data: dict[str, Any]) -> Tensor:
     """uint8 (B, 3, H, W) -> float32 with the config's mean and std, on the same device."""
-    mean = torch.tensor(data["mean"], device=pixels.device).view(1, -1, 1, 1)
-    std = torch.tensor(data["std"], device=pixels.device).view(1, -1, 1, 1)
+    mean, std = statistics(tuple(data["mean"]), tuple(data["std"]), pixels.device)
     return (pixels.float() / 255 - mean) / std
+
+
+@functools.lru_cache
+def statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and std (1, 3, 1, 1) on a device; kept, because sending them there makes the CPU wait."""
+    return torch.tensor(mean, device=device).view(1, -1, 1, 1), torch.tensor(std, device=device).view(1, -1, 1, 1)

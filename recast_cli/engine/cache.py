@@ -1,0 +1,199 @@
+"""The cache of decoded pictures: one safetensors file for a list of pictures and a way to prepare them.
+
+A file is built under a temporary name, with its disk space reserved and a lock held, and renamed when it is whole: two
+runs that build the same file do not disturb each other, and a killed one leaves nothing but a file that no run locks.
+Whatever goes wrong here costs time, not results: the pictures are then decoded as if there were no cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import struct
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.files import METADATA_KEY, atomic, check_writable, to_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_CACHE_SIZE = 10 * 10**9
+"""Bytes that all files of the cache may take together."""
+FORMAT = 1
+HEADER = 4096
+"""Bytes before the pixels: the header is written last, when it is known how many pictures could be read."""
+STALE = 60
+"""Seconds after which a temporary file that no run has locked is a killed run's."""
+
+
+class CacheWarning(UserWarning):
+    """The cache is not used and the run goes on without; the text is one line for the user."""
+
+
+def cache_folder() -> Path:
+    """`$RECAST_CACHE`, else `$XDG_CACHE_HOME/recast`, else `~/.cache/recast`."""
+    named = os.environ.get("RECAST_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "recast")
+    return Path(os.path.expanduser(named))  # where there is no home the `~` stays, and `build` makes no such folder
+
+
+def cache_file(root: Path, paths: Sequence[str], preparation: Any) -> Path:
+    """Where pictures are cached, named after all that decides their pixels.
+
+    Args:
+        root: The data folder.
+        paths: Relative paths of the pictures, in order; their sizes and times count too.
+        preparation: Whatever else decides the pixels, as JSON.
+    """
+    digest = hashlib.sha256(to_json([str(root.resolve()), preparation]).encode())
+    for path in paths:
+        try:
+            found = os.stat(os.path.join(root, path))  # a Path for each of a million pictures would take seconds
+            digest.update(f"\0{path}\0{found.st_size}\0{found.st_mtime_ns}".encode())
+        except OSError:
+            digest.update(f"\0{path}\0".encode())
+    return cache_folder() / f"pictures-{digest.hexdigest()[:32]}.safetensors"
+
+
+def load(path: Path) -> tuple[Tensor, list[bool]] | None:
+    """What `path` caches, or None where it is no whole file of this format; reads no pixels.
+
+    Returns:
+        Pixels (N, 3, H, W) uint8, mapped copy-on-write, so that nothing can change the file; and which pictures of the
+        list could be read: N of them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads(file.metadata()[METADATA_KEY])
+            if found["format"] != FORMAT or found["key"] not in path.name:
+                return None
+            return file.get_tensor("pixels"), file.get_tensor("readable").tolist()
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError):
+        return None
+
+
+def build(
+    path: Path, shape: tuple[int, ...], bound: int, fill: Callable[[np.ndarray], list[bool]]
+) -> tuple[Tensor, list[bool]] | None:
+    """Make the file `path`, and return what `load` does; None, after a CacheWarning, where it cannot be made.
+
+    Args:
+        path: From `cache_file`.
+        shape: (pictures in the list, 3, H, W).
+        bound: Bytes that all files of the cache may take together.
+        fill: Writes the readable pictures to the front of an array of `shape`, and says which they are.
+    """
+    import fcntl
+
+    size = HEADER + int(np.prod(shape)) + shape[0]
+    try:
+        if size > bound:
+            raise RecastError(f"they take {size / 1e9:.3g} GB, and --cache-size is {bound / 1e9:.3g} GB")
+        if path.parts[0] == "~":
+            raise RecastError("this user has no home folder and no RECAST_CACHE")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
+        if trim(path.parent, bound - size) > bound - size:
+            raise RecastError("other runs are filling it")
+    except (OSError, RecastError) as error:
+        warn(path.parent, error)
+        return None
+    result = None
+    try:
+        with atomic(path) as temporary, temporary.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the end: this run is alive
+            reserve(file.fileno(), size)
+            readable = fill(np.memmap(file, np.uint8, "r+", HEADER, shape))
+            seal(file.fileno(), path.stem.removeprefix("pictures-"), shape, readable)
+            result = load(temporary)
+            os.fsync(file.fileno())  # without it, a power cut may leave a whole file of black pictures
+    except OSError as error:  # where `fill` is to blame, it fails again without a cache
+        warn(path.parent, error)
+    return result
+
+
+def seal(file: int, key: str, shape: tuple[int, ...], readable: list[bool]) -> None:
+    """Cut the file behind the readable pictures, say which they are, and write the header."""
+    rows = (sum(readable), *shape[1:])
+    end = int(np.prod(rows))
+    header = {
+        "__metadata__": {METADATA_KEY: to_json({"format": FORMAT, "key": key, "kind": "pictures"})},
+        "pixels": {"dtype": "U8", "shape": rows, "data_offsets": [0, end]},
+        "readable": {"dtype": "BOOL", "shape": [len(readable)], "data_offsets": [end, end + len(readable)]},
+    }
+    os.ftruncate(file, HEADER + end)
+    os.pwrite(file, bytes(readable), HEADER + end)
+    os.pwrite(file, struct.pack("<Q", HEADER - 8) + to_json(header).encode().ljust(HEADER - 8), 0)
+
+
+def keep(path: Path, bound: int) -> None:
+    """Note that `path` was used just now, and hold the cache to `bound` bytes."""
+    try:
+        os.utime(path)
+        trim(path.parent, bound)
+    except OSError:
+        pass  # a cache that another user owns can be read all the same
+
+
+def trim(folder: Path, bound: int) -> int:
+    """Remove what killed runs left, then the least recently used files until the rest is `bound` bytes or fewer.
+
+    Returns:
+        Bytes that are left: more than `bound` only where runs are writing at this moment.
+    """
+    files = []
+    for path in [*folder.glob("pictures-*.safetensors"), *folder.glob(".pictures-*.tmp")]:
+        try:
+            if path.suffix == ".tmp" and abandoned(path):
+                path.unlink()
+            else:
+                files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        except FileNotFoundError:
+            continue  # another run was faster
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total > bound and path.suffix != ".tmp":
+            path.unlink(missing_ok=True)
+            total -= size
+    return total
+
+
+def abandoned(path: Path) -> bool:
+    """Whether no run writes the temporary file `path` any more."""
+    import fcntl
+
+    if time.time() - path.stat().st_mtime < STALE:
+        return False  # perhaps made this moment and not locked yet
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def reserve(file: int, size: int) -> None:
+    """Make a file `size` bytes long, with disk space for all: a full disk is an error now, not a bus error later."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    elif os.name == "posix" and shutil.disk_usage(file).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    else:
+        os.ftruncate(file, size)
+
+
+def warn(folder: Path, error: OSError | RecastError) -> None:
+    """Say why nothing is cached, as a CacheWarning."""
+    reason = error.what if isinstance(error, RecastError) else error.strerror or error
+    warnings.warn(f"decoded pictures are not cached in {folder}: {reason}", CacheWarning, stacklevel=2)
