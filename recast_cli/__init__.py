@@ -28,6 +28,7 @@ PUBLIC = {
     "mimic": ("mimic",),
     "base": ("Base", "load_base", "save_base"),
     "attach": ("attach", "merge"),
+    "switch": ("Switcher",),
     "verify": ("Verification", "verify"),
     "options": ("AdaptOptions",),
     "known": ("fetch_known",),
@@ -68,5 +69,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.plot import plot_base, plot_tasks
     from recast_cli.engine.solve import GradientOptions, VaeOptions
     from recast_cli.engine.source import Source, open_source
+    from recast_cli.engine.switch import Switcher
     from recast_cli.engine.task import Task, load_task, save_task
     from recast_cli.engine.verify import Verification, verify

@@ -6,6 +6,8 @@ import pytest
 from cli_helpers import recast, recast_json, refused
 from helpers import draw_images
 
+from recast_cli.engine.attach import merge
+
 pytest_plugins = ["cli_fixtures"]
 
 KEYS = {"base_id", "tasks", "mean_top1", "passed"}
@@ -38,6 +40,20 @@ def test_one_task_on_its_recorded_test_split(ready):
 def test_several_tasks_in_the_order_given_and_all_of_them_sorted(ready):
     check(recast_json("eval", "--task", "shades", "--task", "colours", "--task", "shades"), ["shades", "colours"])
     check(recast_json("eval", "--all"), ["colours", "shades"])
+
+
+def test_several_tasks_share_one_network(ready, monkeypatch):
+    alone = [recast_json("eval", "--task", name)["tasks"][0] for name in ("colours", "shades")]
+    sizes = []
+
+    def counted(base, vector=None, image_size=None):
+        sizes.append(image_size)
+        return merge(base, vector, image_size)
+
+    monkeypatch.setattr("recast_cli.engine.switch.merge", counted)
+    monkeypatch.setattr("recast_cli.engine.evaluate.merge", counted)
+    assert recast_json("eval", "--all")["tasks"] == alone
+    assert sizes == [32]
 
 
 def test_people_see_a_line_a_task_and_the_mean(ready):

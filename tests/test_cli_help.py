@@ -7,6 +7,7 @@ import pytest
 from cli_helpers import ROOT, recast
 from typer.testing import CliRunner
 
+from recast_cli.cli.commands import SUMMARIES, Commands
 from recast_cli.cli.main import app
 
 COMMANDS = ("mimic", "adapt", "eval", "predict", "inspect", "demo")
@@ -22,11 +23,38 @@ print({{"torch", "timm", "torchvision", "matplotlib", "numpy"}} & set(sys.module
 """
 
 
+def test_help_says_of_each_command_what_the_command_says_of_itself():
+    for name, command in Commands().items():
+        assert SUMMARIES[name] == command.get_short_help_str(limit=200)
+
+
+def test_an_unknown_command_is_told_its_nearest():
+    result = recast("insect")
+    assert result.exit_code == 2
+    assert "Did you mean 'inspect'?" in result.stderr
+    with pytest.raises(KeyError):
+        Commands()["insect"]
+
+
 def test_no_help_imports_torch():
     code = WITHOUT_TORCH.format(commands=", ".join(f"['{command}']" for command in COMMANDS))
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stderr == ""
     assert result.stdout == "set()\n"
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    code = """
+import sys
+from recast_cli.cli.main import app
+try:
+    app(["--help"])
+finally:
+    print([name for name in sys.modules if name in ("rich", "yaml") or "workspace" in name], file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stderr == "[]\n"
+    assert "  predict  " in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])

@@ -1,9 +1,14 @@
 """`recast inspect`."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
-from cli_helpers import QUICK, recast, recast_json, refused
+from cli_helpers import QUICK, ROOT, recast, recast_json, refused
+from safetensors.torch import load_file
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -40,6 +45,48 @@ TASK_KEYS = {
 }
 
 
+MODULES_AFTER = """
+import sys
+from recast_cli.cli.main import main
+try:
+    main()
+finally:
+    print(sorted({"torch", "timm", "torchvision", "safetensors.torch"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+ANYWHERE = (
+    "colours",
+    "tasks/colours --json",
+    "colours shades",
+    "colours shades --json",
+    "tasks/colours/head.safetensors",
+)
+BESIDE_THE_BASE = (
+    "colours --base base.safetensors",
+    "colours --plot task.svg -q",
+    "colours shades --plot tasks.png -q",
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gone"),
+    [*((each, False) for each in ANYWHERE + BESIDE_THE_BASE), *((each, True) for each in ANYWHERE)],
+)
+def test_tasks_are_inspected_without_torch(arguments, gone, ready):
+    if gone:
+        (ready / "base.safetensors").unlink()
+    result = subprocess.run(
+        [sys.executable, "-c", MODULES_AFTER, "inspect", *arguments.split()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (result.returncode, result.stderr) == (0, "[]\n")
+    if "--json" in arguments:
+        assert json.loads(result.stdout)
+
+
 def test_a_base(ready):
     value = recast_json("inspect", "base.safetensors")
     assert value.keys() == BASE_KEYS
@@ -72,8 +119,12 @@ def test_a_task_by_name_or_folder(name, ready):
     assert (value["coefficients"], value["head_parameters"]) == (48, 99)
     assert value["classes"] == ["blue", "green", "red"]
     assert [bank.keys() for bank in value["banks"]] == [{"name", "group", "modules"}] * 6
-    for module in (module for bank in value["banks"] for module in bank["modules"]):
+    vector, base = load_file("tasks/colours/coefficients.safetensors")["coefficients"], load_file("base.safetensors")
+    modules = [module for bank in value["banks"] for module in bank["modules"]]
+    assert [each for module in modules for row in module["coefficients"] for each in row] == vector.tolist()
+    for module in modules:
         assert module.keys() == {"module", "coefficients", "base", "moved"}
+        assert module["base"] == base[f"coefficients.{module['module']}"].tolist()
         assert module["moved"] >= 0
 
 
@@ -81,7 +132,8 @@ def test_a_task_without_its_base(ready):
     (ready / "base.safetensors").unlink()
     value = recast_json("inspect", "colours")
     assert value.keys() == TASK_KEYS | {"vector"}
-    assert (value["base"], value["banks"], len(value["vector"])) == (None, None, 48)
+    assert (value["base"], value["banks"]) == (None, None)
+    assert value["vector"] == load_file("tasks/colours/coefficients.safetensors")["coefficients"].tolist()
     assert "--base FILE" in recast("inspect", "colours").stdout
 
 

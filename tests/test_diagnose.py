@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import perturbed
 
+from recast_cli.engine.base import save_base
 from recast_cli.engine.diagnose import compare_to_base, diagnose, similarity, template_distance, template_entropy
+from recast_cli.engine.outline import read_outline
 
 TEMPLATES = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 
@@ -33,7 +36,7 @@ def test_entropy_is_that_of_the_singular_values():
 
 def test_similarity_is_the_cosine():
     vectors = [torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
-    found = similarity(vectors)
+    found = similarity([vector.flatten() for vector in vectors])
     for i in range(4):
         for j in range(4):
             a, b = vectors[i].double().numpy().ravel(), vectors[j].double().numpy().ravel()
@@ -44,7 +47,7 @@ def test_what_is_undefined_is_none():
     assert template_distance(TEMPLATES[:1]) is None
     assert template_entropy(torch.zeros(2, 3, 3)) is None
     assert similarity([torch.ones(2)]) is None
-    assert similarity([torch.zeros(2), torch.ones(2)]) == [[None, None], [None, pytest.approx(1.0)]]
+    assert similarity([[0.0, 0.0], [1.0, 1.0]]) == [[None, None], [None, pytest.approx(1.0)]]
 
 
 def test_a_zero_template_does_not_count_as_entropy():
@@ -70,3 +73,23 @@ def test_moved_is_the_distance_from_the_base(vit_base):
     for change in compare_to_base(vit_base, vector):
         assert change.moved == pytest.approx(5.0 if change.module == "blocks.3.attn.qkv" else 0.0)
         assert np.shape(change.coefficients) == np.shape(change.base) == shape
+
+
+def test_coefficients_are_those_of_the_module_set_by_set(conv_base):
+    vector = perturbed(conv_base)
+    changes = {change.module: change for change in compare_to_base(conv_base, vector)}
+    assert list(changes) == list(conv_base.layout.modules)
+    for module, (place, shape) in conv_base.layout.slices().items():
+        now, before = vector[place].reshape(shape), conv_base.coefficients(module)
+        assert torch.equal(torch.tensor(changes[module].coefficients), now)
+        assert torch.equal(torch.tensor(changes[module].base), before)
+        assert changes[module].moved == pytest.approx(float((now.double() - before.double()).norm()))
+
+
+def test_an_outline_does_for_coefficients(vit_base, tmp_path):
+    save_base(vit_base, tmp_path / "base")
+    outline = read_outline(tmp_path / "base")
+    assert (outline.base_id, outline.source, outline.layout) == (vit_base.base_id, vit_base.source, vit_base.layout)
+    assert torch.equal(torch.tensor(outline.vector), vit_base.vector)
+    vector = perturbed(vit_base)
+    assert compare_to_base(outline, vector.tolist()) == compare_to_base(vit_base, vector)

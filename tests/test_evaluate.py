@@ -1,10 +1,11 @@
 """Measuring a task, or the source itself, on images."""
 
+import dataclasses
 import shutil
 
 import pytest
 import torch
-from helpers import draw_images, pictures
+from helpers import draw_images, perturbed, pictures
 from PIL import Image
 from timm.data import create_transform
 
@@ -17,6 +18,7 @@ from recast_cli.engine.network import create
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.source import open_source
+from recast_cli.engine.switch import Switcher
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,18 @@ def test_the_recorded_test_split(task, vit_base, data, tmp_path):
     (tmp_path / "d" / task.record["split"]["test_images"][0]).unlink()
     with pytest.raises(RecastError, match="is gone"):
         evaluate(vit_base, task, tmp_path / "d", device="cpu")
+
+
+def test_tasks_measured_by_one_switcher_are_measured_as_if_alone(task, vit_base, other):
+    generator = torch.Generator().manual_seed(0)
+    moved = dataclasses.replace(
+        task, vector=perturbed(vit_base), weight=torch.randn(task.weight.shape, generator=generator)
+    )
+    alone = [evaluate(vit_base, each, data=other, device="cpu") for each in (task, moved)]
+    assert alone[0].confused != alone[1].confused
+    switcher = Switcher(vit_base, "cpu")
+    for each, expected in ((task, alone[0]), (moved, alone[1]), (task, alone[0])):
+        assert evaluate(vit_base, each, data=other, switcher=switcher) == expected
 
 
 def test_predictions_are_class_and_probability(task, vit_base, other):

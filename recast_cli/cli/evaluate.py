@@ -9,7 +9,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from recast_cli.cli.options import BaseFile, Debug, Device, Json, OnBadImage, Quiet
+from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, columns, left_out, percent
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task import read_record
@@ -34,6 +34,7 @@ def evaluate(
     ] = None,
     base: BaseFile = None,
     on_bad_image: OnBadImage = None,
+    cache_size: CacheSize = None,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -67,29 +68,25 @@ def evaluate(
     from recast_cli.engine.base import load_base
     from recast_cli.engine.evaluate import evaluate as measure
     from recast_cli.engine.evaluate import evaluate_source
+    from recast_cli.engine.switch import Switcher
     from recast_cli.engine.task import load_task
 
     loaded = load_base(base_file)
     tasks = [load_task(folder, loaded) for folder in folders.values()]
+    switcher = Switcher(loaded, device) if len(tasks) > 1 else None
     with out.progress() as progress:
+        options: dict[str, Any] = {
+            "device": device,
+            "on_bad_image": on_bad_image or "skip",
+            "cache_size": cache_size,
+            "progress": progress,
+        }
         found = [
-            measure(
-                loaded,
-                each,
-                workspace.recorded_data(each.record),
-                data,
-                device=device,
-                on_bad_image=on_bad_image or "skip",
-                progress=progress,
-            )
+            measure(loaded, each, workspace.recorded_data(each.record), data, switcher=switcher, **options)
             for each in tasks
         ]
         if not names and data is not None:
-            found = [
-                evaluate_source(
-                    loaded, data, labels, device=device, on_bad_image=on_bad_image or "skip", progress=progress
-                )
-            ]
+            found = [evaluate_source(loaded, data, labels, **options)]
     for each in found:
         if each.skipped:
             out.warn(left_out(each.skipped))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from recast_cli.workspace import Workspace, find_workspace, read_base_id
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
     from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange
+    from recast_cli.engine.outline import Outline
 
 
 def inspect(
@@ -77,7 +79,7 @@ class Look:
         value: dict[str, Any],
         base: Base | None = None,
         banks: list[BankDiagnosis] | None = None,
-        vector: Any = None,
+        vector: list[float] | None = None,
         changes: list[ModuleChange] | None = None,
     ) -> None:
         self.value = value
@@ -136,52 +138,50 @@ def look_at_base(path: Path) -> Look:
 
 def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
     """A task: its coefficients by module beside the base's, where the base is at hand."""
-    from recast_cli.engine.task import load_task
+    from recast_cli.engine.outline import read_floats
+    from recast_cli.engine.task import COEFFICIENTS, check_bound, check_parts, read_record
 
-    task = load_task(folder)
-    base = find_base(task.base_id, workspace, flag)
-    record = task.record
+    record = read_record(folder)
+    shapes = check_parts(folder, record)
+    vector = read_floats(folder / COEFFICIENTS, ["coefficients"])
+    base = find_base(record["base_id"], workspace, flag)
     value: dict[str, Any] = {
         "kind": "task",
-        "task": task.name,
-        "base_id": task.base_id,
+        "task": record["name"],
+        "base_id": record["base_id"],
         "base": str(base.path) if base else None,
-        "coefficients": len(task.vector),
-        "head_parameters": task.weight.numel() + task.bias.numel(),
-        "classes": task.classes,
-        "image_size": task.image_size,
+        "coefficients": len(vector),
+        "head_parameters": math.prod(shapes["weight"]) + math.prod(shapes["bias"]),
+        "classes": record["classes"],
+        "image_size": record["image_size"],
         "metrics": record["metrics"],
         "banks": None,
     }
-    changes = None
-    if base is not None:
-        from recast_cli.engine.diagnose import compare_to_base
+    if base is None:
+        return Look({**value, "vector": vector}, vector=vector)
+    from recast_cli.engine.diagnose import compare_to_base
 
-        changes = compare_to_base(base, task.vector)
-        moved = {change.module: asdict(change) for change in changes}
-        value["banks"] = [
-            {"name": bank.name, "group": bank.group, "modules": [moved[module] for module in bank.modules]}
-            for bank in base.layout.banks
-        ]
-    else:
-        value["vector"] = task.vector.tolist()
-    return Look(value, base=base, vector=task.vector, changes=changes)
+    check_bound(record["base_id"], len(vector), base, "the task")
+    changes = compare_to_base(base, vector)
+    moved = {change.module: asdict(change) for change in changes}
+    value["banks"] = [
+        {"name": bank.name, "group": bank.group, "modules": [moved[module] for module in bank.modules]}
+        for bank in base.layout.banks
+    ]
+    return Look(value, vector=vector, changes=changes)
 
 
-def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> Base | None:
-    """The base with this id: the flag's, which must be it, else the workspace's where that is it."""
-    from recast_cli.engine.base import load_base
-    from recast_cli.engine.task import check_bound
+def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> Outline | None:
+    """The base that the flag names, else the workspace's where its id is `base_id`."""
+    from recast_cli.engine.outline import read_outline
 
     if flag is not None:
-        base = load_base(flag)
-        check_bound(base_id, base, "the task")
-        return base
+        return read_outline(flag)
     try:
         path = workspace.base_file(None, base_id)
     except RecastError:
         return None
-    return load_base(path) if read_base_id(path) == base_id else None
+    return read_outline(path) if read_base_id(path) == base_id else None
 
 
 def look_at_file(path: Path, header: dict[str, Any]) -> Look:

@@ -8,21 +8,28 @@ from __future__ import annotations
 import io
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from recast_cli import __version__
-from recast_cli.cli import adapt, demo, evaluate, inspect, mimic, predict
-from recast_cli.cli.output import Output, leave_pipe
+from recast_cli.cli.commands import SUMMARIES, Commands
 from recast_cli.engine.errors import RecastError
 
 
 class Recast(TyperGroup):
     """The command group; turns every exception into one line on stderr and an exit code."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = Commands()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
@@ -31,23 +38,43 @@ class Recast(TyperGroup):
         except Exception as error:
             code = report(error, debug="--debug" in arguments or bool(os.environ.get("RECAST_DEBUG")))
         except SystemExit as stop:
+            from recast_cli.cli.output import leave_pipe
+
             # Typer exits with 1 where the reader of --help has seen enough, and 1 means a missed threshold here
             code = stop.code if not isinstance(stop.__context__, BrokenPipeError) else leave_pipe()
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
+        import warnings
+
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = partial(show_warning, warnings.showwarning)
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             return interrupted()  # Typer would leave without a word
 
 
+def show_warning(otherwise: Any, message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Print a warning of the engine as a line for the user; any other as Python does."""
+    from recast_cli.cli.output import Output
+
+    if category.__module__.startswith("recast_cli."):
+        Output().warn(str(message))
+    else:
+        otherwise(message, category, *place, **more)
+
+
 def report(error: Exception, debug: bool) -> int:
     """Print one line for `error` (with `debug` its traceback first) and return the exit code."""
+    from recast_cli.cli.output import Output
+
     output = Output()
     if isinstance(error, (typer.Abort, EOFError)):
         return interrupted()
     if debug:
+        import traceback
+
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, RecastError):
         output.error(str(error))
@@ -71,6 +98,8 @@ def report(error: Exception, debug: bool) -> int:
 
 def interrupted() -> int:
     """The line and the exit code of an interrupt."""
+    from recast_cli.cli.output import Output
+
     Output().error("Interrupted. What was finished is kept; the same command goes on from there.")
     return 130
 
@@ -109,14 +138,6 @@ def recast(
 
     New here? `recast demo` shows all of it, offline, in two minutes.
     """
-
-
-app.command("mimic")(mimic.mimic)
-app.command("adapt")(adapt.adapt)
-app.command("eval")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("inspect")(inspect.inspect)
-app.command("demo")(demo.demo)
 
 
 def main() -> None:

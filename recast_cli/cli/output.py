@@ -27,7 +27,7 @@ class Output:
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
-        self.quiet = quiet
+        self.quiet = quiet or not leads()
         self.stdout = plain_or_rich(sys.stdout)
         self.stderr = plain_or_rich(sys.stderr)
 
@@ -38,10 +38,14 @@ class Output:
 
     def warn(self, text: str) -> None:
         """A warning; `--quiet` keeps it."""
+        if not leads():
+            return
         self.say(Text.assemble(("warning: ", "yellow"), text))
 
     def error(self, text: str) -> None:
-        """The one line of an error, never wrapped."""
+        """The one line of an error, never wrapped; processes beside the first would only repeat it."""
+        if not leads():
+            return
         self.stderr.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
 
     def say(self, text: Text) -> None:
@@ -50,6 +54,8 @@ class Output:
 
     def result(self, value: dict[str, Any], show: Callable[[Console], None]) -> None:
         """The result: `value` as JSON, or what `show` prints for people. Undefined numbers must be None."""
+        if not leads():
+            return
         try:
             if self.as_json:
                 sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
@@ -79,6 +85,11 @@ class Output:
                 bar.update(task, completed=done, total=total, description=text)
 
             yield report
+
+
+def leads() -> bool:
+    """Whether this process talks: it is alone, or the first of those that torchrun started."""
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def plain_or_rich(stream: IO[str]) -> Console:

@@ -1,16 +1,21 @@
 """What templates and coefficients look like inside: the diagnostics of RECAST's Figures 6, 9 and 10.
 
 A value that is undefined (a distance in a bank of one template, a similarity in a bank of one layer) is None.
+Whatever concerns coefficients alone does without torch.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from recast_cli.engine.base import Base
+    from recast_cli.engine.base import Base
+    from recast_cli.engine.outline import Outline
 
 Matrix = list[list[float | None]]
 
@@ -46,7 +51,7 @@ def diagnose(base: Base) -> list[BankDiagnosis]:
             frobenius=template_distance(templates := base.templates(bank)),
             entropy=template_entropy(templates),
             max_relative_error=max(base.errors[module]["relative_error"] for module in bank.modules),
-            coefficient_similarity=similarity([base.coefficients(module) for module in bank.modules]),
+            coefficient_similarity=similarity([base.coefficients(module).flatten() for module in bank.modules]),
         )
         for bank in base.layout.banks
     ]
@@ -68,6 +73,8 @@ def template_entropy(templates: Tensor) -> float | None:
 
     None where every template is zero.
     """
+    import torch
+
     entropies = []
     for template in templates:
         values = torch.linalg.svdvals(template.reshape(len(template), -1).double())
@@ -77,16 +84,19 @@ def template_entropy(templates: Tensor) -> float | None:
     return sum(entropies) / len(entropies) if entropies else None
 
 
-def similarity(vectors: list[Tensor]) -> Matrix | None:
-    """Cosine similarity of every two flattened vectors; None for fewer than two, or beside a zero vector."""
+def similarity(vectors: Sequence[Iterable[float]]) -> Matrix | None:
+    """Cosine similarity of every two vectors of one length; None for fewer than two, or beside a zero vector."""
     if len(vectors) < 2:
         return None
-    flat = torch.stack([vector.reshape(-1).double() for vector in vectors])
-    norms = flat.norm(dim=1)
-    cosines = (flat @ flat.T / (norms[:, None] * norms)).clamp(-1, 1)
-    return [
-        [float(cosines[i, j]) if norms[i] * norms[j] > 0 else None for j in range(len(flat))] for i in range(len(flat))
-    ]
+    plain = [[float(value) for value in vector] for vector in vectors]
+    return [[cosine(one, other) for other in plain] for one in plain]
+
+
+def cosine(one: list[float], other: list[float]) -> float | None:
+    """Cosine of the angle between two vectors; None where one is zero."""
+    norms = math.hypot(*one) * math.hypot(*other)
+    product = sum(a * b for a, b in zip(one, other, strict=True))
+    return max(-1.0, min(1.0, product / norms)) if norms > 0 else None
 
 
 @dataclass(frozen=True)
@@ -99,10 +109,25 @@ class ModuleChange:
     moved: float
 
 
-def compare_to_base(base: Base, vector: Tensor) -> list[ModuleChange]:
-    """What a task changed, module by module, in layout order."""
-    changes = []
-    for module, (place, shape) in base.layout.slices().items():
-        now, before = vector[place].reshape(shape), base.coefficients(module)
-        changes.append(ModuleChange(module, now.tolist(), before.tolist(), float((now - before).double().norm())))
-    return changes
+def compare_to_base(base: Base | Outline, vector: Iterable[float]) -> list[ModuleChange]:
+    """What a task changed, module by module, in layout order.
+
+    Args:
+        base: The task's base, or no more than its outline.
+        vector: The task's coefficients in layout order.
+    """
+    now, before = ([float(value) for value in values] for values in (vector, base.vector))
+    return [
+        ModuleChange(
+            module=module,
+            coefficients=rows(now[place], templates),
+            base=rows(before[place], templates),
+            moved=math.dist(now[place], before[place]),
+        )
+        for module, (place, (_, templates)) in base.layout.slices().items()
+    ]
+
+
+def rows(values: list[float], width: int) -> list[list[float]]:
+    """`values` as a matrix, row by row."""
+    return [values[start : start + width] for start in range(0, len(values), width)]

@@ -16,8 +16,9 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images import Images, Item, decode, list_classes, list_items, open_image, preprocessing
 from recast_cli.engine.metrics import confused_pairs, per_class, top_k
-from recast_cli.engine.run import Progress, choose_device, infer, take_features
+from recast_cli.engine.run import Progress, choose_device, infer, ready, take_features
 from recast_cli.engine.splits import part_folders
+from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import Task
 
 
@@ -61,8 +62,10 @@ def evaluate(
     recorded: Path | None = None,
     data: Path | None = None,
     *,
+    switcher: Switcher | None = None,
     device: str | None = None,
     on_bad_image: str = "skip",
+    cache_size: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a task on its recorded test split, or on a folder.
@@ -72,8 +75,10 @@ def evaluate(
         task: From `load_task(folder, base)`.
         recorded: Data folder of the recorded test split; needed without `data`.
         data: Every image of a flat folder of classes, else its test part, else its val part.
-        device: cpu, cuda, …
+        switcher: Of `base`, for several tasks: its network is switched to the task, else one is built for it.
+        device: cpu, cuda, …, where there is no switcher; default: CUDA where it is.
         on_bad_image: `skip` or `fail`.
+        cache_size: Bytes that the cache of decoded pictures may take; 0: no cache; None: 10 GB.
         progress: Called with images done and images in all.
 
     Raises:
@@ -89,10 +94,10 @@ def evaluate(
         for item in items:
             if not (recorded / item.path).exists():
                 raise RecastError(f"{recorded / item.path} of the recorded test split is gone", "Give --data DIR.")
-    where = choose_device(device)
+    where = switcher.device if switcher else choose_device(device)
     architecture = base.known_architecture()
-    images = decode(root, items, architecture.data, task.image_size, on_bad_image, progress)
-    logits = task_logits(base, task, images.pixels, where, progress)
+    images = decode(root, items, architecture.data, task.image_size, on_bad_image, progress, cache_size=cache_size)
+    logits = task_logits(base, task, images.pixels, where, progress, switcher)
     return score(task.name, split, logits, images, classes)
 
 
@@ -103,6 +108,7 @@ def evaluate_source(
     *,
     device: str | None = None,
     on_bad_image: str = "skip",
+    cache_size: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure the source's own classifier on folders named by class index or wnid, or by `class_map`.
@@ -121,8 +127,8 @@ def evaluate_source(
                 f"Class {name} has index {index}, the classifier ends at {outputs - 1}", "Correct the map."
             )
     items = labelled_items(data, labels)
-    images = decode(data, items, architecture.data, None, on_bad_image, progress)
-    model = merge(base).to(where := choose_device(device))
+    images = decode(data, items, architecture.data, None, on_bad_image, progress, cache_size=cache_size)
+    model = ready(merge(base), where := choose_device(device))
     logits = infer(model, images.pixels, architecture.data, where, 64, progress, "source")
     # a class may have several names; the folder's own is the one that its owner knows
     folders = list_classes(data / measured_part(data))
@@ -131,10 +137,18 @@ def evaluate_source(
 
 
 def task_logits(
-    base: Base, task: Task, pixels: Tensor, device: torch.device, progress: Progress | None = None
+    base: Base,
+    task: Task,
+    pixels: Tensor,
+    device: torch.device,
+    progress: Progress | None = None,
+    switcher: Switcher | None = None,
 ) -> Tensor:
-    """Logits (N, classes) of the merged network with the task's head."""
-    model = merge(base, task.vector, task.image_size).to(device)
+    """Logits (N, classes) of the merged network, the switcher's where there is one, with the task's head."""
+    if switcher is None:
+        model = ready(merge(base, task.vector, task.image_size), device)
+    else:
+        model = switcher.switch(task.vector, task.image_size)
     found = infer(take_features(model), pixels, base.known_architecture().data, device, 64, progress, task.name)
     return F.linear(found, task.weight, task.bias)
 

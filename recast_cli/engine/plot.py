@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,10 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from recast_cli.engine.base import Base
 from recast_cli.engine.diagnose import BankDiagnosis, Matrix, ModuleChange
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import atomic, check_writable
+
+if TYPE_CHECKING:
+    from recast_cli.engine.base import Base
 
 SUFFIXES = (".png", ".svg", ".html")
 MOST_MAPS, WIDTH = 24, 10.0  # heat maps in a picture; its inches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recast_cli.engine.base import Base
+    from recast_cli.engine.outline import Outline
 
 COEFFICIENTS, HEAD, RECORD = "coefficients.safetensors", "head.safetensors", "task.yaml"
 FIELDS = {
@@ -122,36 +124,43 @@ def load_task(folder: Path, base: Base | None = None) -> Task:
         RecastError: Missing or damaged files, or a task of another base.
     """
     record = read_record(folder)
-    coefficients = read_part(folder / COEFFICIENTS, "coefficients", record["base_id"])
-    head = read_part(folder / HEAD, "head", record["base_id"])
+    shapes = check_parts(folder, record)
+    if base is not None:
+        check_bound(record["base_id"], math.prod(shapes["coefficients"]), base, str(folder))
+    head = read_tensors(folder / HEAD)
+    return Task(
+        name=record["name"],
+        base_id=record["base_id"],
+        vector=read_tensors(folder / COEFFICIENTS)["coefficients"],
+        weight=head["weight"],
+        bias=head["bias"],
+        record=record,
+    )
+
+
+def check_parts(folder: Path, record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a task's tensors, `coefficients`, `weight` and `bias`, from the headers of its two weight files.
+
+    Raises:
+        RecastError: A file is missing, damaged or another base's, or lacks a tensor; or the head does not fit `record`.
+    """
+    headers = read_part(folder / COEFFICIENTS, "coefficients", record["base_id"])
+    headers |= read_part(folder / HEAD, "head", record["base_id"])
     try:
-        task = Task(
-            name=record["name"],
-            base_id=record["base_id"],
-            vector=coefficients["coefficients"],
-            weight=head["weight"],
-            bias=head["bias"],
-            record=record,
-        )
+        shapes = {name: tuple(headers[name]["shape"]) for name in ("coefficients", "weight", "bias")}
     except KeyError as error:
         raise RecastError(f"{folder}: the tensor {error} is missing", "Adapt the task again with --restart.") from None
-    if len(task.weight) != len(task.classes):
+    rows, classes = shapes["weight"][:1], len(record["classes"])
+    if rows != (classes,):
         raise RecastError(
-            f"{folder}: the head has {len(task.weight)} rows and the record {len(task.classes)} classes",
+            f"{folder}: the head has {rows[0] if rows else 'no'} rows and the record {classes} classes",
             "Adapt the task again with --restart.",
         )
-    if base is not None:
-        check_bound(task.base_id, base, str(folder))
-        if len(task.vector) != base.layout.coefficients:
-            raise RecastError(
-                f"{folder} has {len(task.vector)} coefficients, the base wants {base.layout.coefficients}",
-                "Adapt the task again with --restart.",
-            )
-    return task
+    return shapes
 
 
-def read_part(path: Path, kind: str, base_id: str) -> dict[str, Tensor]:
-    """The tensors of one file of a task, checked for its kind and the base it is bound to."""
+def read_part(path: Path, kind: str, base_id: str) -> dict[str, Any]:
+    """The header of one file of a task, checked for its kind and the base it is bound to."""
     header = read_header(path)
     metadata = read_metadata(path, header)
     found = metadata["kind"] if metadata else "safetensors"
@@ -159,13 +168,18 @@ def read_part(path: Path, kind: str, base_id: str) -> dict[str, Tensor]:
         raise RecastError(f"{path} is a {found} file, and a task's {kind} are wanted here", "Restore the right file.")
     if (bound := metadata.get("base_id")) != base_id:
         raise RecastError(f"{path} belongs to base {bound}, the task's record to {base_id}", "Restore it.")
-    return read_tensors(path)
+    return header
 
 
-def check_bound(base_id: str, base: Base, what: str) -> None:
-    """Raise RecastError unless `base` is the one called `base_id`."""
+def check_bound(base_id: str, coefficients: int, base: Base | Outline, what: str) -> None:
+    """Raise RecastError unless a task of the base called `base_id`, with so many coefficients, is one of `base`."""
     if base_id != base.base_id:
         raise RecastError(
             f"{what} belongs to base {base_id}, but {base.path or base.source} is base {base.base_id}",
             "Give the task's own base with --base, or adapt the task again on this one.",
+        )
+    if coefficients != base.layout.coefficients:
+        raise RecastError(
+            f"{what} has {coefficients} coefficients, the base wants {base.layout.coefficients}",
+            "Adapt the task again with --restart.",
         )
