@@ -114,8 +114,8 @@ def read_workspace(path: Path) -> Workspace:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise RecastError(f"{path} holds {typename(content)}, and keys are wanted", "Write `base: FILE` and `tasks:`.")
-    check_keys(path, "", content, {"base": str, "tasks": dict})
-    known = {"data": str, **option_types()}
+    check_keys(path, "", content, {"base": (str,), "tasks": (dict,)})
+    known = {"data": (str,), **option_types()}
     tasks = {}
     for name, values in (content.get("tasks") or {}).items():
         check_task_name(str(name))
@@ -126,31 +126,32 @@ def read_workspace(path: Path) -> Workspace:
     return Workspace(path.parent, base, tasks)
 
 
-def option_types() -> dict[str, type]:
-    """The type of each option of adapt, e.g. `epochs` -> int."""
+def option_types() -> dict[str, tuple[type, ...]]:
+    """The types that each option of adapt may have, e.g. `epochs` -> (int,)."""
     hints = typing.get_type_hints(AdaptOptions)
     return {
-        option.name: next(kind for kind in (typing.get_args(hints[option.name]) or (hints[option.name],)))
+        option.name: tuple(
+            kind for kind in typing.get_args(hints[option.name]) or (hints[option.name],) if kind is not type(None)
+        )
         for option in dataclasses.fields(AdaptOptions)
     }
 
 
-def check_keys(path: Path, where: str, values: Any, known: dict[str, type]) -> None:
+def check_keys(path: Path, where: str, values: Any, known: dict[str, tuple[type, ...]]) -> None:
     """Raise RecastError unless `values` is a mapping of known keys to values of their types."""
     if not isinstance(values, dict):
         raise RecastError(f"{path}: {where} is {typename(values)}, and keys are wanted", f"Known: {', '.join(known)}.")
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
-        kind = known.get(str(key).replace("-", "_"))
-        if kind is None:
+        kinds = known.get(str(key).replace("-", "_"))
+        if kinds is None:
             raise RecastError(f"{path}: unknown key '{name}'", nearest(str(key), known))
-        if kind is float and isinstance(value, str):
+        if kinds == (float,) and isinstance(value, str):
             value = values[key] = as_number(value)  # YAML 1.1 reads 2e-3 as text
-        right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        right = isinstance(value, (int, float) if kinds == (float,) else kinds) and not isinstance(value, bool)
         if value is not None and not right:
-            raise RecastError(
-                f"{path}: {name} is {typename(value)} ({value!r}), and {kind.__name__} is wanted", "Correct it."
-            )
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise RecastError(f"{path}: {name} is {typename(value)} ({value!r}), and {wanted} is wanted", "Correct it.")
 
 
 def as_number(text: str) -> float | str:

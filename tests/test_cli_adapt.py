@@ -23,6 +23,7 @@ KEYS = {
     "best_epoch",
     "images_per_second",
     "seconds",
+    "timings",
     "device",
     "skipped_images",
 }
@@ -95,7 +96,16 @@ def test_equal_commands_give_equal_bytes(ready):
 
 
 def test_every_option_is_recorded(fresh):
-    options = {"epochs": 1, "lr": 0.01, "head-lr": 0.002, "batch-size": 8, "seed": 3, "image-size": 64}
+    options = {
+        "recipe": "paper",
+        "patience": 2,
+        "epochs": 1,
+        "lr": 0.01,
+        "head-lr": 0.002,
+        "batch-size": 8,
+        "seed": 3,
+        "image-size": 64,
+    }
     options |= {"split": "pooled", "split-seed": 4, "class-weights": "balanced", "on-bad-image": "fail"}
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     assert recast("adapt", "--task", "colours", "--device", "cpu", *flags).exit_code == 0

@@ -8,7 +8,7 @@ import torch
 from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.images import Images
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.run import augment
+from recast_cli.engine.run import augment, draw_windows
 from recast_cli.engine.train import Epoch, State, train
 
 module = importlib.import_module("recast_cli.engine.train")
@@ -27,7 +27,7 @@ def setting(vit_base):
     model = attach(vit_base)
     weight, bias = torch.zeros(2, 32), torch.zeros(2)
     trained = [vit_base.coefficients(name) for name in vit_base.layout.modules] + [weight, bias]
-    state = State(trained, trained, (weight, bias), 0.1, history=[Epoch(0, None, 0.5)])
+    state = State(trained, trained, (weight, bias), 0.5, 0.1, history=[Epoch(0, None, 0.5)])
     return model, coefficient_parameters(model, vit_base), state, vit_base.known_architecture().data
 
 
@@ -41,7 +41,7 @@ def test_the_earliest_epoch_of_the_best_validation_is_kept(accuracies, best, set
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     states = [state]
     options = AdaptOptions(epochs=3, batch_size=4)
-    end = train(model, coefficients, state, drawn(8, 0), drawn(4, 1), data, options, None, states.append)
+    end = train(model, coefficients, state, drawn(8, 0), drawn(4, 1), data, options, after_epoch=states.append)
     assert [epoch.val_top1 for epoch in end.history] == [0.5, *accuracies]
     assert end.best_epoch == best
     for kept, there in zip(end.best, states[best].trained, strict=True):
@@ -68,13 +68,75 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
     assert [lr for _, lr in seen] == pytest.approx([0.25 * share for share in shares])
 
 
+def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
+    """AdamW with weight decay 1e-6, both learning rates 2e-3, a tenth after 33 epochs and again after 66."""
+    model, coefficients, state, data = setting
+    options, seen = AdaptOptions(recipe="paper"), []
+    assert (options.epochs, options.batch_size, options.patience) == (100, 128, 0)
+
+    class Spy(torch.optim.AdamW):
+        def step(self, *args, **kwargs):
+            seen.append([(group["lr"], group["weight_decay"]) for group in self.param_groups])
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    monkeypatch.setattr(module, "infer", lambda *args: torch.zeros(1))
+    monkeypatch.setattr(module, "top_k", lambda *args: 0.1)
+    monkeypatch.setattr(
+        module,
+        "features",
+        lambda model, images: (
+            images.mean((2, 3)) @ torch.zeros(3, 32) + sum(coefficient.sum() for coefficient in coefficients)
+        ),
+    )
+    train(model, coefficients, state, drawn(4, 0), drawn(2, 1), data, options)
+    assert len(seen) == 100
+    plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
+    schedule = torch.optim.lr_scheduler.StepLR(plain, 33, 0.1)
+    for groups in seen:
+        assert groups == [(pytest.approx(schedule.get_last_lr()[0]), 1e-6)] * 2
+        plain.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "epochs"),
+    [([0.6, 0.5, 0.6, 0.9], 2, 3), ([0.5, 0.5], 2, 2), ([0.6, 0.5, 0.7, 0.6, 0.6], 2, 5), ([0.1] * 6, 0, 6)],
+)
+def test_training_stops_when_validation_has_not_improved(accuracies, patience, epochs, setting, monkeypatch):
+    model, coefficients, state, data = setting
+    script = iter(accuracies)
+    monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
+    options = AdaptOptions(epochs=6, batch_size=8, patience=patience)
+    end = train(model, coefficients, state, drawn(8, 0), drawn(4, 1), data, options)
+    assert end.history[-1].number == epochs
+    again = train(model, coefficients, end, drawn(8, 0), drawn(4, 1), data, options)
+    assert again is end  # a run that was killed after its last epoch does not begin another
+
+
+def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, monkeypatch):
+    model, coefficients, state, data = setting
+    options = AdaptOptions(epochs=2, batch_size=8)
+    whole = train(model, coefficients, state, drawn(10, 0), drawn(4, 1), data, options)
+    own = torch.nn.functional.cross_entropy
+
+    def tight(logits, *rest, **options):
+        if len(logits) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return own(logits, *rest, **options)
+
+    monkeypatch.setattr(module.F, "cross_entropy", tight)
+    cut = train(model, coefficients, state, drawn(10, 0), drawn(4, 1), data, options)
+    for one, other in zip(whole.trained, cut.trained, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
 def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
     model, coefficients, state, data = setting
     images = drawn(10, 0)
     images.pixels[:] = torch.arange(10, dtype=torch.uint8)[:, None, None, None]
     seen = []
 
-    def spy(pixels, generator):
+    def spy(pixels, windows):
         levels = pixels * torch.tensor(data["std"]).view(1, 3, 1, 1) + torch.tensor(data["mean"]).view(1, 3, 1, 1)
         seen.extend((levels[:, 0, 0, 0] * 255).round().int().tolist())
         return pixels
@@ -88,18 +150,19 @@ def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
 
 def test_augmenting_depends_on_the_generator_alone():
     pixels = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    once, again = (augment(pixels, torch.Generator().manual_seed(4)) for _ in range(2))
+    once, again = (augment(pixels, draw_windows(len(pixels), torch.Generator().manual_seed(4))) for _ in range(2))
     assert torch.equal(once, again)
-    assert not torch.equal(once, augment(pixels, torch.Generator().manual_seed(5)))
+    assert not torch.equal(once, augment(pixels, draw_windows(len(pixels), torch.Generator().manual_seed(5))))
     assert once.shape == pixels.shape
     # a window that lies inside the picture: constants stay constants, and nothing exceeds the picture's own values
-    torch.testing.assert_close(augment(torch.full_like(pixels, 0.3), torch.Generator()), torch.full_like(pixels, 0.3))
+    windows = draw_windows(len(pixels), torch.Generator())
+    torch.testing.assert_close(augment(torch.full_like(pixels, 0.3), windows), torch.full_like(pixels, 0.3))
     assert once.abs().max() <= pixels.abs().max() + 1e-6
 
 
 def test_about_half_of_the_images_are_mirrored():
     ramp = torch.linspace(0, 1, 16).expand(200, 3, 16, 16).contiguous()
-    augmented = augment(ramp, torch.Generator().manual_seed(0))
+    augmented = augment(ramp, draw_windows(len(ramp), torch.Generator().manual_seed(0)))
     slopes = augmented[:, 0, 8, 12] - augmented[:, 0, 8, 3]
     assert 70 < int((slopes < 0).sum()) < 130
     # a window of 80 to 100 % of the area shows 89 to 100 % of the ramp's width

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from recast_cli.cli.options import BaseFile, Debug, Device, Json, OnBadImage, Quiet
+from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, facts, left_out, percent
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.options import RECIPES
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
     from recast_cli.engine.task import Task
     from recast_cli.engine.train import Epoch
 
-DEFAULT = AdaptOptions()
+
+def defaults(option: str) -> str:
+    """What an option is where it is not given, for its help."""
+    return f"default: {getattr(RECIPES['default'], option)}, paper: {getattr(RECIPES['paper'], option)}"
 
 
 def adapt(
@@ -29,15 +32,22 @@ def adapt(
     ] = None,
     base: BaseFile = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels.  [default: the network's own]")] = None,
-    epochs: Annotated[int | None, typer.Option(help=f"Passes over the images.  [default: {DEFAULT.epochs}]")] = None,
-    lr: Annotated[
-        float | None, typer.Option(help=f"Learning rate of the coefficients.  [default: {DEFAULT.lr}]")
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="default|paper", help="paper: the published 100 epochs from a random head."),
     ] = None,
-    head_lr: Annotated[
-        float | None, typer.Option(help=f"Learning rate of the head.  [default: {DEFAULT.head_lr}]")
+    epochs: Annotated[int | None, typer.Option(help=f"Most passes over the images.  [{defaults('epochs')}]")] = None,
+    lr: Annotated[float | None, typer.Option(help=f"Learning rate of the coefficients.  [{defaults('lr')}]")] = None,
+    head_lr: Annotated[float | None, typer.Option(help=f"Learning rate of the head.  [{defaults('head_lr')}]")] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help=f"Images a step; auto: as many as fit.  [{defaults('batch_size')}]"),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help=f"Images a step.  [default: {DEFAULT.batch_size}]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of order and augmentation.  [default: 0]")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help=f"Stop after so many epochs without a better val; 0: never.  [{defaults('patience')}]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of order, augmentation, random head.  [default: 0]")] = None,
     split: Annotated[
         str | None, typer.Option(metavar="auto|pooled", help="pooled: cut all images together.  [default: auto]")
     ] = None,
@@ -46,6 +56,8 @@ def adapt(
         str | None, typer.Option(metavar="none|balanced", help="Weights of the loss.  [default: none]")
     ] = None,
     on_bad_image: OnBadImage = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = False,
+    cache_size: CacheSize = None,
     restart: Annotated[bool, typer.Option("--restart", help="Replace what this task already has.")] = False,
     device: Device = None,
     as_json: Json = False,
@@ -62,16 +74,19 @@ def adapt(
         recast adapt --task flowers
         recast adapt --task flowers --data ~/pictures/flowers --image-size 112
         recast adapt --task cifar10 --json > result.json
+        torchrun --nproc-per-node 4 -m recast_cli adapt --task flowers
     """
     out = Output(as_json, quiet)
     workspace = find_workspace()
     folder = workspace.task_folder(task)
     flags = {
         "image_size": image_size,
+        "recipe": recipe,
         "epochs": epochs,
         "lr": lr,
         "head_lr": head_lr,
-        "batch_size": batch_size,
+        "batch_size": int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
+        "patience": patience,
         "seed": seed,
         "split": split,
         "split_seed": split_seed,
@@ -90,7 +105,12 @@ def adapt(
 
     def on_epoch(epoch: Epoch) -> None:
         if epoch.number == 0:
-            out.note(f"epoch  0  linear probe   val {percent(epoch.val_top1)}")
+            head = RECIPES[options.recipe].head
+            out.note(
+                "epoch  0  random head"
+                if head == "random"
+                else f"epoch  0  linear probe   val {percent(epoch.val_top1)}"
+            )
         else:
             out.note(
                 f"epoch {epoch.number:2d}  loss {epoch.loss:.4f}    val {percent(epoch.val_top1)}"
@@ -99,7 +119,17 @@ def adapt(
 
     with out.progress() as progress:
         learned = learn(
-            loaded, images, task, folder, options, device=device, restart=restart, progress=progress, on_epoch=on_epoch
+            loaded,
+            images,
+            task,
+            folder,
+            options,
+            device=device,
+            compiled=compiled,
+            cache_size=cache_size,
+            restart=restart,
+            progress=progress,
+            on_epoch=on_epoch,
         )
     if skipped := learned.record["skipped_images"]:
         out.warn(left_out(skipped))
@@ -139,10 +169,11 @@ def summary(task: Task, folder: Path) -> dict[str, Any]:
         "head_parameters": record["head_parameters"],
         "files": [str(folder / name) for name in (COEFFICIENTS, HEAD, RECORD)],
         **{name: metrics[name] for name in names},
-        "epochs": record["options"]["epochs"],
+        "epochs": len(record["history"]) - 1,
         "best_epoch": metrics["best_epoch"],
         "images_per_second": record["images_per_second"],
         "seconds": record["seconds"],
+        "timings": record["timings"],
         "device": record["device"],
         "skipped_images": len(record["skipped_images"]),
     }

@@ -5,26 +5,28 @@ from __future__ import annotations
 import datetime
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recast_cli.engine import resume
-from recast_cli.engine.attach import attach, coefficient_parameters, merge
+from recast_cli.engine import ranks, resume
+from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION
 from recast_cli.engine.images import Images, decode
 from recast_cli.engine.metrics import top_k
-from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe
-from recast_cli.engine.run import Progress, choose_device, infer, take_features
+from recast_cli.engine.run import Progress, choose_device, infer, ready, take_features
 from recast_cli.engine.splits import Split, split_folder
+from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
 from recast_cli.engine.train import Epoch, State, train
 
@@ -37,6 +39,8 @@ def adapt(
     options: AdaptOptions | None = None,
     *,
     device: str | None = None,
+    compiled: bool = False,
+    cache_size: int | None = None,
     restart: bool = False,
     progress: Progress | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -44,6 +48,7 @@ def adapt(
     """Learn a task: its coefficients and its head; nothing of the base changes.
 
     A run that was killed goes on after its last whole epoch. A finished task with equal options is returned as it is.
+    Processes that torchrun started work together, and all of them return the task.
 
     Args:
         base: From `load_base` or `mimic`; its architecture must be known.
@@ -52,9 +57,11 @@ def adapt(
         folder: Where the task's files go, e.g. `tasks/flowers`.
         options: Recipe and data options.
         device: cpu, cuda, …; default: CUDA where it is.
+        compiled: Compile the network before training, which pays in long runs.
+        cache_size: Bytes that the cache of decoded pictures may take; 0: no cache; None: 10 GB.
         restart: Replace what `folder` holds of this task, once images and options have been found good.
         progress: Called with images done and images in all.
-        on_epoch: Called after every epoch, first with epoch 0, the linear probe.
+        on_epoch: Called after every epoch, first with epoch 0, the start.
 
     Raises:
         RecastError: Wrong data, options, base or folder.
@@ -67,105 +74,166 @@ def adapt(
         check_same(read_record(folder), identity, folder)
         return load_task(folder, base)
     architecture = base.known_architecture()
+    timings: dict[str, float] = {}
     started, clock = now(), time.perf_counter()
     split = split_folder(data, options.split_seed, options.split == "pooled")
     identity["split"] = describe_split(split, options)
-    state = None if restart else resume.load(folder, identity)
-    model = attach(base, image_size=options.image_size).to(where)
 
     def read(part: str) -> Images:
-        items = getattr(split, part)
-        return decode(data, items, architecture.data, options.image_size, options.on_bad_image, progress)
-
-    images = {"train": read("train"), "val": read("val")}
-    weights = balance(images["train"].labels, len(split.classes)) if options.class_weights == "balanced" else None
-    resume.prepare(folder, restart)
-    if state is None:
-
-        def take(part: Images) -> tuple[Tensor, Tensor]:
-            found = infer(
-                take_features(model), part.pixels, architecture.data, where, progress=progress, text="probing"
+        with timed(timings, "decode"), ranks.first_goes_first():
+            items = getattr(split, part)
+            return decode(
+                data,
+                items,
+                architecture.data,
+                options.image_size,
+                options.on_bad_image,
+                progress,
+                cache_size=cache_size,
             )
-            return found, part.labels
 
-        state = start_state(base, fit_probe(take(images["train"]), take(images["val"]), len(split.classes), weights))
-    if on_epoch:
-        for epoch in state.history:
-            on_epoch(epoch)
-
-    def after_epoch(reached: State) -> None:
-        resume.save(folder, identity, reached)
+    with ranks.join(where):
+        state = ranks.from_first(lambda: None if restart else resume.load(folder, identity))
+        with timed(timings, "build"):
+            model = ready(attach(base, image_size=options.image_size), where)
+        images = {"train": read("train"), "val": read("val")}
+        balanced = options.class_weights == "balanced"
+        weights = balance(images["train"].labels, len(split.classes)) if balanced else None
+        ranks.from_first(lambda: resume.prepare(folder, restart))
+        if state is None:
+            with timed(timings, "probe"):
+                probe = probe_model(model, images, len(split.classes), weights, architecture.data, where, progress)
+            state = start_state(base, probe, options)
         if on_epoch:
-            on_epoch(reached.history[-1])
+            for epoch in state.history:
+                on_epoch(epoch)
 
-    state = train(
-        model,
-        coefficient_parameters(model, base),
-        state,
-        images["train"],
-        images["val"],
-        architecture.data,
-        options,
-        weights,
-        after_epoch,
-        progress,
-    )
-    vector = torch.cat([tensor.reshape(-1) for tensor in state.best[:-2]])
-    weight, bias = state.best[-2:]
-    # the test images are read only now, and measured once
-    images["test"] = read("test")
-    metrics = {
-        "val_top1": state.history[state.best_epoch].val_top1,
-        "test_top1": measure(base, vector, weight, bias, images["test"], options.image_size, where),
-        "linear_probe_val_top1": state.history[0].val_top1,
-        "linear_probe_test_top1": measure(base, base.vector, *state.probe, images["test"], options.image_size, where),
-        "linear_probe_penalty": state.penalty,
-        "best_epoch": state.best_epoch,
-    }
-    rates = [epoch.images_per_second for epoch in state.history if epoch.images_per_second]
-    record = {
-        "format": FORMAT_VERSION,
-        "name": name,
-        "base_id": base.base_id,
-        "base_source": base.source,
-        "architecture": architecture.name,
-        "data": identity["data"],
-        "image_size": options.image_size or architecture.image_size,
-        "coefficients": len(vector),
-        "head_parameters": weight.numel() + bias.numel(),
-        "metrics": metrics,
-        "options": identity["options"],
-        "skipped_images": [path for part in images.values() for path in part.skipped],
-        "history": [asdict(epoch) for epoch in state.history],
-        "device": str(where),
-        "images_per_second": round(sum(rates) / len(rates), 1) if rates else None,
-        "seconds": round(time.perf_counter() - clock, 2),
-        "started": started,
-        "finished": now(),
-        "versions": versions(),
-        "classes": list(split.classes),
-        "split": identity["split"],
-    }
-    task = Task(name, base.base_id, vector, weight, bias, record)
-    save_task(task, folder)
-    resume.forget(folder)
+        def after_epoch(reached: State) -> None:
+            ranks.from_first(lambda: resume.save(folder, identity, reached))
+            if on_epoch:
+                on_epoch(reached.history[-1])
+
+        with timed(timings, "train"):
+            state = train(
+                model,
+                coefficient_parameters(model, base),
+                state,
+                images["train"],
+                images["val"],
+                architecture.data,
+                options,
+                weights,
+                compiled=compiled,
+                after_epoch=after_epoch,
+                progress=progress,
+            )
+        del model
+        vector = torch.cat([tensor.reshape(-1) for tensor in state.best[:-2]])
+        weight, bias = state.best[-2:]
+        # the test images are read only now, and measured once
+        images["test"] = read("test")
+        with timed(timings, "test"):
+            switcher = Switcher(base, device)
+            metrics = {
+                "val_top1": state.history[state.best_epoch].val_top1,
+                "test_top1": measure(switcher, vector, (weight, bias), images["test"], options.image_size),
+                "linear_probe_val_top1": state.probe_val_top1,
+                "linear_probe_test_top1": measure(
+                    switcher, base.vector, state.probe, images["test"], options.image_size
+                ),
+                "linear_probe_penalty": state.penalty,
+                "best_epoch": state.best_epoch,
+            }
+        rates = [epoch.images_per_second for epoch in state.history if epoch.images_per_second]
+        record = {
+            "format": FORMAT_VERSION,
+            "name": name,
+            "base_id": base.base_id,
+            "base_source": base.source,
+            "architecture": architecture.name,
+            "data": identity["data"],
+            "image_size": options.image_size or architecture.image_size,
+            "coefficients": len(vector),
+            "head_parameters": weight.numel() + bias.numel(),
+            "metrics": metrics,
+            "options": identity["options"],
+            "batch_size": state.batch_size,
+            "skipped_images": [path for part in images.values() for path in part.skipped],
+            "history": [asdict(epoch) for epoch in state.history],
+            "device": str(where),
+            "processes": ranks.world(),
+            "images_per_second": round(sum(rates) / len(rates), 1) if rates else None,
+            "seconds": round(time.perf_counter() - clock, 2),
+            "timings": {part: round(seconds, 2) for part, seconds in timings.items()},
+            "started": started,
+            "finished": now(),
+            "versions": versions(),
+            "classes": list(split.classes),
+            "split": identity["split"],
+        }
+        task = Task(name, base.base_id, vector, weight, bias, record)
+        ranks.from_first(lambda: write(task, folder))
     return task
 
 
-def start_state(base: Base, probe: Probe) -> State:
-    """Epoch 0: the base's coefficients and the linear probe for a head."""
-    trained = [base.coefficients(module).float() for module in base.layout.modules] + [probe.weight, probe.bias]
-    history = [Epoch(0, None, probe.val_top1)]
-    return State(trained, trained, (probe.weight, probe.bias), probe.penalty, history=history)
+def write(task: Task, folder: Path) -> None:
+    """Put the finished task in place of what a resumed run would need."""
+    save_task(task, folder)
+    resume.forget(folder)
 
 
-def measure(
-    base: Base, vector: Tensor, weight: Tensor, bias: Tensor, images: Images, size: int | None, device: torch.device
-) -> float:
-    """Top-1 of the merged network with a head on `images`."""
-    model = merge(base, vector, size).to(device)
-    found = infer(take_features(model), images.pixels, base.known_architecture().data, device)
-    return top_k(F.linear(found, weight, bias), images.labels)
+@contextmanager
+def timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that the block takes to `timings[name]`."""
+    start = time.perf_counter()
+    yield
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
+
+
+def probe_model(
+    model: nn.Module,
+    images: dict[str, Images],
+    classes: int,
+    class_weights: Tensor | None,
+    data: dict[str, Any],
+    device: torch.device,
+    progress: Progress | None,
+) -> Probe:
+    """The linear probe on the frozen features of the training images, chosen on the validation images."""
+
+    def features_of(part: Images) -> tuple[Tensor, Tensor]:
+        found = infer(take_features(model), part.pixels, data, device, progress=progress, text="probing")
+        return found, part.labels
+
+    train_rows, val_rows = features_of(images["train"]), features_of(images["val"])
+    return ranks.from_first(lambda: fit_probe(train_rows, val_rows, classes, class_weights))
+
+
+def start_state(base: Base, probe: Probe, options: AdaptOptions) -> State:
+    """Epoch 0: the base's coefficients, and the linear probe or random weights for a head."""
+    coefficients = [base.coefficients(module).float() for module in base.layout.modules]
+    head, accuracy = [probe.weight, probe.bias], probe.val_top1
+    if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
+        bound = probe.weight.shape[1] ** -0.5
+        generator = torch.Generator().manual_seed(options.seed)
+        head = [torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head]
+        accuracy = 0.0
+    return State(
+        trained=[*coefficients, *head],
+        best=[*coefficients, *head],
+        probe=(probe.weight, probe.bias),
+        probe_val_top1=probe.val_top1,
+        penalty=probe.penalty,
+        history=[Epoch(0, None, accuracy)],
+    )
+
+
+def measure(switcher: Switcher, vector: Tensor, head: Sequence[Tensor], images: Images, size: int | None) -> float:
+    """Top-1 of the merged network with a head (weight, bias) on `images`."""
+    model = switcher.switch(vector, size)
+    data = switcher.base.known_architecture().data
+    found = infer(take_features(model), images.pixels, data, switcher.device)
+    return top_k(F.linear(found, *head), images.labels)
 
 
 def balance(labels: Tensor, classes: int) -> Tensor:
@@ -196,9 +264,9 @@ def check_same(record: dict[str, Any], identity: dict[str, Any], folder: Path) -
     wanted = {"base_id": identity["base_id"], "data": identity["data"], **identity["options"]}
     found = {"base_id": record["base_id"], "data": record.get("data"), **record["options"]}
     for key, value in wanted.items():
-        if found.get(key) != value:
+        if key in found and found[key] != value:  # an older record lacks what was no option then
             raise RecastError(
-                f"{folder} is finished with {key} {found.get(key)}, now {key} is {value}",
+                f"{folder} is finished with {key} {found[key]}, now {key} is {value}",
                 "Give the old options to see its result, --restart to replace it, or another --task.",
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -17,4 +16,4 @@ def mix(coefficients: Tensor, templates: Tensor) -> Tensor:
         (*shape). The K sets are averaged first, which the equation allows as it is linear in C; with an identity
         row in every set the result equals the template to the bit.
     """
-    return torch.tensordot(coefficients.mean(0), templates, dims=1)
+    return (coefficients.mean(0) @ templates.flatten(1)).view(templates.shape[1:])

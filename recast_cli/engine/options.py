@@ -8,15 +8,50 @@ from recast_cli.engine.errors import RecastError
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How coefficients and head are learned.
+
+    Attributes:
+        epochs: Passes over the training images, at most.
+        lr: Learning rate of the coefficients at the start.
+        head_lr: The same for the head.
+        batch_size: Images a step.
+        patience: Epochs without a better validation accuracy after which training stops; 0: never.
+        weight_decay: Of AdamW, for coefficients and head.
+        schedule: `cosine` to zero over all epochs, or `step`: a tenth every 33 epochs.
+        head: What the head starts as: the linear `probe`, or `random`.
+    """
+
+    epochs: int
+    lr: float
+    head_lr: float
+    batch_size: int
+    patience: int
+    weight_decay: float
+    schedule: str
+    head: str
+
+
+RECIPES = {
+    # no weight decay: it would pull the coefficients to zero, and their source value is 1
+    "default": Recipe(10, 0.02, 1e-3, 32, patience=3, weight_decay=0.0, schedule="cosine", head="probe"),
+    # RECAST, ICLR 2025: AdamW, StepLR(33, 0.1), 100 epochs
+    "paper": Recipe(100, 2e-3, 2e-3, 128, patience=0, weight_decay=1e-6, schedule="step", head="random"),
+}
+
+
+@dataclass(frozen=True)
 class AdaptOptions:
     """The recipe, and how images become training data. All of it is recorded in task.yaml.
 
     Attributes:
-        epochs: Passes over the training images.
-        lr: Learning rate of the coefficients at the start of the cosine.
+        recipe: One of RECIPES; what is not given of the next five is the recipe's.
+        epochs: Passes over the training images, at most.
+        lr: Learning rate of the coefficients at the start.
         head_lr: The same for the head.
-        batch_size: Images a step.
-        seed: Of order, flips and crops.
+        batch_size: Images a step, or `auto`: as many as the graphics card holds.
+        patience: Epochs without a better validation accuracy after which training stops; 0: never.
+        seed: Of order, flips and crops, and of a random head.
         image_size: Height and width in pixels; None: the network's own.
         split: `auto` keeps the folder's own parts; `pooled` cuts all images together.
         split_seed: Of the split; the training seed never changes it.
@@ -24,10 +59,12 @@ class AdaptOptions:
         on_bad_image: `skip` or `fail`.
     """
 
-    epochs: int = 10
-    lr: float = 0.02
-    head_lr: float = 1e-3
-    batch_size: int = 32
+    recipe: str = "default"
+    epochs: int = None  # type: ignore[assignment]  # this one and the next four: None until the recipe is known
+    lr: float = None  # type: ignore[assignment]
+    head_lr: float = None  # type: ignore[assignment]
+    batch_size: int | str = None  # type: ignore[assignment]
+    patience: int = None  # type: ignore[assignment]
     seed: int = 0
     image_size: int | None = None
     split: str = "auto"
@@ -36,19 +73,25 @@ class AdaptOptions:
     on_bad_image: str = "skip"
 
     def __post_init__(self) -> None:
-        for option, value in (
-            ("epochs", self.epochs),
-            ("lr", self.lr),
-            ("head-lr", self.head_lr),
-            ("batch-size", self.batch_size),
-            ("image-size", self.image_size),
-        ):
-            if value is not None and not 0 < value < float("inf"):
-                raise RecastError(f"--{option} {value} is not a positive number", "Give a number above 0.")
         for option, word, known in (
+            ("recipe", self.recipe, tuple(RECIPES)),
             ("split", self.split, ("auto", "pooled")),
             ("class-weights", self.class_weights, ("none", "balanced")),
             ("on-bad-image", self.on_bad_image, ("skip", "fail")),
         ):
             if word not in known:
                 raise RecastError(f"--{option} {word} is unknown", f"Use {' or '.join(known)}.")
+        for name in ("epochs", "lr", "head_lr", "batch_size", "patience"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(RECIPES[self.recipe], name))
+        for option, value in (
+            ("epochs", self.epochs),
+            ("lr", self.lr),
+            ("head-lr", self.head_lr),
+            ("batch-size", 1 if self.batch_size == "auto" else self.batch_size),
+            ("image-size", self.image_size),
+        ):
+            if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+                raise RecastError(f"--{option} {value} is not a positive number", "Give a number above 0.")
+        if self.patience < 0:
+            raise RecastError(f"--patience {self.patience} is below 0", "Give 0 to train all epochs, or more.")

@@ -24,8 +24,10 @@ def save(folder: Path, identity: dict[str, Any], state: State) -> None:
         "trained": state.trained,
         "best": state.best,
         "probe": list(state.probe),
+        "probe_val_top1": state.probe_val_top1,
         "penalty": state.penalty,
         "best_epoch": state.best_epoch,
+        "batch_size": state.batch_size,
         "optimizer": state.optimizer,
         "history": [asdict(epoch) for epoch in state.history],
     }
@@ -45,7 +47,7 @@ def load(folder: Path, identity: dict[str, Any]) -> State | None:
     if not path.exists():
         return None
     try:
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         if content["identity"] != to_json(identity):
             raise RecastError(
                 f"{folder} holds an unfinished run with other options, images or base",
@@ -55,8 +57,10 @@ def load(folder: Path, identity: dict[str, Any]) -> State | None:
             trained=content["trained"],
             best=content["best"],
             probe=tuple(content["probe"]),
+            probe_val_top1=content["probe_val_top1"],
             penalty=content["penalty"],
             best_epoch=content["best_epoch"],
+            batch_size=content["batch_size"],
             optimizer=content["optimizer"],
             history=[Epoch(**epoch) for epoch in content["history"]],
         )

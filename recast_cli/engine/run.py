@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recast_cli.engine import ranks
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import normalise
 from recast_cli.engine.network import features
@@ -19,11 +21,21 @@ Progress = Callable[[int, int, str], None]
 def choose_device(name: str | None = None) -> torch.device:
     """The device called `name` (cpu, cuda, cuda:1, mps); default: CUDA where it is, else the CPU.
 
+    Of several processes that torchrun started, each gets a CUDA device of its own.
+
     Raises:
         RecastError: No such device, or not on this machine.
     """
+    if name in (None, "cuda") and torch.cuda.is_available():
+        index = int(os.environ.get("LOCAL_RANK", 0)) if ranks.started() > 1 else None
+        if (index or 0) >= torch.cuda.device_count():
+            raise RecastError(
+                f"torchrun started more processes than the {torch.cuda.device_count()} CUDA devices here",
+                "Lower --nproc-per-node, or use --device cpu.",
+            )
+        return torch.device("cuda") if index is None else torch.device("cuda", index)
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -35,9 +47,37 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+def ready(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network on its device, in the form that is fastest there.
+
+    On CUDA what is left in float32 is multiplied in TF32, and networks of convolutions are laid out channels last,
+    as its tensor cores want them.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 2:  # more than a stem
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(device)
+
+
 def precision(device: torch.device) -> torch.autocast:
     """bfloat16 autocast on CUDA; full precision elsewhere."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def resident(pixels: Tensor, device: torch.device) -> Tensor:
+    """The images on a CUDA device where they take less than a third of its free memory, else where they are."""
+    if device.type == "cuda" and pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 3:
+        return pixels.to(device)
+    return pixels
+
+
+def take(pixels: Tensor, rows: Tensor | slice, device: torch.device) -> Tensor:
+    """Some of the images, on `device`, without making the CPU wait for it; rows lie where the images do."""
+    chosen = pixels[rows]
+    if device.type == "cuda" and chosen.device.type == "cpu":
+        chosen = chosen.pin_memory()
+    return chosen.to(device, non_blocking=True)
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
@@ -57,6 +97,8 @@ def infer(
 ) -> Tensor:
     """`function` of all normalised images, batch by batch: (N, outputs) float32 on the CPU.
 
+    Several processes share the images, and all get the whole result.
+
     Args:
         function: A network, or its features: (B, 3, H, W) -> (B, outputs).
         pixels: (N, 3, H, W) uint8.
@@ -65,13 +107,16 @@ def infer(
         batch_size: B.
         progress: Called after every batch, with `text`.
     """
+    # every process runs one batch at least, so that all know the shape of what they put together
+    share = ranks.mine(pixels) if len(pixels) >= ranks.world() else pixels
     outputs = []
-    for part in batches(len(pixels), batch_size):
+    for part in batches(len(share), batch_size):
         with precision(device):
-            outputs.append(function(normalise(pixels[part].to(device, non_blocking=True), data)).float())
+            outputs.append(function(normalise(take(share, part, device), data)).float())
         if progress:
-            progress(part.stop, len(pixels), text)
-    return torch.cat(outputs).cpu()
+            progress(part.stop * ranks.world(), len(pixels), text)
+    rows = torch.cat(outputs)
+    return (rows if share is pixels else ranks.gather(rows, len(pixels))).cpu()
 
 
 def take_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -79,14 +124,16 @@ def take_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda images: features(model, images)
 
 
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Flips and light crops: each image mirrored with probability 1/2, and a window of 80-100 % of its area enlarged.
+def draw_windows(count: int, generator: torch.Generator) -> Tensor:
+    """For each of `count` images a window of 80-100 % of its area, mirrored with probability 1/2.
 
     Args:
-        pixels: (B, 3, H, W) float, on any device.
-        generator: On the CPU, so that equal seeds give equal crops on every device.
+        count: N.
+        generator: On the CPU, so that equal seeds give equal windows on every device.
+
+    Returns:
+        (N, 2, 3): the maps from output to input coordinates that `affine_grid` takes.
     """
-    count = len(pixels)
     draws = torch.rand(4, count, generator=generator)
     scale = (0.8 + 0.2 * draws[0]).sqrt()
     flip = torch.where(draws[1] < 0.5, -1.0, 1.0)
@@ -94,5 +141,10 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     theta[:, 0, 0], theta[:, 1, 1] = scale * flip, scale
     # the window's centre may move as far as the window stays inside the picture, whose half width is 1
     theta[:, :, 2] = ((2 * draws[2:] - 1) * (1 - scale)).T
-    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False).to(pixels.device)
+    return theta
+
+
+def augment(pixels: Tensor, windows: Tensor) -> Tensor:
+    """Flips and light crops: each image (B, 3, H, W, float) replaced by its window (B, 2, 3), enlarged."""
+    grid = F.affine_grid(windows, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)

@@ -12,22 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recast_cli.engine import ranks
+from recast_cli.engine.batch import Accumulator, fitting_batch
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.images import Images, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.network import features
-from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.run import Progress, augment, batches, infer, precision
+from recast_cli.engine.options import RECIPES, AdaptOptions
+from recast_cli.engine.run import Progress, augment, batches, draw_windows, infer, precision, resident, take
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to; epoch 0 is the linear probe. `loss` is the mean over the epoch's images."""
+    """What one epoch came to; epoch 0 is the start. `loss` is the mean over the epoch's images.
+
+    `seconds` of wall time are the whole epoch's, validation included; `images_per_second` are of its training.
+    """
 
     number: int
     loss: float | None
     val_top1: float
     images_per_second: float | None = None
+    seconds: float | None = None
 
 
 @dataclass
@@ -36,18 +43,22 @@ class State:
 
     Attributes:
         trained: Coefficients (K, n) of every module, then head weight and bias.
-        optimizer: AdamW's state dict; None before the first step.
         best: Like `trained`, at the best epoch so far.
-        probe: The linear probe's weight and bias, measured on test beside the task; `penalty` its regularisation.
+        probe: The linear probe's weight and bias, measured on test beside the task.
+        probe_val_top1: Its validation accuracy; `penalty` its regularisation.
         best_epoch: Number of that epoch.
+        batch_size: Images a step, once it is known.
+        optimizer: AdamW's state dict; None before the first step.
         history: Every epoch so far.
     """
 
     trained: list[Tensor]
     best: list[Tensor]
     probe: tuple[Tensor, Tensor]
+    probe_val_top1: float
     penalty: float
     best_epoch: int = 0
+    batch_size: int | None = None
     optimizer: dict[str, Any] | None = None
     history: list[Epoch] = field(default_factory=list)
 
@@ -61,73 +72,133 @@ def train(
     data: dict[str, Any],
     options: AdaptOptions,
     class_weights: Tensor | None = None,
+    *,
+    compiled: bool = False,
     after_epoch: Callable[[State], None] | None = None,
     progress: Progress | None = None,
 ) -> State:
-    """Train from `state` to the last epoch.
+    """Train from `state` until validation stops improving, or to the last epoch.
 
     Args:
         model: Attached, frozen but for its coefficients, on its device, in eval mode: batch norm learns nothing.
         coefficients: The parameters (K, n) of the model.
-        state: Where to start; with a history of one epoch, the linear probe.
+        state: Where to start.
         train_images: What is learnt.
         val_images: What chooses the epoch. The earliest of equal ones wins.
         data: The network's data config.
         options: The options.
         class_weights: (classes,) weights of the loss.
+        compiled: Compile the network first, which pays in long runs.
         after_epoch: Called with the state after every epoch.
         progress: Called after every step.
 
     Raises:
         RecastError: The loss is no longer finite.
     """
-    device = coefficients[0].device
+    device, recipe = coefficients[0].device, RECIPES[options.recipe]
     head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
     parameters = [*coefficients, *head]
     with torch.no_grad():
         for parameter, tensor in zip(coefficients, state.trained, strict=False):
             parameter.copy_(tensor)
-    # no weight decay: it would pull the coefficients to zero, and their source value is 1
+    rates = (options.lr, options.head_lr)
     groups = [{"params": coefficients, "lr": options.lr}, {"params": head, "lr": options.head_lr}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=device.type in ("cpu", "cuda"))
     if state.optimizer is not None:
         optimizer.load_state_dict(state.optimizer)
-    weights = None if class_weights is None else class_weights.to(device)
+
+    pixels, val_pixels = resident(train_images.pixels, device), resident(val_images.pixels, device)
+    labels = train_images.labels.to(pixels.device)
+    weights = torch.ones(len(head[1])) if class_weights is None else class_weights
+    image_weights, weights = weights.to(pixels.device)[labels], weights.to(device)
+    count = len(labels)
 
     def logits(images: Tensor) -> Tensor:
         return F.linear(features(model, images), head[0], head[1])
 
-    count = len(train_images)
-    steps = math.ceil(count / options.batch_size)
-    for number in range(state.history[-1].number + 1, options.epochs + 1):
-        # one generator an epoch: a run that was killed draws the same order and crops as one that was not
-        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
-        order = torch.randperm(count, generator=generator)
-        total, start = torch.zeros((), device=device), time.perf_counter()
-        for step, part in enumerate(batches(count, options.batch_size)):
-            chosen = order[part]
-            pixels, labels = train_images.pixels[chosen].to(device), train_images.labels[chosen].to(device)
-            done = ((number - 1) * steps + step) / (options.epochs * steps)
-            for group, lr in zip(optimizer.param_groups, (options.lr, options.head_lr), strict=True):
-                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * done))
-            with precision(device):
-                loss = F.cross_entropy(logits(augment(normalise(pixels, data), generator)), labels, weights)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(chosen)
-            if progress:
-                progress((number - 1) * count + part.stop, options.epochs * count, f"epoch {number}/{options.epochs}")
-        mean_loss = float(total) / count
-        seconds = time.perf_counter() - start
-        if not math.isfinite(mean_loss):
-            raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
-        accuracy = top_k(infer(logits, val_images.pixels, data, device), val_images.labels)
-        epoch = Epoch(number, mean_loss, accuracy, count / seconds)
-        state = advance(state, epoch, parameters, optimizer)
-        if after_epoch:
-            after_epoch(state)
+    forward = torch.compile(logits) if compiled else logits
+
+    def mean_loss(rows: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
+        """A part's share of the batch's loss; `weight` is the batch's total."""
+        images = augment(normalise(take(pixels, rows, device), data), windows.to(device, non_blocking=True))
+        with precision(device):
+            return (
+                F.cross_entropy(forward(images), labels[rows].to(device, non_blocking=True), weights, reduction="sum")
+                / weight
+            )
+
+    def trial(size: int) -> None:
+        rows = torch.arange(size, device=pixels.device) % count
+        loss = mean_loss(rows, draw_windows(size, torch.Generator()), torch.ones((), device=device))
+        torch.autograd.grad(loss, parameters)
+
+    with cheap_gradients(model):
+        if state.batch_size is None:
+            state = replace(state, batch_size=choose_batch(options, trial, count, device))
+        assert state.batch_size is not None
+        accumulator = Accumulator(math.ceil(state.batch_size / ranks.world()))
+        steps = math.ceil(count / state.batch_size)
+        while not finished(state, options):
+            start, number = time.perf_counter(), state.history[-1].number + 1
+            # one generator an epoch: a run that was killed draws the same order and windows as one that was not
+            generator = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
+            order = torch.randperm(count, generator=generator).to(pixels.device)
+            windows = draw_windows(count, generator).to(pixels.device)
+            total = torch.zeros((), device=device)
+            for step, part in enumerate(batches(count, state.batch_size)):
+                done = (number - 1 + step / steps) / options.epochs if recipe.schedule == "cosine" else number - 1
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * SCHEDULES[recipe.schedule](done)
+                batch_weight = image_weights[order[part]].sum().to(device, non_blocking=True)
+
+                def loss(
+                    places: Tensor, order: Tensor = order, windows: Tensor = windows, weight: Tensor = batch_weight
+                ) -> Tensor:
+                    return mean_loss(order[places], windows[places], weight)
+
+                places = torch.arange(part.start, part.stop, device=pixels.device)
+                value, gradients = accumulator.gradients(loss, ranks.mine(places), parameters)
+                ranks.add([value, *gradients])
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                total += value * len(places)
+                if progress:
+                    progress(
+                        (number - 1) * count + part.stop, options.epochs * count, f"epoch {number}/{options.epochs}"
+                    )
+            epoch_loss = float(total) / count  # here the CPU waits for the device, once an epoch
+            training = time.perf_counter() - start
+            if not math.isfinite(epoch_loss):
+                raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
+            accuracy = top_k(infer(logits, val_pixels, data, device), val_images.labels)
+            epoch = Epoch(number, epoch_loss, accuracy, count / training, time.perf_counter() - start)
+            state = advance(state, epoch, parameters, optimizer)
+            if after_epoch:
+                after_epoch(state)
     return state
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "step": lambda epochs: 0.1 ** (epochs // 33),
+}
+"""Factor of a learning rate: by the share of all steps that is done, or by the epochs that are."""
+
+
+def finished(state: State, options: AdaptOptions) -> bool:
+    """Whether the last epoch is reached, or validation has not improved for as long as patience lasts."""
+    number = state.history[-1].number
+    return number >= options.epochs or 0 < options.patience <= number - state.best_epoch
+
+
+def choose_batch(options: AdaptOptions, trial: Callable[[int], None], count: int, device: torch.device) -> int:
+    """Images a step: as the options say, or as many as fit every process's device."""
+    if options.batch_size != "auto":
+        return int(options.batch_size)
+    default = RECIPES[options.recipe].batch_size
+    size = fitting_batch(trial, count // ranks.world(), device, math.ceil(default / ranks.world()))
+    return ranks.from_first(lambda: size * ranks.world())
 
 
 def advance(state: State, epoch: Epoch, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> State:

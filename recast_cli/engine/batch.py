@@ -1,0 +1,83 @@
+"""One batch, in as many parts as memory asks for: its gradients are the same however it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+HEADROOM = 0.8
+"""Share of the free memory that a batch of automatic size may take."""
+LEAST_STEPS, MOST_IMAGES = 8, 1024
+"""A batch of automatic size leaves at least so many steps to an epoch, and holds at most so many images."""
+
+Loss = Callable[[Tensor], Tensor]
+"""Rows (B,) -> the loss summed over their images."""
+
+
+class Accumulator:
+    """Gradients of a summed loss, part by part; after an out-of-memory error the parts are half as large.
+
+    Attributes:
+        size: Images in a part.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def gradients(self, loss: Loss, rows: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
+        """The loss of all rows and its gradients.
+
+        Raises:
+            RuntimeError: Out of memory with a single image.
+        """
+        while True:
+            try:
+                return self.attempt(loss, rows, parameters)
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.size == 1:
+                    raise
+            # here, outside of `except`, the error no longer holds the tensors of the attempt
+            self.size = (self.size + 1) // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def attempt(self, loss: Loss, rows: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
+        """The same in parts of the present size."""
+        total, sums = parameters[0].new_zeros(()), [torch.zeros_like(each) for each in parameters]
+        for part in rows.split(self.size) if len(rows) else ():
+            value = loss(part)
+            torch._foreach_add_(sums, torch.autograd.grad(value, parameters))
+            total += value.detach()
+        return total, sums
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on a graphics card or on the CPU, whose error has no class of its own."""
+    texts = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
+def fitting_batch(step: Callable[[int], object], count: int, device: torch.device, default: int) -> int:
+    """A power of two: the largest batch that fits the graphics card with headroom; `default` on a CPU.
+
+    Args:
+        step: Computes gradients of a batch of so many images, and changes nothing.
+        count: Training images.
+        device: Where it computes.
+        default: Images a step where memory says nothing.
+    """
+    if device.type != "cuda":
+        return default
+    peaks = []
+    for size in (8, 16):
+        step(size)  # once before it is measured: libraries take their workspaces
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step(size)
+        peaks.append(torch.cuda.max_memory_allocated(device) - before)
+    image = max((peaks[1] - peaks[0]) / 8, 1)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    most = min(HEADROOM * free / image, count / LEAST_STEPS, MOST_IMAGES)
+    return 2 ** max(int(most).bit_length() - 1, 0)

@@ -1,0 +1,253 @@
+"""Coefficient gradients the cheap way: for training, an attached module's forward is replaced by an equivalent one.
+
+A module computes Y = op(X, W) + b with W = sum_i c_i T_i, c the mean of its K coefficient sets, and op linear in both
+arguments. Hence
+
+    dL/dc_i = <dL/dW, T_i> = <dL/dY, op(X, T_i)> = <op'(dL/dY, T_i), X>
+
+where op' maps output gradients back to inputs. The three expressions are three roads to the same numbers:
+
+* `weight`: one weight-gradient product, then one pass over the bank. It is what autograd does with the parametrization,
+  so such a module is left as it is.
+* `output`: forward computes Z_i = op(X, T_i) and their mixture Y; n - 1 products more than a frozen module needs.
+* `input`: backward computes op'(dL/dY, T_i), whose mixture is the gradient that the module below wants anyway; n - 1
+  products more as well, or n where the module below wants none.
+
+With one template the last two need no extra product at all. `choose_road` picks by shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn import grad as product
+from torch.nn.utils import parametrize
+
+from recast_cli.engine.attach import Mixture
+from recast_cli.engine.mixture import mix
+
+INTENSITY = 32
+"""Multiply-adds of a product in the time that one number takes to or from memory; 20 on a laptop, 160 on an H200."""
+SMALL = 1e-20
+"""What stands for a coefficient of 0 where it divides; far below the rounding of any weight."""
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+INPUT_GRADIENT = {1: product.conv1d_input, 2: product.conv2d_input, 3: product.conv3d_input}
+
+
+class Geometry(NamedTuple):
+    """Of a convolution, as `torch.nn.functional.conv2d` takes it."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
+    """op(X, W) + b: linear without a geometry, else a convolution."""
+    if geometry is None:
+        return F.linear(x, weight, bias)
+    return CONVOLVE[weight.ndim - 2](x, weight, bias, *geometry)
+
+
+def transpose(gradient: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry | None) -> Tensor:
+    """op'(dL/dY, W): the gradient by X, of `shape`."""
+    if geometry is None:
+        return gradient @ weight
+    return INPUT_GRADIENT[weight.ndim - 2](shape, weight, gradient, *geometry)
+
+
+class Scaled(torch.autograd.Function):
+    """op(X, c T) + b on the `input` road, for one template: dL/dc = <dL/dX, X> / c, a single pass over X."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, coefficients: Tensor, templates: Tensor, bias: Tensor | None, geometry: Geometry | None
+    ) -> Tensor:
+        """x in the precision to compute in; coefficients (K, 1) and templates (1, *shape) in the bank's."""
+        c = coefficients.mean(0)
+        # no float is lost by dividing by a small c, only by 0; asking for its value would make a graphics card wait
+        c = torch.where(c == 0, SMALL, c)
+        weight = (c * templates[0]).to(x.dtype)
+        ctx.save_for_backward(x, weight, c)
+        ctx.geometry, ctx.sets = geometry, len(coefficients)
+        return apply(x, weight, None if bias is None else bias.to(x.dtype), geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x, weight, c = ctx.saved_tensors
+        by_x = transpose(gradient, weight, x.shape, ctx.geometry)
+        # the K sets are averaged, so each has the same gradient
+        return by_x, (inner(by_x, x) / (ctx.sets * c)).repeat(ctx.sets, 1), None, None, None
+
+
+class Products(torch.autograd.Function):
+    """op(X, sum_i c_i T_i) + b, with gradients by X and C alone, on the `output` or the `input` road."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        coefficients: Tensor,
+        templates: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry | None,
+        road: str,
+    ) -> Tensor:
+        """x in the precision to compute in; coefficients (K, n) and templates (n, *shape) in the bank's."""
+        ctx.geometry, ctx.road, ctx.shape = geometry, road, x.shape
+        bias = None if bias is None else bias.to(x.dtype)
+        if road == "input":
+            ctx.save_for_backward(coefficients, templates, x)
+            return apply(x, mix(coefficients, templates).to(x.dtype), bias, geometry)
+        parts = [apply(x, template.to(x.dtype), None, geometry) for template in templates]
+        ctx.save_for_backward(coefficients, templates, *parts)
+        return mix_parts(coefficients, parts, bias, -1 if geometry is None else 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
+        coefficients, templates, *kept = ctx.saved_tensors
+        by_x = None
+        if ctx.road == "output":
+            by_c = [inner(gradient, part) for part in kept]
+            if ctx.needs_input_grad[0]:
+                weight = mix(coefficients, templates).to(gradient.dtype)
+                by_x = transpose(gradient, weight, ctx.shape, ctx.geometry)
+        else:
+            parts = [transpose(gradient, t.to(gradient.dtype), ctx.shape, ctx.geometry) for t in templates]
+            by_c = [inner(part, kept[0]) for part in parts]
+            if ctx.needs_input_grad[0]:
+                by_x = mix_parts(coefficients, parts, None, 1)
+        sets = len(coefficients)
+        return by_x, (torch.stack(by_c) / sets).repeat(sets, 1), None, None, None, None
+
+
+def mix_parts(coefficients: Tensor, parts: list[Tensor], bias: Tensor | None, channel: int) -> Tensor:
+    """sum_i c_i Z_i + b, a pass for each part; `channel` is the dimension that the bias belongs to."""
+    # factors of one dimension take part in type promotion: of bfloat16 parts, too, the sums are made in float32
+    first, *factors = coefficients.mean(0)[:, None]
+    total = torch.empty_like(parts[0])
+    if bias is None:
+        torch.mul(parts[0], first, out=total)
+    else:
+        torch.addcmul(bias.view(-1, *[1] * (parts[0].ndim - 2)) if channel == 1 else bias, parts[0], first, out=total)
+    for factor, part in zip(factors, parts[1:], strict=True):
+        torch.addcmul(total, part, factor, out=total)
+    return total
+
+
+def inner(first: Tensor, second: Tensor) -> Tensor:
+    """<A, B> without a copy of either, summed in float32 or better."""
+    if first.dtype in (torch.float32, torch.float64) and first.is_contiguous() and second.is_contiguous():
+        return torch.dot(first.view(-1), second.view(-1))
+    return (first * second).sum(dtype=torch.promote_types(first.dtype, torch.float32))
+
+
+def choose_road(
+    inputs: int, outputs: int, shape: torch.Size, templates: int, input_gradient: bool, half: bool = False
+) -> str:
+    """The road with the least work beyond what the frozen module does, in numbers moved.
+
+    Args:
+        inputs: Numbers in X.
+        outputs: Numbers in Y.
+        shape: Of the weight, (outputs, inputs / groups, *kernel).
+        templates: n.
+        input_gradient: Whether the module below wants a gradient.
+        half: Whether products are rounded to 16 bits. Mixing rounded products, as `output` does, would then hide
+            changes of a coefficient that mixing the weights before they are rounded still shows.
+    """
+    numel = shape.numel()
+    product = outputs * numel / shape[0] / INTENSITY
+    costs = {
+        "input": (templates - input_gradient) * product + (4 * templates - 2 * (templates == 1)) * inputs,
+        "output": (templates - 1) * product + 4 * templates * outputs,
+        "weight": product + (2 * templates + 1) * numel,
+    }
+    if half:
+        del costs["output"]
+    return min(costs, key=lambda road: costs[road])
+
+
+@contextmanager
+def cheap_gradients(model: nn.Module) -> Iterator[None]:
+    """Within it, the attached modules of `model` take the cheapest road to their coefficient gradients.
+
+    Only modules whose forward is torch's own are replaced: a subclass may do more with its weight than op (weight
+    standardisation, padding that depends on the input). The parametrization stays where it is and stays the definition.
+    """
+    replaced = []
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight") and (known := read_geometry(module)) is not None:
+            module.forward = cheap_forward(module, *known)
+            replaced.append(module)
+    try:
+        yield
+    finally:
+        for module in replaced:
+            del module.forward
+
+
+def read_geometry(module: Any) -> tuple[Geometry | None] | None:
+    """The geometry of a plain convolution, or None in its place for a plain linear module; nothing for any other."""
+    mixed = isinstance(module.parametrizations.weight[0], Mixture)
+    if not mixed or (module.bias is not None and module.bias.requires_grad):
+        return None
+    kind = type(module).forward
+    if kind is nn.Linear.forward:
+        return (None,)
+    convolution = kind in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+    if not convolution or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return None
+    return (Geometry(module.stride, module.padding, module.dilation, module.groups),)
+
+
+def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], Tensor]:
+    """A function that gives what the module's own forward gives, with cheap gradients where gradients are wanted."""
+    coefficients = module.parametrizations.weight.original
+    templates = module.parametrizations.weight[0].templates.get_buffer("tensor")
+    bias, kind, own = module.bias, templates.device.type, type(module).forward
+    roads: dict[tuple[torch.Size, bool, bool], str] = {}
+
+    def compute(x: Tensor, road: str) -> Tensor:
+        if len(templates) == 1 and road == "input" and x.requires_grad:
+            return Scaled.apply(x, coefficients, templates, bias, geometry)
+        return Products.apply(x, coefficients, templates, bias, geometry, road)
+
+    def forward(x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return own(module, x)
+        autocast = torch.is_autocast_enabled(kind)
+        key = (x.shape, x.requires_grad, autocast)
+        if key not in roads:
+            outputs = count_outputs(x, templates[0], geometry)
+            roads[key] = choose_road(
+                x.numel(), outputs, templates[0].shape, len(templates), x.requires_grad, autocast or x.itemsize < 4
+            )
+        road = roads[key]
+        if road == "weight":
+            return own(module, x)
+        if not autocast:
+            return compute(x, road)
+        x = x.to(torch.get_autocast_dtype(kind))
+        with torch.autocast(kind, enabled=False):
+            return compute(x, road)
+
+    return forward
+
+
+def count_outputs(x: Tensor, weight: Tensor, geometry: Geometry | None) -> int:
+    """Numbers in op(X, W), nearly: borders are left out."""
+    if geometry is None:
+        return x.numel() // x.shape[-1] * weight.shape[0]
+    places = x.numel() // x.shape[1 if x.ndim == weight.ndim else 0]
+    return places // math.prod(geometry.stride) * weight.shape[0]

@@ -1,0 +1,209 @@
+"""Cheap coefficient gradients against plain autograd through the parametrization, in float64."""
+
+import importlib
+
+import pytest
+import timm
+import torch
+from helpers import pictures
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from recast_cli.engine.attach import Mixture, Templates, attach, coefficient_parameters
+from recast_cli.engine.gradients import SMALL, cheap_gradients, choose_road
+from recast_cli.engine.mimic import mimic
+from recast_cli.engine.plan import plan_layout
+
+module = importlib.import_module("recast_cli.engine.gradients")
+
+MODULES = {
+    "linear, wide": (lambda: nn.Linear(6, 10), (3, 4, 6)),
+    "linear, narrow, no bias": (lambda: nn.Linear(9, 4, bias=False), (5, 9)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
+    "conv2d, strided, grouped": (lambda: nn.Conv2d(6, 8, 3, 2, 1, groups=2), (2, 6, 7, 7)),
+    "conv2d, dilated, no bias": (lambda: nn.Conv2d(4, 4, 3, 1, 2, 2, bias=False), (2, 4, 8, 8)),
+    "conv2d, depthwise": (lambda: nn.Conv2d(5, 5, 3, padding=1, groups=5), (2, 5, 6, 6)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 2), (2, 2, 4, 4, 4)),
+}
+
+
+def mixed(make, templates, sets, dtype=torch.float64):
+    """A module whose weight is a mixture of random templates."""
+    torch.manual_seed(0)
+    made = make().to(dtype).requires_grad_(False)
+    bank = torch.randn(templates, *made.weight.shape, dtype=dtype)
+    made.weight = nn.Parameter(torch.randn(sets, templates, dtype=dtype))
+    parametrize.register_parametrization(made, "weight", Mixture(Templates(bank)), unsafe=True)
+    return made
+
+
+def run(made, x, downstream):
+    """The output, and the gradients of its product with `downstream` by coefficients and, where wanted, by x."""
+    y = made(x)
+    wanted = [made.parametrizations.weight.original, *([x] if x.requires_grad else [])]
+    return [y, *torch.autograd.grad((y * downstream).sum(), wanted)]
+
+
+@pytest.mark.parametrize("input_gradient", [True, False])
+@pytest.mark.parametrize("road", ["input", "output"])
+@pytest.mark.parametrize(("templates", "sets"), [(1, 1), (1, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize("name", MODULES)
+def test_every_road_gives_the_gradients_of_autograd(name, templates, sets, road, input_gradient, monkeypatch):
+    make, shape = MODULES[name]
+    made = mixed(make, templates, sets)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=input_gradient)
+    downstream = torch.randn_like(made(x))
+    wanted = run(made, x, downstream)
+    monkeypatch.setattr(module, "choose_road", lambda *arguments: road)
+    calls = []
+    for kind in (module.Scaled, module.Products):
+        monkeypatch.setattr(
+            kind, "apply", lambda *inputs, kind=kind, own=kind.apply: (calls.append(kind), own(*inputs))[1]
+        )
+    with cheap_gradients(made):
+        found = run(made, x, downstream)
+    assert calls == [module.Scaled if templates == 1 and road == "input" and input_gradient else module.Products]
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_coefficient_of_zero_still_has_its_gradient():
+    made = mixed(lambda: nn.Linear(5, 7), 1, 1)
+    with torch.no_grad():
+        made.parametrizations.weight.original.zero_()
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    downstream = torch.randn(4, 7, dtype=torch.float64)
+    wanted = run(made, x, downstream)
+    with cheap_gradients(made):
+        found = run(made, x, downstream)
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-10, atol=1e-10)
+    assert (found[0] - wanted[0]).abs().max() <= 100 * SMALL
+    assert found[2].abs().max() <= 100 * SMALL
+
+
+@pytest.mark.parametrize("templates", [1, 2])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32, bias=False), lambda: nn.Conv2d(64, 16, 3, bias=False)])
+def test_bfloat16_keeps_a_coefficient_near_one(make, templates):
+    """A step of 1/1024 from 1 is lost where a coefficient is rounded to bfloat16; the outputs must show it."""
+    made = mixed(make, templates, 1, torch.float32)
+    shape = (64, 64) if isinstance(made, nn.Linear) else (8, 64, 6, 6)
+    x, outputs = torch.randn(shape, requires_grad=True), []
+    for value in (1.0, 1.0 + 2**-10):
+        made.parametrizations.weight.original.data.fill_(value)
+        with cheap_gradients(made), torch.autocast("cpu", torch.bfloat16):
+            outputs.append(made(x).detach())
+        assert outputs[-1].dtype == torch.bfloat16
+    first, second = (output.double() for output in outputs)
+    ratio = float((first * second).sum() / (first * first).sum())
+    assert ratio == pytest.approx(1 + 2**-10, abs=3e-4)
+
+
+@pytest.mark.parametrize("templates", [1, 2])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32), lambda: nn.Linear(32, 64), lambda: nn.Conv2d(32, 16, 3)])
+def test_gradients_under_bfloat16_are_those_of_autograd(make, templates):
+    made = mixed(make, templates, 2, torch.float32)
+    shape = (512, made.in_features) if isinstance(made, nn.Linear) else (8, 32, 10, 10)
+    x = torch.randn(shape, requires_grad=True)
+    downstream = torch.randn_like(made(x)) + 0.2
+    wanted = run(made, x, downstream)
+    with cheap_gradients(made), torch.autocast("cpu", torch.bfloat16):
+        found = run(made, x, downstream)
+    assert found[1].dtype == found[2].dtype == torch.float32
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("kind", ["vit", "conv"])
+@pytest.mark.parametrize("templates", [None, 1])
+def test_a_whole_network_has_the_gradients_of_autograd(kind, templates, vit_source, conv_source):
+    source = vit_source if kind == "vit" else conv_source
+    patterns = ["blocks.*"] if kind == "vit" else ["layer*"]
+    layout = plan_layout(source.modules, patterns=patterns, templates=templates)
+    base = mimic(source, layout)
+    model = attach(base).double()
+    parameters = coefficient_parameters(model, base)
+    images, target = pictures(3).double(), torch.tensor([0, 1, 2])
+    wanted = torch.autograd.grad(F.cross_entropy(model(images), target), parameters)
+    with cheap_gradients(model):
+        assert any("forward" in vars(each) for each in model.modules())
+        found = torch.autograd.grad(F.cross_entropy(model(images), target), parameters)
+    assert not any("forward" in vars(each) for each in model.modules())
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+
+
+def test_a_module_that_does_more_with_its_weight_is_left_alone():
+    """ScaledStdConv2d standardises its weight first, Conv2dSame pads by the input: their forwards are not torch's."""
+    from timm.layers import Conv2dSame, ScaledStdConv2d
+
+    for make in (lambda: ScaledStdConv2d(3, 4, 3), lambda: Conv2dSame(3, 4, 3, 2)):
+        made = mixed(make, 1, 1, torch.float32)
+        with cheap_gradients(made):
+            assert "forward" not in vars(made)
+
+
+def test_validation_takes_the_module_s_own_forward():
+    made = mixed(lambda: nn.Linear(5, 7), 1, 1)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    with cheap_gradients(made), torch.no_grad():
+        assert torch.equal(made(x), F.linear(x, made.weight, made.bias))
+
+
+def test_nothing_is_kept_below_the_first_adapted_module(vit_source):
+    """Only the last block is adapted: tensors are kept for it and what is above, no more than if it were alone."""
+    layout = plan_layout(vit_source.modules, patterns=["blocks.11.mlp.fc?"], groups=1)
+    model = attach(mimic(vit_source, layout))
+    kept, reached = [], []
+    model.blocks[11].mlp.fc1.register_forward_pre_hook(lambda *_: reached.append(len(kept)))
+    with (
+        cheap_gradients(model),
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor
+        ),
+    ):
+        model(pictures()).sum().backward()
+    assert reached == [0]
+    assert kept
+
+
+def test_one_template_keeps_less_than_autograd_for_narrow_inputs():
+    """fc1 of an MLP, 1 to 4: the input road keeps X, not Y, and no gradient of the weight is ever made."""
+    made = mixed(lambda: nn.Linear(16, 64), 1, 1, torch.float32)
+    x, sizes = torch.randn(100, 16, requires_grad=True), []
+    with (
+        cheap_gradients(made),
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: (sizes.append(tensor.numel()), tensor)[1], lambda t: t),
+    ):
+        made(x).sum()
+    assert max(sizes) == 100 * 16
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "shape", "templates", "input_gradient", "road"),
+    [
+        (1600 * 192, 1600 * 576, (576, 192), 1, True, "input"),  # qkv of ViT-Tiny, one template: X is smaller
+        (1600 * 768, 1600 * 192, (192, 768), 1, True, "output"),  # fc2: Y is smaller
+        (1600 * 192, 1600 * 576, (576, 192), 1, False, "output"),  # first module: no product wanted below
+        (1600 * 192, 1600 * 576, (576, 192), 2, True, "weight"),  # many rows: a pass over the bank is cheap
+        (1600 * 192, 1600 * 576, (576, 192), 8, True, "weight"),
+        (2 * 2048, 2 * 512, (512, 2048, 1, 1), 2, True, "output"),  # squeeze and excite: few rows, a large bank
+    ],
+)
+def test_the_road_follows_the_shape(inputs, outputs, shape, templates, input_gradient, road):
+    assert choose_road(inputs, outputs, torch.Size(shape), templates, input_gradient) == road
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_050", "convnext_atto", "eca_nfnet_l0"])
+def test_architectures_of_all_kinds_pass_through(name):
+    """Depthwise and pointwise convolutions, fused batch norms, standardised weights: outputs stay the same."""
+    torch.manual_seed(0)
+    from recast_cli.engine.source import from_model
+
+    source = from_model(name, timm.create_model(name, num_classes=3), {"num_classes": 3})
+    base = mimic(source, plan_layout(source.modules))
+    model, images = attach(base), pictures(2, 64)
+    wanted = model(images)
+    with cheap_gradients(model):
+        torch.testing.assert_close(model(images), wanted, rtol=1e-4, atol=1e-5)
