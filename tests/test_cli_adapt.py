@@ -139,3 +139,52 @@ def test_images_are_found_by_the_name_of_the_task_or_by_flag(place, fresh):
     flags = () if place == "data/colours" else ("--data", place)
     assert recast("adapt", "--task", "colours", *flags, *QUICK).exit_code == 0
     assert yaml.safe_load((fresh / "tasks" / "colours" / "task.yaml").read_text())["data"] == place
+
+
+def test_the_automatic_batch_of_a_cpu_is_the_recipe_s(fresh):
+    assert recast("adapt", "--task", "colours", *QUICK, "--batch-size", "auto").exit_code == 0
+    record = yaml.safe_load((fresh / "tasks" / "colours" / "task.yaml").read_text())
+    assert (record["options"]["batch_size"], record["batch_size"]) == ("auto", 32)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-size", "many"], "--batch-size many is not a positive number"),
+        (["--recipe", "mine"], "--recipe mine is unknown. Use default or paper."),
+        (["--patience", "-1"], "--patience -1 is below 0"),
+        (["--cache-size", "big"], "--cache-size big is not a size"),
+    ],
+)
+def test_wrong_options_are_named(flags, message, fresh):
+    result = recast("adapt", "--task", "colours", *flags)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_network_that_cannot_be_compiled_is_said_in_one_line(fresh, monkeypatch):
+    import torch
+
+    def broken(function):
+        def run(images):
+            raise torch._dynamo.exc.TorchDynamoException("No working C++ compiler found Set TORCHDYNAMO_VERBOSE=1")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    result = recast("adapt", "--task", "colours", *QUICK, "--compile")
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith(
+        "error: The network cannot be compiled here: No working C++ compiler found. Leave out --comp"
+    )
+
+
+def test_a_cache_that_cannot_be_used_is_a_warning_of_one_line(fresh, monkeypatch):
+    (fresh / "file").write_text("")
+    monkeypatch.setenv("RECAST_CACHE", str(fresh / "file" / "folder"))
+    result = recast("adapt", "--task", "colours", *QUICK)
+    assert result.exit_code == 0
+    warnings = [line for line in result.stderr.splitlines() if "not cached" in line]
+    assert warnings
+    assert all(line.startswith("warning: decoded pictures are not cached in ") for line in warnings)

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from helpers import pictures
+from helpers import perturbed, pictures
 
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import attach, coefficient_parameters, merge
+from recast_cli.engine.batch import Accumulator
 from recast_cli.engine.evaluate import evaluate
+from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.run import choose_device, precision
+from recast_cli.engine.run import choose_device, precision, ready
+from recast_cli.engine.switch import Switcher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
 
@@ -56,3 +59,53 @@ def test_merged_networks_agree_with_the_cpu(vit_base, data, judged_by_loss, tmp_
             rough = model(images.cuda()).float().cpu()
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
     torch.testing.assert_close(rough, expected, atol=0.1 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["vit", "conv"])
+def test_cheap_gradients_are_those_of_autograd(kind, request):
+    base = request.getfixturevalue(f"{kind}_base")
+    model = ready(attach(base), torch.device("cuda"))
+    parameters, images = coefficient_parameters(model, base), pictures(8).cuda()
+
+    def gradients():
+        with precision(torch.device("cuda")):
+            loss = model(images).float().square().mean()
+        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
+
+    wanted = gradients()
+    with cheap_gradients(model):
+        found = gradients()
+    assert float((found - wanted).norm()) < 0.05 * float(wanted.norm())
+
+
+def test_no_step_makes_the_cpu_wait(vit_base, data, tmp_path, monkeypatch):
+    """Within an epoch every synchronising call is an error; the mean loss at its end is the one that is allowed."""
+    seen = []
+    own = Accumulator.gradients
+
+    def strict(self, *arguments):
+        torch.cuda.set_sync_debug_mode("error" if seen else "default")  # the first step still loads libraries
+        seen.append(self)
+        try:
+            return own(self, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Accumulator, "gradients", strict)
+    adapt(vit_base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(epochs=2, batch_size=8), device="cuda")
+    assert len(seen) > 2
+
+
+def test_the_automatic_batch_is_recorded(vit_base, data, tmp_path):
+    options = AdaptOptions(epochs=1, batch_size="auto")
+    task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", options, device="cuda")
+    assert task.record["options"]["batch_size"] == "auto"
+    assert task.record["batch_size"] >= 1
+
+
+def test_switching_writes_what_merging_gives(vit_base):
+    switcher = Switcher(vit_base, "cuda")
+    vector = perturbed(vit_base)
+    switched, merged = switcher.switch(vector).state_dict(), merge(vit_base, vector).state_dict()
+    for name, weight in merged.items():
+        torch.testing.assert_close(switched[name].cpu(), weight, atol=1e-5, rtol=1e-5)

@@ -184,7 +184,8 @@ def test_one_template_keeps_less_than_autograd_for_narrow_inputs():
     ("inputs", "outputs", "shape", "templates", "input_gradient", "road"),
     [
         (1600 * 192, 1600 * 576, (576, 192), 1, True, "input"),  # qkv of ViT-Tiny, one template: X is smaller
-        (1600 * 768, 1600 * 192, (192, 768), 1, True, "output"),  # fc2: Y is smaller
+        (1600 * 768, 1600 * 192, (192, 768), 1, True, "input"),  # fc2: nothing is written for it
+        (1600 * 1024, 1600 * 64, (64, 1024), 1, True, "output"),  # Y is smaller by far
         (1600 * 192, 1600 * 576, (576, 192), 1, False, "output"),  # first module: no product wanted below
         (1600 * 192, 1600 * 576, (576, 192), 2, True, "weight"),  # many rows: a pass over the bank is cheap
         (1600 * 192, 1600 * 576, (576, 192), 8, True, "weight"),

@@ -1,8 +1,11 @@
 """Two processes under torchrun against one, with Gloo on the CPU."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +68,53 @@ def test_wrong_input_is_said_once(folder):
     failed = adapt(2, "--task", "x", "--data", "nowhere")
     assert failed.returncode != 0
     assert failed.stderr.count("error: The image folder nowhere does not exist") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("victim", ["worker", "launcher"])
+def test_a_killed_run_leaves_no_process_and_can_be_gone_on_with(victim, folder):
+    """One of two workers is killed in the middle of an epoch, or the user interrupts torchrun."""
+    flags = ["--task", "t", "--data", "data", "--recipe", "paper", "--epochs", "400", "--batch-size", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, "2", "-m", "recast_cli", "adapt", *flags]
+    with open(folder / "log", "w") as log:
+        launcher = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    wait_for(lambda: "epoch  2" in (folder / "log").read_text())
+    workers = children(launcher.pid)
+    assert len(workers) == 2
+    if victim == "worker":
+        os.kill(workers[1], signal.SIGKILL)
+    else:
+        launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(60) != 0
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    assert (folder / "tasks" / "t" / "resume.pt").exists()
+    assert not (folder / "tasks" / "t" / "task.yaml").exists()
+    (done,) = [torch.load(folder / "tasks" / "t" / "resume.pt", weights_only=True)["history"][-1]["number"]]
+    assert done >= 2
+    # gone on with by a process alone: it is the same run
+    alone = subprocess.Popen(
+        [sys.executable, "-m", "recast_cli", "adapt", *flags], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    lines = [alone.stderr.readline() for _ in range(done + 2)]
+    alone.send_signal(signal.SIGINT)
+    assert "Interrupted" in alone.communicate(timeout=60)[1]
+    assert alone.returncode == 130
+    assert lines[done].startswith(f"epoch {done:2d}")
+    assert lines[done + 1].startswith(f"epoch {done + 1:2d}")
+
+
+def children(process):
+    """Process ids of the children of a process."""
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def wait_for(condition, seconds=120):
+    """Wait until a condition holds; fail where it never does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_process_alone_shares_nothing():

@@ -21,7 +21,12 @@ Hashed = tuple[Spec, Sequence[str]]
 
 def hash_bytes(tensor: Tensor) -> str:
     """SHA-256 of the bytes of a tensor in row order, 64 hexadecimal digits."""
-    return hashlib.sha256(raw(tensor)).hexdigest()
+    return hash_view(raw(tensor))
+
+
+def hash_view(view: memoryview) -> str:
+    """The same of bytes that are at hand."""
+    return hashlib.sha256(view).hexdigest()
 
 
 def digest(tensors: Mapping[str, Hashed], extra: Any = None) -> str:

@@ -33,8 +33,8 @@ from torch.nn.utils import parametrize
 from recast_cli.engine.attach import Mixture
 from recast_cli.engine.mixture import mix
 
-INTENSITY = 32
-"""Multiply-adds of a product in the time that one number takes to or from memory; 20 on a laptop, 160 on an H200."""
+INTENSITY = 16
+"""Multiply-adds of a product in the time that one number takes to or from memory: 4 to 20 on CPUs, 160 on an H200."""
 SMALL = 1e-20
 """What stands for a coefficient of 0 where it divides; far below the rounding of any weight."""
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -69,13 +69,13 @@ class Scaled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, coefficients: Tensor, templates: Tensor, bias: Tensor | None, geometry: Geometry | None
+        ctx: Any, x: Tensor, coefficients: Tensor, template: Tensor, bias: Tensor | None, geometry: Geometry | None
     ) -> Tensor:
-        """x in the precision to compute in; coefficients (K, 1) and templates (1, *shape) in the bank's."""
+        """x in the precision to compute in; coefficients (K, 1) and template (*shape) in the bank's."""
         c = coefficients.mean(0)
         # no float is lost by dividing by a small c, only by 0; asking for its value would make a graphics card wait
         c = torch.where(c == 0, SMALL, c)
-        weight = (c * templates[0]).to(x.dtype)
+        weight = (c * template).to(x.dtype)
         ctx.save_for_backward(x, weight, c)
         ctx.geometry, ctx.sets = geometry, len(coefficients)
         return apply(x, weight, None if bias is None else bias.to(x.dtype), geometry)
@@ -169,8 +169,9 @@ def choose_road(
     numel = shape.numel()
     product = outputs * numel / shape[0] / INTENSITY
     costs = {
-        "input": (templates - input_gradient) * product + (4 * templates - 2 * (templates == 1)) * inputs,
-        "output": (templates - 1) * product + 4 * templates * outputs,
+        # a number written counts twice, as its place in memory is fetched first
+        "input": (templates - input_gradient) * product + (2 if templates == 1 else 6 * templates) * inputs,
+        "output": (templates - 1) * product + 8 * templates * outputs,
         "weight": product + (2 * templates + 1) * numel,
     }
     if half:
@@ -215,12 +216,12 @@ def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], 
     """A function that gives what the module's own forward gives, with cheap gradients where gradients are wanted."""
     coefficients = module.parametrizations.weight.original
     templates = module.parametrizations.weight[0].templates.get_buffer("tensor")
-    bias, kind, own = module.bias, templates.device.type, type(module).forward
+    first, bias, kind, own = templates[0], module.bias, templates.device.type, type(module).forward
     roads: dict[tuple[torch.Size, bool, bool], str] = {}
 
     def compute(x: Tensor, road: str) -> Tensor:
         if len(templates) == 1 and road == "input" and x.requires_grad:
-            return Scaled.apply(x, coefficients, templates, bias, geometry)
+            return Scaled.apply(x, coefficients, first, bias, geometry)
         return Products.apply(x, coefficients, templates, bias, geometry, road)
 
     def forward(x: Tensor) -> Tensor:
@@ -229,9 +230,9 @@ def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], 
         autocast = torch.is_autocast_enabled(kind)
         key = (x.shape, x.requires_grad, autocast)
         if key not in roads:
-            outputs = count_outputs(x, templates[0], geometry)
+            outputs = count_outputs(x, first, geometry)
             roads[key] = choose_road(
-                x.numel(), outputs, templates[0].shape, len(templates), x.requires_grad, autocast or x.itemsize < 4
+                x.numel(), outputs, first.shape, len(templates), x.requires_grad, autocast or x.itemsize < 4
             )
         road = roads[key]
         if road == "weight":

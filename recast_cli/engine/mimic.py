@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,12 +22,12 @@ from recast_cli.engine.base import (
     template_key,
     widest,
 )
-from recast_cli.engine.digest import Hashed, digest, hash_bytes, hashed
+from recast_cli.engine.digest import Hashed, digest, hash_bytes, hash_view, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout
 from recast_cli.engine.solve import GradientOptions, Solution, VaeOptions, solve_exact, solve_gradient, solve_vae
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import Spec, spec_of, specs
+from recast_cli.engine.tensors import Spec, raw, spec_of, specs
 from recast_cli.engine.writer import writing
 
 Progress = Callable[[int, int, str], None]
@@ -36,8 +36,10 @@ Progress = Callable[[int, int, str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SolverOptions = GradientOptions | VaeOptions | None
 """None stands for the exact solver."""
-BATCH = 2**20
-"""Bytes that are worth a thread's while."""
+BATCH = 2**22
+"""Bytes of the source's other tensors that are read at a time."""
+THREAD_WORTH = 2**16
+"""Bytes from which a thread hashes a tensor."""
 
 
 def mimic(
@@ -138,7 +140,7 @@ def decompose(
             # a generator of its own, so that nothing of a bank is left in memory when the next one is read
             yield from decompose_bank(source, bank, partial(solver, number=number), DTYPES[dtype], findings, pool)
         for batch in batches(source, findings.source):
-            hashing = begin_hashes(pool, list(batch.values()))
+            hashing = begin_hashes(pool, batch.values())
             yield from batch.items()
             for (name, tensor), known in zip(batch.items(), hashing(), strict=True):
                 findings.source[name] = findings.base[name] = spec_of(tensor), [known]
@@ -186,9 +188,15 @@ def batches(source: Source, done: Container[str]) -> Iterator[dict[str, Tensor]]
         yield batch
 
 
-def begin_hashes(pool: ThreadPoolExecutor, tensors: list[Tensor]) -> Callable[[], list[str]]:
-    """Hash tensors in a thread; what is returned waits for it and gives `hash_bytes` of each."""
-    return pool.submit(lambda: [hash_bytes(tensor) for tensor in tensors]).result
+def begin_hashes(pool: ThreadPoolExecutor, tensors: Iterable[Tensor]) -> Callable[[], list[str]]:
+    """Hash tensors, large ones in threads; what is returned waits for those and gives `hash_bytes` of each."""
+    begun: list[Callable[[], str]] = []
+    for tensor in tensors:
+        view = raw(tensor)
+        # a thread takes longer to be woken than a small tensor to be hashed
+        small = view.nbytes < THREAD_WORTH
+        begun.append(partial(hash_view, view) if small else pool.submit(hash_view, view).result)
+    return lambda: [wait() for wait in begun]
 
 
 def hash_templates(templates: Tensor, weights: Sequence[Tensor], hashes: Sequence[str]) -> list[str]:

@@ -60,6 +60,20 @@ def ready(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
+def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`torch.compile` of a function of images; what keeps it from compiling is a RecastError."""
+    fast = torch.compile(function)
+
+    def run(images: Tensor) -> Tensor:
+        try:
+            return fast(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).split("\n")[0].split(" Set TORCH")[0]
+            raise RecastError(f"The network cannot be compiled here: {reason}", "Leave out --compile.") from None
+
+    return run
+
+
 def precision(device: torch.device) -> torch.autocast:
     """bfloat16 autocast on CUDA; full precision elsewhere."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")

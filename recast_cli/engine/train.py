@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recast_cli.engine import ranks
+from recast_cli.engine import ranks, run
 from recast_cli.engine.batch import Accumulator, fitting_batch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.gradients import cheap_gradients
@@ -116,7 +116,7 @@ def train(
     def logits(images: Tensor) -> Tensor:
         return F.linear(features(model, images), head[0], head[1])
 
-    forward = torch.compile(logits) if compiled else logits
+    forward = run.compiled(logits) if compiled else logits
 
     def mean_loss(rows: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
         """A part's share of the batch's loss; `weight` is the batch's total."""

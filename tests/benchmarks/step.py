@@ -12,6 +12,7 @@ Needs PEFT: pip install peft.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,12 @@ def main() -> None:
     steps: dict[str, Step] = {
         "bare loop": bare(batch, products=False),
         "bare loop, one more product for each qkv": bare(batch, products=True),
-        "recast, 1 template": recast(batch, one | {"groups": depth, "templates": 1, "sets": 1}),
-        "recast, 1 template, pictures prepared": recast(
+        "recast, 1 template, qkv proj fc1 fc2": recast(batch, one | {"groups": depth, "templates": 1, "sets": 1}),
+        "the same from uint8, with windows and flips": recast(
             batch, one | {"groups": depth, "templates": 1, "sets": 1}, prepare=True
+        ),
+        "recast, 1 template, qkv alone": recast(
+            batch, {"patterns": ["blocks.*.attn.qkv"], "groups": depth, "templates": 1, "sets": 1}
         ),
         "recast, 2 templates (paper-attention)": recast(batch, {"layout": "paper-attention"}),
         "PEFT LoRA r=1 on qkv": adapter(batch, peft.LoraConfig(r=1, target_modules=r"blocks\.\d+\.attn\.qkv")),
@@ -117,6 +121,7 @@ class Batch:
         assert source.architecture is not None
         self.data: dict[str, Any] = source.architecture.data
         self.images = normalise(pixels, self.data)
+        self.contexts = ExitStack()  # for as long as the benchmark runs
         self.head = torch.randn(CLASSES, timm_width(source)) * 0.02
 
     def loss(self, model: nn.Module, head: Tensor) -> Callable[[Tensor], Tensor]:
@@ -177,8 +182,7 @@ def recast(batch: Batch, layout: dict[str, Any], prepare: bool = False) -> Step:
     head = nn.Parameter(batch.head.to(batch.device, copy=True))
     parameters = [*coefficient_parameters(model, base), head]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
-    context = cheap_gradients(model)
-    context.__enter__()  # for as long as this benchmark runs
+    batch.contexts.enter_context(cheap_gradients(model))
     loss = batch.loss(model, head)
     accumulator, rows = Accumulator(len(batch.labels)), torch.arange(len(batch.labels), device=batch.device)
     generator = torch.Generator().manual_seed(0)
