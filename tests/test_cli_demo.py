@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def test_the_demo_leaves_a_folder_that_works(tmp_path):
-    running = process("demo", "--json", variables={"OMP_NUM_THREADS": "2"})
+    running = process("demo", "--json")
     stdout, stderr = running.communicate(timeout=900)
     assert running.returncode == 0, stderr
     result = json.loads(stdout)
