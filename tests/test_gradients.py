@@ -144,6 +144,15 @@ def test_a_module_that_does_more_with_its_weight_is_left_alone():
             assert "forward" not in vars(made)
 
 
+@pytest.mark.parametrize("templates", [1, 3])
+def test_gradients_of_gradients_are_refused(templates, monkeypatch):
+    made = mixed(lambda: nn.Linear(5, 7), templates, 1)
+    monkeypatch.setattr(module, "choose_road", lambda *arguments: "input")
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    with cheap_gradients(made), pytest.raises(RuntimeError, match="gradients of gradients"):
+        torch.autograd.grad(made(x).sum(), x, create_graph=True)
+
+
 def test_validation_takes_the_module_s_own_forward():
     made = mixed(lambda: nn.Linear(5, 7), 1, 1)
     x = torch.randn(4, 5, dtype=torch.float64)

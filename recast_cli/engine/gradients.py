@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn import grad as product
 from torch.nn.utils import parametrize
@@ -36,7 +35,7 @@ from recast_cli.engine.mixture import mix
 INTENSITY = 16
 """Multiply-adds of a product in the time that one number takes to or from memory: 4 to 20 on CPUs, 160 on an H200."""
 SMALL = 1e-20
-"""What stands for a coefficient of 0 where it divides; far below the rounding of any weight."""
+"""Added to a coefficient that divides: lost in its rounding, unless it is 0."""
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 INPUT_GRADIENT = {1: product.conv1d_input, 2: product.conv2d_input, 3: product.conv3d_input}
 
@@ -72,21 +71,22 @@ class Scaled(torch.autograd.Function):
         ctx: Any, x: Tensor, coefficients: Tensor, template: Tensor, bias: Tensor | None, geometry: Geometry | None
     ) -> Tensor:
         """x in the precision to compute in; coefficients (K, 1) and template (*shape) in the bank's."""
-        c = coefficients.mean(0)
-        # no float is lost by dividing by a small c, only by 0; asking for its value would make a graphics card wait
-        c = torch.where(c == 0, SMALL, c)
+        # dividing by a small c loses nothing, only by 0; to ask whether it is 0 would make a graphics card wait
+        c = coefficients.mean(0).add_(SMALL)
         weight = (c * template).to(x.dtype)
         ctx.save_for_backward(x, weight, c)
         ctx.geometry, ctx.sets = geometry, len(coefficients)
         return apply(x, weight, None if bias is None else bias.to(x.dtype), geometry)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        check_once()
         x, weight, c = ctx.saved_tensors
         by_x = transpose(gradient, weight, x.shape, ctx.geometry)
-        # the K sets are averaged, so each has the same gradient
-        return by_x, (inner(by_x, x) / (ctx.sets * c)).repeat(ctx.sets, 1), None, None, None
+        by_c = (inner(by_x, x) / c)[None]
+        if ctx.sets > 1:  # they are averaged, so each has the same gradient
+            by_c = (by_c / ctx.sets).repeat(ctx.sets, 1)
+        return by_x, by_c, None, None, None
 
 
 class Products(torch.autograd.Function):
@@ -113,8 +113,8 @@ class Products(torch.autograd.Function):
         return mix_parts(coefficients, parts, bias, -1 if geometry is None else 1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
+        check_once()
         coefficients, templates, *kept = ctx.saved_tensors
         by_x = None
         if ctx.road == "output":
@@ -129,6 +129,12 @@ class Products(torch.autograd.Function):
                 by_x = mix_parts(coefficients, parts, None, 1)
         sets = len(coefficients)
         return by_x, (torch.stack(by_c) / sets).repeat(sets, 1), None, None, None, None
+
+
+def check_once() -> None:
+    """Refuse gradients of gradients, as torch's `once_differentiable` does; that takes longer than a small product."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("cheap_gradients makes no gradients of gradients; leave it to use create_graph=True")
 
 
 def mix_parts(coefficients: Tensor, parts: list[Tensor], bias: Tensor | None, channel: int) -> Tensor:
