@@ -272,7 +272,7 @@ def cores() -> int:
 def normalise(pixels: Tensor, data: dict[str, Any]) -> Tensor:
     """uint8 (B, 3, H, W) -> float32 with the config's mean and std, on the same device."""
     mean, std = statistics(tuple(data["mean"]), tuple(data["std"]), pixels.device)
-    return (pixels.float() / 255 - mean) / std
+    return pixels.float().div_(255).sub_(mean).div_(std)  # in place: a batch is large
 
 
 @functools.lru_cache
