@@ -11,19 +11,9 @@ import time
 import warnings
 
 import timm
-import torch
 
-from recast_cli.engine.network import find_modules, quiet
+from recast_cli.engine.network import find_modules, quiet, skeleton
 from recast_cli.engine.plan import BUDGET, pick_layout
-
-
-def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Modules of a network; on the meta device, or on the CPU for the few whose constructors read values."""
-    try:
-        with torch.device("meta"):
-            return find_modules(timm.create_model(name))
-    except (RuntimeError, NotImplementedError, TypeError):
-        return find_modules(timm.create_model(name))
 
 
 def main() -> int:
@@ -33,7 +23,7 @@ def main() -> int:
     for name in names:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            layout = pick_layout(shapes(name))
+            layout = pick_layout(find_modules(skeleton(name)))
         good = all(bank.exact for bank in layout.banks) and 0 < layout.coefficients <= BUDGET
         bad += not good
         print(

@@ -212,12 +212,13 @@ def probe_model(
 def start_state(base: Base, probe: Probe, options: AdaptOptions) -> State:
     """Epoch 0: the base's coefficients, and the linear probe or random weights for a head."""
     coefficients = [base.coefficients(module).float() for module in base.layout.modules]
-    head, accuracy = [probe.weight, probe.bias], probe.val_top1
+    head: list[Tensor] = [probe.weight, probe.bias]
+    accuracy: float | None = probe.val_top1
     if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
         bound = probe.weight.shape[1] ** -0.5
         generator = torch.Generator().manual_seed(options.seed)
         head = [torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head]
-        accuracy = 0.0
+        accuracy = None
     return State(
         trained=[*coefficients, *head],
         best=[*coefficients, *head],

@@ -14,7 +14,7 @@ from torch import Tensor
 from recast_cli.engine.digest import Hashed, digest
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION, read_header, read_metadata, read_tensors
-from recast_cli.engine.layout import Bank, Layout
+from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.mixture import mix
 from recast_cli.engine.tensors import specs
 from recast_cli.engine.writer import writing
@@ -100,16 +100,6 @@ class Base:
                 "Mimic its source with --architecture NAME.",
             )
         return self.architecture
-
-
-def template_key(bank: Bank) -> str:
-    """Name of a bank's tensor in the file."""
-    return f"banks.{bank.name}.templates"
-
-
-def coefficient_key(module: str) -> str:
-    """Name of a module's coefficients in the file."""
-    return f"coefficients.{module}"
 
 
 def shapes(layout: Layout) -> dict[str, tuple[int, ...]]:

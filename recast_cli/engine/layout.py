@@ -136,3 +136,13 @@ class Layout:
             return cls(name=str(value["name"]), sets=int(value["sets"]), banks=banks)
         except (KeyError, TypeError, ValueError):
             raise RecastError("The layout in the file's metadata is damaged", "Run `recast mimic` again.") from None
+
+
+def template_key(bank: Bank) -> str:
+    """Name of a bank's tensor in the file."""
+    return f"banks.{bank.name}.templates"
+
+
+def coefficient_key(module: str) -> str:
+    """Name of a module's coefficients in the file."""
+    return f"coefficients.{module}"

@@ -14,17 +14,15 @@ from torch import Tensor
 
 from recast_cli.engine.base import (
     Base,
-    coefficient_key,
     identify,
     load_base,
     metadata_of,
     shapes,
-    template_key,
     widest,
 )
 from recast_cli.engine.digest import Hashed, digest, hash_bytes, hash_view, hashed
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.layout import Bank, Layout
+from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.solve import GradientOptions, Solution, VaeOptions, solve_exact, solve_gradient, solve_vae
 from recast_cli.engine.source import Source
 from recast_cli.engine.tensors import Spec, raw, spec_of, specs

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import read_header, read_metadata
-from recast_cli.engine.layout import Layout
+from recast_cli.engine.layout import Layout, coefficient_key
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def read_outline(path: Path) -> Outline:
     if metadata is None or metadata["kind"] != "base":
         raise RecastError(f"{path} is not a base", "Give the base the task was made with, or make one: recast mimic.")
     layout = Layout.from_dict(metadata.get("layout", {}))
-    vector = read_floats(path, [f"coefficients.{module}" for module in layout.modules])
+    vector = read_floats(path, [coefficient_key(module) for module in layout.modules])
     if len(vector) != layout.coefficients or not {"base_id", "source"} <= metadata.keys():
         raise RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.")
     return Outline(layout, vector, metadata["base_id"], metadata["source"], path)

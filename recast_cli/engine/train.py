@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,13 @@ from recast_cli.engine.run import Progress, augment, batches, draw_windows, infe
 class Epoch:
     """What one epoch came to; epoch 0 is the start. `loss` is the mean over the epoch's images.
 
+    `val_top1` is None for a random head at the start, which nobody measures.
     `seconds` of wall time are the whole epoch's, validation included; `images_per_second` are of its training.
     """
 
     number: int
     loss: float | None
-    val_top1: float
+    val_top1: float | None
     images_per_second: float | None = None
     seconds: float | None = None
 
@@ -118,18 +120,18 @@ def train(
 
     forward = run.compiled(logits) if compiled else logits
 
-    def mean_loss(rows: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-        """A part's share of the batch's loss; `weight` is the batch's total."""
-        images = augment(normalise(take(pixels, rows, device), data), windows.to(device, non_blocking=True))
+    def share_of_loss(order: Tensor, windows: Tensor, weight: Tensor, places: Tensor) -> Tensor:
+        """What the images at some places of the epoch's order add to their batch's loss; `weight` is the batch's."""
+        rows = order[places]
+        images = augment(normalise(take(pixels, rows, device), data), windows[places].to(device, non_blocking=True))
+        wanted = labels[rows].to(device, non_blocking=True)
         with precision(device):
-            return (
-                F.cross_entropy(forward(images), labels[rows].to(device, non_blocking=True), weights, reduction="sum")
-                / weight
-            )
+            return F.cross_entropy(forward(images), wanted, weights, reduction="sum") / weight
 
     def trial(size: int) -> None:
-        rows = torch.arange(size, device=pixels.device) % count
-        loss = mean_loss(rows, draw_windows(size, torch.Generator()), torch.ones((), device=device))
+        places = torch.arange(size, device=pixels.device)
+        windows = draw_windows(size, torch.Generator()).to(pixels.device)
+        loss = share_of_loss(places % count, windows, torch.ones((), device=device), places)
         torch.autograd.grad(loss, parameters)
 
     with cheap_gradients(model):
@@ -146,16 +148,11 @@ def train(
             windows = draw_windows(count, generator).to(pixels.device)
             total = torch.zeros((), device=device)
             for step, part in enumerate(batches(count, state.batch_size)):
-                done = (number - 1 + step / steps) / options.epochs if recipe.schedule == "cosine" else number - 1
+                factor = SCHEDULES[recipe.schedule](number - 1 + step / steps, options.epochs)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * SCHEDULES[recipe.schedule](done)
+                    group["lr"] = rate * factor
                 batch_weight = image_weights[order[part]].sum().to(device, non_blocking=True)
-
-                def loss(
-                    places: Tensor, order: Tensor = order, windows: Tensor = windows, weight: Tensor = batch_weight
-                ) -> Tensor:
-                    return mean_loss(order[places], windows[places], weight)
-
+                loss = partial(share_of_loss, order, windows, batch_weight)
                 places = torch.arange(part.start, part.stop, device=pixels.device)
                 value, gradients = accumulator.gradients(loss, ranks.mine(places), parameters)
                 ranks.add([value, *gradients])
@@ -179,11 +176,11 @@ def train(
     return state
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-    "step": lambda epochs: 0.1 ** (epochs // 33),
+SCHEDULES: dict[str, Callable[[float, int], float]] = {
+    "cosine": lambda epochs, total: 0.5 * (1 + math.cos(math.pi * epochs / total)),
+    "step": lambda epochs, total: 0.1 ** (epochs // 33),
 }
-"""Factor of a learning rate: by the share of all steps that is done, or by the epochs that are."""
+"""Factor of a learning rate by the epochs that are done, with their fraction, and the epochs in all."""
 
 
 def finished(state: State, options: AdaptOptions) -> bool:
@@ -204,7 +201,8 @@ def choose_batch(options: AdaptOptions, trial: Callable[[int], None], count: int
 def advance(state: State, epoch: Epoch, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
     """The state after an epoch; the best one is replaced only by a better validation accuracy."""
     trained = [parameter.detach().float().cpu().clone() for parameter in parameters]
-    better = epoch.val_top1 > max(past.val_top1 for past in state.history)
+    assert epoch.val_top1 is not None
+    better = epoch.val_top1 > max((past.val_top1 for past in state.history if past.val_top1 is not None), default=-1.0)
     return replace(
         state,
         trained=trained,

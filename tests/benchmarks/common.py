@@ -27,6 +27,27 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the benchmarks that run a network: which one, on what images, where."""
+    import torch
+
+    parser.add_argument("--model", default="vit_tiny_patch16_224", help="timm name (default: %(default)s)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="local weights (default: random ones)")
+    parser.add_argument("--image-size", type=int, default=112, help="pixels (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_network(options: argparse.Namespace) -> Any:
+    """The source that the options of `add_network_options` name; without weights as timm initialises it."""
+    import timm
+
+    from recast_cli.engine.source import from_model, open_source
+
+    if options.weights:
+        return open_source(options.model, weights=options.weights)
+    return from_model(options.model, timm.create_model(options.model).eval(), {})
+
+
 def race(cases: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, float]:
     """Median seconds of each case. The cases take turns, so that a noisy machine is noisy for all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
@@ -113,15 +134,9 @@ def report(benchmark: str, rows: list[dict[str, Any]], file: Path | None, **fact
 
 def shown(value: Any) -> str:
     """A cell of the table."""
-    if value is None:
-        return "-"
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "-" if value is None else str(value)
 
 
 def command() -> str:

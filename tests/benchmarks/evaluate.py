@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from common import arguments, matrix_rate, race, report, synchronise
+from common import add_network_options, arguments, matrix_rate, open_network, race, report, synchronise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +23,6 @@ from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import features
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.run import infer, precision, take_features
-from recast_cli.engine.source import Source, from_model, open_source
 from recast_cli.engine.switch import Switcher
 
 BATCH = 64
@@ -34,16 +32,13 @@ SWITCHES = 5
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--model", default="vit_tiny_patch16_224", help="timm name (default: %(default)s)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="local weights (default: random ones)")
-    parser.add_argument("--image-size", type=int, default=112, help="pixels (default: %(default)s)")
+    add_network_options(parser)
     parser.add_argument("--images", type=int, default=256, help="pictures a measurement (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device, size = options.device, options.image_size
     torch.manual_seed(0)
 
-    source = open_source(options.model, weights=options.weights) if options.weights else random_source(options.model)
+    source = open_network(options)
     base = mimic(source, plan_layout(source.modules))
     vectors = [base.vector + 0.05 * torch.randn(len(base.vector)) for _ in range(2)]
     switcher = Switcher(base, device)
@@ -95,11 +90,6 @@ def main() -> None:
         matrix_rate=rate,
         layout={"modules": len(layout.modules), "groups": layout.groups, "n": layout.templates, "sets": layout.sets},
     )
-
-
-def random_source(name: str) -> Source:
-    """timm's network with the weights it is initialised with."""
-    return from_model(name, timm.create_model(name).eval(), {})
 
 
 def plain_network(name: str, size: int) -> nn.Module:

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import peft
-import timm
 import torch
-from common import arguments, matrix_rate, race, report, synchronise
+from common import add_network_options, arguments, matrix_rate, open_network, race, report, synchronise
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,7 +30,7 @@ from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import features
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.run import augment, draw_windows, precision, ready
-from recast_cli.engine.source import Source, from_model, open_source
+from recast_cli.engine.source import Source
 
 CLASSES = 50
 Step = Callable[[], object]
@@ -40,20 +38,13 @@ Step = Callable[[], object]
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--model", default="vit_tiny_patch16_224", help="a ViT of timm's (default: %(default)s)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="local weights (default: random ones)")
-    parser.add_argument("--image-size", type=int, default=112, help="pixels (default: %(default)s)")
+    add_network_options(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="(default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile every network, the bare one too")
     options = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device(options.device)
-    source = (
-        open_source(options.model, weights=options.weights)
-        if options.weights
-        else from_model(options.model, timm.create_model(options.model), {})
-    )
+    source = open_network(options)
     size, count = options.image_size, options.batch_size
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).to(device)
     labels = torch.arange(count, device=device) % CLASSES
