@@ -91,7 +91,8 @@ class AdaptOptions:
             ("batch-size", 1 if self.batch_size == "auto" else self.batch_size),
             ("image-size", self.image_size),
         ):
+            more = ", or auto" if option == "batch-size" else ""
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-                raise RecastError(f"--{option} {value} is not a positive number", "Give a number above 0.")
+                raise RecastError(f"--{option} {value} is not a positive number", f"Give a number above 0{more}.")
         if self.patience < 0:
             raise RecastError(f"--patience {self.patience} is below 0", "Give 0 to train all epochs, or more.")
