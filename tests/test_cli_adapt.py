@@ -106,7 +106,13 @@ def test_every_option_is_recorded(fresh):
         "seed": 3,
         "image-size": 64,
     }
-    options |= {"split": "pooled", "split-seed": 4, "class-weights": "balanced", "on-bad-image": "fail"}
+    options |= {
+        "split": "pooled",
+        "split-seed": 4,
+        "class-weights": "balanced",
+        "on-bad-image": "fail",
+        "precision": "bfloat16",
+    }
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     assert recast("adapt", "--task", "colours", "--device", "cpu", *flags).exit_code == 0
     record = yaml.safe_load((fresh / "tasks" / "colours" / "task.yaml").read_text())

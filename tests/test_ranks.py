@@ -43,6 +43,7 @@ def folder(vit_base, tmp_path):
 
 def test_two_processes_learn_what_one_learns(folder):
     recipe = ["--recipe", "paper", "--epochs", 3, "--batch-size", 6, "--class-weights", "balanced", "--lr", 0.01]
+    recipe += ["--precision", "float32"]  # in bfloat16 products are rounded otherwise in batches of another size
     alone = adapt(1, "--task", "alone", "--data", "data", *recipe)
     together = adapt(2, "--task", "together", "--data", "data", *recipe)
     assert alone.returncode == together.returncode == 0, together.stderr

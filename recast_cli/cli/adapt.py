@@ -56,6 +56,10 @@ def adapt(
         str | None, typer.Option(metavar="none|balanced", help="Weights of the loss.  [default: none]")
     ] = None,
     on_bad_image: OnBadImage = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="auto|float32|bfloat16", help="While training; auto: bfloat16 where the hardware has it."),
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = False,
     cache_size: CacheSize = None,
     restart: Annotated[bool, typer.Option("--restart", help="Replace what this task already has.")] = False,
@@ -92,6 +96,7 @@ def adapt(
         "split_seed": split_seed,
         "class_weights": class_weights,
         "on_bad_image": on_bad_image,
+        "precision": precision,
     }
     options = workspace.adapt_options(task, flags)
     base_file = workspace.base_file(base)

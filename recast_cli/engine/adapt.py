@@ -24,7 +24,7 @@ from recast_cli.engine.images import Images, decode
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe
-from recast_cli.engine.run import Progress, choose_device, infer, ready, take_features
+from recast_cli.engine.run import Progress, choose_device, infer, ready, take_features, training_precision
 from recast_cli.engine.splits import Split, split_folder
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
@@ -96,13 +96,16 @@ def adapt(
         state = ranks.from_first(lambda: None if restart else resume.load(folder, identity))
         with timed(timings, "build"):
             model = ready(attach(base, image_size=options.image_size), where)
+        dtype = training_precision(model, where, options.precision)
         images = {"train": read("train"), "val": read("val")}
         balanced = options.class_weights == "balanced"
         weights = balance(images["train"].labels, len(split.classes)) if balanced else None
         ranks.from_first(lambda: resume.prepare(folder, restart))
         if state is None:
             with timed(timings, "probe"):
-                probe = probe_model(model, images, len(split.classes), weights, architecture.data, where, progress)
+                probe = probe_model(
+                    model, images, len(split.classes), weights, architecture.data, where, dtype, progress
+                )
             state = start_state(base, probe, options)
         if on_epoch:
             for epoch in state.history:
@@ -161,6 +164,7 @@ def adapt(
             "skipped_images": [path for part in images.values() for path in part.skipped],
             "history": [asdict(epoch) for epoch in state.history],
             "device": str(where),
+            "precision": str(dtype).removeprefix("torch."),
             "processes": ranks.world(),
             "images_per_second": round(sum(rates) / len(rates), 1) if rates else None,
             "seconds": round(time.perf_counter() - clock, 2),
@@ -197,12 +201,13 @@ def probe_model(
     class_weights: Tensor | None,
     data: dict[str, Any],
     device: torch.device,
+    dtype: torch.dtype,
     progress: Progress | None,
 ) -> Probe:
     """The linear probe on the frozen features of the training images, chosen on the validation images."""
 
     def features_of(part: Images) -> tuple[Tensor, Tensor]:
-        found = infer(take_features(model), part.pixels, data, device, progress=progress, text="probing")
+        found = infer(take_features(model), part.pixels, data, device, progress=progress, text="probing", dtype=dtype)
         return found, part.labels
 
     train_rows, val_rows = features_of(images["train"]), features_of(images["val"])

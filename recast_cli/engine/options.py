@@ -57,6 +57,7 @@ class AdaptOptions:
         split_seed: Of the split; the training seed never changes it.
         class_weights: `none`, or `balanced` by inverse frequency in train.
         on_bad_image: `skip` or `fail`.
+        precision: Of products while training: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware has it.
     """
 
     recipe: str = "default"
@@ -71,6 +72,7 @@ class AdaptOptions:
     split_seed: int = 0
     class_weights: str = "none"
     on_bad_image: str = "skip"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         for option, word, known in (
@@ -78,6 +80,7 @@ class AdaptOptions:
             ("split", self.split, ("auto", "pooled")),
             ("class-weights", self.class_weights, ("none", "balanced")),
             ("on-bad-image", self.on_bad_image, ("skip", "fail")),
+            ("precision", self.precision, ("auto", "float32", "bfloat16")),
         ):
             if word not in known:
                 raise RecastError(f"--{option} {word} is unknown", f"Use {' or '.join(known)}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from recast_cli.engine.images import normalise
 from recast_cli.engine.network import features
 
 Progress = Callable[[int, int, str], None]
+MANY_TOKENS = 400
+"""From here on attention maps take more memory than all other activations."""
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -50,14 +53,24 @@ def choose_device(name: str | None = None) -> torch.device:
 def ready(model: nn.Module, device: torch.device) -> nn.Module:
     """The network on its device, in the form that is fastest there.
 
-    On CUDA what is left in float32 is multiplied in TF32, and networks of convolutions are laid out channels last,
-    as its tensor cores want them.
+    Networks of convolutions are laid out channels last, which is faster on CPUs and GPUs alike. On CUDA what is left
+    in float32 is multiplied in TF32.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 2:  # more than a stem
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.to(device)
+    model = model.to(device)
+    if device.type in ("cpu", "cuda") and len(convolutions(model)) > 2:  # more than a stem
+        for parameter in model.parameters():
+            if (
+                parameter.ndim == 4
+            ):  # `model.to(memory_format=...)` would stumble over banks, which have five dimensions
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def convolutions(model: nn.Module) -> list[nn.Conv2d]:
+    """The two-dimensional convolutions of a network."""
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
 def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -74,9 +87,53 @@ def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return run
 
 
-def precision(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast on CUDA; full precision elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def training_precision(model: nn.Module, device: torch.device, wanted: str = "auto") -> torch.dtype:
+    """The type that products are computed in while training.
+
+    Args:
+        model: On `device`.
+        device: Where it trains.
+        wanted: `float32`, `bfloat16`, or `auto`: bfloat16 on CUDA, and on CPUs that have instructions for it unless the
+            network has grouped convolutions, whose backward pass is slow there.
+    """
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    grouped = any(module.groups > 1 for module in convolutions(model))
+    fast = device.type == "cuda" or (device.type == "cpu" and cpu_multiplies_bfloat16() and not grouped)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions that multiply in bfloat16; False where torch cannot tell."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def precision(device: torch.device, dtype: torch.dtype | None = None) -> torch.autocast:
+    """Autocast to `dtype`; default, for measuring: bfloat16 on CUDA, full precision elsewhere."""
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    enabled = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def quick_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Within it, timm's attention is two products where the fused kernel's backward pass is the slower one.
+
+    That is in bfloat16 on a CPU, where it takes 40 % of a step. Attention maps are then kept for the backward pass,
+    so networks of many tokens keep the fused one.
+    """
+    tokens = getattr(getattr(model, "patch_embed", None), "num_patches", MANY_TOKENS)
+    quick = device.type == "cpu" and dtype == torch.bfloat16 and tokens < MANY_TOKENS
+    fused: list[Any] = [module for module in model.modules() if quick and getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
 
 
 def resident(pixels: Tensor, device: torch.device) -> Tensor:
@@ -108,6 +165,7 @@ def infer(
     batch_size: int = 64,
     progress: Progress | None = None,
     text: str = "",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`function` of all normalised images, batch by batch: (N, outputs) float32 on the CPU.
 
@@ -120,12 +178,13 @@ def infer(
         device: Where `function` lives.
         batch_size: B.
         progress: Called after every batch, with `text`.
+        dtype: Of its products, as in `precision`.
     """
     # every process runs one batch at least, so that all know the shape of what they put together
     share = ranks.mine(pixels) if len(pixels) >= ranks.world() else pixels
     outputs = []
     for part in batches(len(share), batch_size):
-        with precision(device):
+        with precision(device, dtype):
             outputs.append(function(normalise(take(share, part, device), data)).float())
         if progress:
             progress(part.stop * ranks.world(), len(pixels), text)

@@ -98,6 +98,7 @@ def train(
         RecastError: The loss is no longer finite.
     """
     device, recipe = coefficients[0].device, RECIPES[options.recipe]
+    dtype = run.training_precision(model, device, options.precision)
     head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
     parameters = [*coefficients, *head]
     with torch.no_grad():
@@ -125,7 +126,7 @@ def train(
         rows = order[places]
         images = augment(normalise(take(pixels, rows, device), data), windows[places].to(device, non_blocking=True))
         wanted = labels[rows].to(device, non_blocking=True)
-        with precision(device):
+        with precision(device, dtype):
             return F.cross_entropy(forward(images), wanted, weights, reduction="sum") / weight
 
     def trial(size: int) -> None:
@@ -134,7 +135,7 @@ def train(
         loss = share_of_loss(places % count, windows, torch.ones((), device=device), places)
         torch.autograd.grad(loss, parameters)
 
-    with cheap_gradients(model):
+    with cheap_gradients(model), run.quick_attention(model, device, dtype):
         if state.batch_size is None:
             state = replace(state, batch_size=choose_batch(options, trial, count, device))
         assert state.batch_size is not None
@@ -168,7 +169,7 @@ def train(
             training = time.perf_counter() - start
             if not math.isfinite(epoch_loss):
                 raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
-            accuracy = top_k(infer(logits, val_pixels, data, device), val_images.labels)
+            accuracy = top_k(infer(logits, val_pixels, data, device, dtype=dtype), val_images.labels)
             epoch = Epoch(number, epoch_loss, accuracy, count / training, time.perf_counter() - start)
             state = advance(state, epoch, parameters, optimizer)
             if after_epoch:

@@ -5,7 +5,7 @@
 
 The bare loop is what cannot be left out: the frozen forward pass, and the backward pass of activations alone down to
 the first adapted module; no optimiser, no gradient of any parameter. A second bare loop has one product more for each
-adapted module, which is what two templates a module need. Precision is bfloat16 autocast on CUDA, float32 elsewhere.
+adapted module, which is what two templates a module need. Precision and attention are those of `adapt`, for all alike.
 Needs PEFT: pip install peft.
 """
 
@@ -29,7 +29,7 @@ from recast_cli.engine.images import normalise
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import features
 from recast_cli.engine.plan import plan_layout
-from recast_cli.engine.run import augment, draw_windows, precision, ready
+from recast_cli.engine.run import augment, draw_windows, precision, quick_attention, ready, training_precision
 from recast_cli.engine.source import Source
 
 CLASSES = 50
@@ -41,6 +41,7 @@ def main() -> None:
     add_network_options(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile every network, the bare one too")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: %(default)s)")
     options = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device(options.device)
@@ -48,7 +49,7 @@ def main() -> None:
     size, count = options.image_size, options.batch_size
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).to(device)
     labels = torch.arange(count, device=device) % CLASSES
-    batch = Batch(pixels, labels, source, device, options.compile)
+    batch = Batch(pixels, labels, source, device, options.compile, options.precision)
 
     one = {"patterns": ["blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"]}
     depth = sum(name.endswith("attn.qkv") for name in source.modules)
@@ -98,6 +99,7 @@ def main() -> None:
         model=options.model,
         image_size=size,
         batch_size=count,
+        precision=options.precision,
         products_bare_over_two_templates=two,
         matrix_flop_per_second=rate,
     )
@@ -107,11 +109,14 @@ def main() -> None:
 class Batch:
     """What all steps share: pictures, labels, the source, and how a network is run."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, source: Source, device: torch.device, compiled: bool) -> None:
+    def __init__(
+        self, pixels: Tensor, labels: Tensor, source: Source, device: torch.device, compiled: bool, wanted: str
+    ) -> None:
         self.pixels, self.labels, self.source, self.device, self.compiled = pixels, labels, source, device, compiled
         assert source.architecture is not None
         self.data: dict[str, Any] = source.architecture.data
         self.images = normalise(pixels, self.data)
+        self.wanted = wanted
         self.contexts = ExitStack()  # for as long as the benchmark runs
         self.head = torch.randn(CLASSES, timm_width(source)) * 0.02
 
@@ -122,9 +127,11 @@ class Batch:
             return F.linear(features(model, images), head)
 
         run = torch.compile(forward) if self.compiled else forward
+        dtype = training_precision(model, self.device, self.wanted)
+        self.contexts.enter_context(quick_attention(model, self.device, dtype))
 
         def loss(images: Tensor) -> Tensor:
-            with precision(self.device):
+            with precision(self.device, dtype):
                 return F.cross_entropy(run(images), self.labels)
 
         return loss

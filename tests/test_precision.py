@@ -1,0 +1,93 @@
+"""In which precision and layout networks run, by hardware and by network."""
+
+import pytest
+import timm
+import torch
+from helpers import pictures
+
+from recast_cli.engine import run
+from recast_cli.engine.adapt import adapt
+from recast_cli.engine.attach import attach, coefficient_parameters
+from recast_cli.engine.network import features
+from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.run import precision, quick_attention, ready, training_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("network", "device", "has_bfloat16", "expected"),
+    [
+        ("vit", CPU, True, torch.bfloat16),
+        ("vit", CPU, False, torch.float32),
+        ("vit", CUDA, False, torch.bfloat16),
+        ("vit", torch.device("mps"), True, torch.float32),
+        ("depthwise", CPU, True, torch.float32),  # the backward pass of grouped convolutions is slow there
+        ("depthwise", CUDA, False, torch.bfloat16),
+    ],
+)
+def test_training_is_in_bfloat16_where_that_is_fast(network, device, has_bfloat16, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16}, raising=False)
+    names = {"vit": "test_vit", "depthwise": "mobilenetv2_035"}
+    model = timm.create_model(names[network])
+    assert training_precision(model, device) == expected
+    assert training_precision(model, device, "float32") == torch.float32
+    assert training_precision(model, device, "bfloat16") == torch.bfloat16
+
+
+def test_a_torch_that_cannot_tell_trains_in_full_precision(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert training_precision(timm.create_model("test_vit"), CPU) == torch.float32
+
+
+def test_a_cpu_measures_in_full_precision():
+    one = torch.ones(2, 2)
+    with precision(CPU):
+        assert (one @ one).dtype == torch.float32
+    with precision(CPU, torch.bfloat16):
+        assert (one @ one).dtype == torch.bfloat16
+
+
+def test_attention_is_put_back_as_it_was_and_computes_the_same(vit_base):
+    model = ready(attach(vit_base), CPU)
+    parameters, images = coefficient_parameters(model, vit_base), pictures(4)
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+
+    def gradients():
+        return torch.autograd.grad(features(model, images).square().mean(), parameters)
+
+    wanted = gradients()
+    with quick_attention(model, CPU, torch.bfloat16):
+        assert fused
+        assert not any(module.fused_attn for module in fused)
+        found = gradients()
+    assert all(module.fused_attn for module in fused)
+    torch.testing.assert_close(found, wanted)
+    with quick_attention(model, CPU, torch.float32):
+        assert all(module.fused_attn for module in fused)
+    model.patch_embed.num_patches = run.MANY_TOKENS
+    with quick_attention(model, CPU, torch.bfloat16):  # maps of so many tokens would fill the memory
+        assert all(module.fused_attn for module in fused)
+
+
+def test_convolutions_are_laid_out_channels_last_and_compute_the_same(conv_base):
+    images = pictures(4)
+    plain, model = attach(conv_base), ready(attach(conv_base), CPU)
+    kernels = [tensor for tensor in model.parameters() if tensor.ndim == 4 and tensor.shape[1] > 1]
+    assert kernels
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in kernels)
+    torch.testing.assert_close(features(model, images), features(plain, images), atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16_learns_nearly_what_float32_learns(vit_base, data, judged_by_loss, tmp_path):
+    tasks = {
+        name: adapt(
+            vit_base, data, name, tmp_path / "tasks" / name, AdaptOptions(epochs=2, precision=name), device="cpu"
+        )
+        for name in ("float32", "bfloat16")
+    }
+    full, half = (task.vector - vit_base.vector for task in tasks.values())
+    assert float(full.norm()) > 1e-2
+    assert float((half - full).norm()) < 0.3 * float(full.norm())
+    assert not torch.equal(half, full)
+    assert [task.record["precision"] for task in tasks.values()] == ["float32", "bfloat16"]
