@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from recast_cli.engine.run import Progress, choose_device, infer, ready, take_fe
 from recast_cli.engine.splits import Split, split_folder
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
-from recast_cli.engine.train import Epoch, State, train
+from recast_cli.engine.train import Epoch, State, refit, train
 
 
 def adapt(
@@ -101,11 +102,12 @@ def adapt(
         balanced = options.class_weights == "balanced"
         weights = balance(images["train"].labels, len(split.classes)) if balanced else None
         ranks.from_first(lambda: resume.prepare(folder, restart))
+        solve_probe = partial(
+            probe_model, model, images, len(split.classes), weights, architecture.data, where, dtype, progress
+        )
         if state is None:
             with timed(timings, "probe"):
-                probe = probe_model(
-                    model, images, len(split.classes), weights, architecture.data, where, dtype, progress
-                )
+                probe = solve_probe()
             state = start_state(base, probe, options)
         if on_epoch:
             for epoch in state.history:
@@ -117,9 +119,10 @@ def adapt(
                 on_epoch(reached.history[-1])
 
         with timed(timings, "train"):
+            coefficients = coefficient_parameters(model, base)
             state = train(
                 model,
-                coefficient_parameters(model, base),
+                coefficients,
                 state,
                 images["train"],
                 images["val"],
@@ -130,7 +133,10 @@ def adapt(
                 after_epoch=after_epoch,
                 progress=progress,
             )
-        del model
+        if RECIPES[options.recipe].head == "probe":
+            with timed(timings, "refit"):
+                state = refit(coefficients, state, solve_probe)
+        del model, coefficients, solve_probe
         vector = torch.cat([tensor.reshape(-1) for tensor in state.best[:-2]])
         weight, bias = state.best[-2:]
         # the test images are read only now, and measured once
@@ -138,7 +144,7 @@ def adapt(
         with timed(timings, "test"):
             switcher = Switcher(base, device)
             metrics = {
-                "val_top1": state.history[state.best_epoch].val_top1,
+                "val_top1": state.val_top1,
                 "test_top1": measure(switcher, vector, (weight, bias), images["test"], options.image_size),
                 "linear_probe_val_top1": state.probe_val_top1,
                 "linear_probe_test_top1": measure(
@@ -146,6 +152,7 @@ def adapt(
                 ),
                 "linear_probe_penalty": state.penalty,
                 "best_epoch": state.best_epoch,
+                "head": "trained" if state.refit_val_top1 is None else "refitted",
             }
         rates = [epoch.images_per_second for epoch in state.history if epoch.images_per_second]
         record = {

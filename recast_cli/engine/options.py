@@ -19,7 +19,7 @@ class Recipe:
         patience: Epochs without a better validation accuracy after which training stops; 0: never.
         weight_decay: Of AdamW, for coefficients and head.
         schedule: `cosine` to zero over all epochs, or `step`: a tenth every 33 epochs.
-        head: What the head starts as: the linear `probe`, or `random`.
+        head: What the head starts as: the linear `probe`, which is solved once more at the end, or `random`.
     """
 
     epochs: int
