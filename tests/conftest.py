@@ -52,7 +52,8 @@ def vit_source(vit_folder):
 
 @pytest.fixture(scope="session")
 def vit_base(vit_source):
-    return mimic(vit_source, plan_layout(vit_source.modules))
+    """48 coefficients, two templates a bank: what has to hold for one template holds for these."""
+    return mimic(vit_source, plan_layout(vit_source.modules, layout="paper-attention"))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +64,7 @@ def conv_source(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def conv_base(conv_source):
-    return mimic(conv_source, plan_layout(conv_source.modules))
+    return mimic(conv_source, plan_layout(conv_source.modules, sets=2))
 
 
 @pytest.fixture(scope="module")

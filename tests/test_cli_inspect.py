@@ -87,7 +87,8 @@ def test_tasks_are_inspected_without_torch(arguments, gone, ready):
         assert json.loads(result.stdout)
 
 
-def test_a_base(ready):
+def test_a_base(vit_folder):
+    recast("mimic", vit_folder, "-o", "base.safetensors", "--layout", "paper-attention")
     value = recast_json("inspect", "base.safetensors")
     assert value.keys() == BASE_KEYS
     assert (value["kind"], value["coefficients"], value["degrees_of_freedom"]) == ("base", 48, 24)

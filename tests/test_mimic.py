@@ -37,7 +37,7 @@ def test_the_file_gives_the_same_base_back(vit_base, tmp_path):
 
 
 def test_equal_calls_give_equal_files(vit_source, vit_base, tmp_path):
-    again = mimic(vit_source, plan_layout(vit_source.modules))
+    again = mimic(vit_source, plan_layout(vit_source.modules, layout="paper-attention"))
     assert again.base_id == vit_base.base_id
     save_base(vit_base, tmp_path / "one")
     save_base(again, tmp_path / "two")

@@ -15,8 +15,8 @@ def modules_of(name):
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_224", "vit_base_patch16_224", "vit_small_patch16_224.dino"])
-def test_default_of_twelve_blocks(name):
-    layout = plan_layout(modules_of(name))
+def test_attention_of_twelve_blocks(name):
+    layout = plan_layout(modules_of(name), layout="paper-attention")
     assert layout.modules == tuple(f"blocks.{number}.attn.qkv" for number in range(12))
     assert [bank.modules for bank in layout.banks] == [
         (f"blocks.{2 * g}.attn.qkv", f"blocks.{2 * g + 1}.attn.qkv") for g in range(6)
@@ -26,12 +26,21 @@ def test_default_of_twelve_blocks(name):
     assert all(bank.exact for bank in layout.banks)
 
 
-def test_default_of_twenty_four_blocks():
-    layout = plan_layout(modules_of("vit_large_patch16_224"))
-    assert layout.modules == tuple(f"blocks.{number}.attn.qkv" for number in range(24))
-    assert (layout.groups, layout.templates, layout.sets) == (12, 2, 1)
-    assert layout.coefficients == 48
-    assert layout.banks[0].shape == (3 * 1024, 1024)
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("vit_small_patch16_224", ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+        ("vit_small_patch16_224.dino", ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+        ("vit_large_patch16_224", ("attn.qkv", "mlp.fc2")),  # all four would be 96
+    ],
+)
+def test_the_default_is_one_coefficient_a_module(name, roles):
+    layout = plan_layout(modules_of(name))
+    depth = 48 // len(roles)
+    assert set(layout.modules) == {f"blocks.{number}.{role}" for number in range(depth) for role in roles}
+    assert (layout.templates, layout.sets) == (1, 1)
+    assert (layout.coefficients, layout.degrees_of_freedom) == (48, 48)
+    assert all(bank.exact for bank in layout.banks)
 
 
 @pytest.mark.parametrize(

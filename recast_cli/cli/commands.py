@@ -13,6 +13,7 @@ SUMMARIES = {
     "adapt": "Teach a base a task from a folder of images.",
     "eval": "Merge tasks into plain weights and measure them.",
     "predict": "Print class and probability of each image.",
+    "compare": "Compare RECAST with other methods on equal terms: one file in, a table and a picture out.",
     "inspect": "Look inside a base, tasks, or any safetensors file.",
     "demo": "Show all of it: mimic, two tasks, eval and a picture.",
 }

@@ -133,42 +133,32 @@ def bank_name(modules: Sequence[str]) -> str:
 
 
 def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
-    """The layout the tool picks for any network: exact (n = layers in every bank), at most `budget` coefficients.
+    """The layout the tool picks for any network: one coefficient for each module, at most `budget` of them.
 
-    Families are taken in the order of `preferred`. The first one decides the richest mixing that holds all of it:
-    pairs of neighbours with K = 2 (the paper's attention layout), pairs with K = 1, one scalar a module; where even
-    that is too much, the deepest modules are taken. Further families join while they fit. Where no two
-    modules share role and shape, the largest modules get one scalar each.
+    n = 1 and K = 1, so W = c * T is exact, and the whole budget goes into reaching many modules, which gains more than
+    mixing the weights of few (docs/results.md). Families are taken whole while they fit, in the order of `preferred`;
+    of a first one that does not fit, the deepest modules. Where no two modules share role and shape, the largest are
+    taken.
     """
     families = preferred(find_families(modules))
     if not families:
         largest = sorted(modules, key=lambda name: (-math.prod(modules[name]), depth_order(name)))[:budget]
         families = find_families({name: modules[name] for name in largest})
-        return in_order("auto", 1, [bank for family in families for bank in make_banks(family, 1)])
     first = families[0]
-    width, sets = next(
-        ((width, sets) for width, sets in ((2, 2), (2, 1), (1, 1)) if cost(first, width, sets) <= budget), (1, 1)
-    )
-    if cost(first, width, sets) > budget:
+    if len(first.modules) > budget:
         families = [Family(first.role, first.shape, first.modules[-budget:])]
     banks: list[Bank] = []
     for family in families:
-        if cost(family, width, sets) <= budget:
-            budget -= cost(family, width, sets)
-            banks += make_banks(family, pairs(family) if width == 2 else len(family.modules))
-    return in_order("auto", sets, banks)
+        if len(banks) + len(family.modules) <= budget:
+            banks += make_banks(family, len(family.modules))
+    return in_order("auto", 1, banks)
 
 
 def preferred(families: Sequence[Family]) -> list[Family]:
-    """Families of at least two modules: fused attention first (the paper's choice), then by the weights they hold."""
-    shared = [family for family in families if len(family.modules) > 1]
-    return sorted(shared, key=lambda family: (not family.fused_attention, -family.parameters))
-
-
-def cost(family: Family, width: int, sets: int) -> int:
-    """Coefficients of an exact layout of the family, in groups of `width` (1 or 2) layers with `sets` sets."""
-    groups = pairs(family) if width == 2 else len(family.modules)
-    return sets * sum(len(names) ** 2 for names in split_groups(family.modules, groups))
+    """Families of at least two modules: fused attention first, then by the weights they hold, the later one first."""
+    shared = [(place, family) for place, family in enumerate(families) if len(family.modules) > 1]
+    ordered = sorted(shared, key=lambda each: (not each[1].fused_attention, -each[1].parameters, -each[0]))
+    return [family for _, family in ordered]
 
 
 def pairs(family: Family) -> int:

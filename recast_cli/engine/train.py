@@ -91,7 +91,7 @@ def train(
 
     Args:
         model: Attached, frozen but for its coefficients, on its device, in eval mode: batch norm learns nothing.
-        coefficients: The parameters (K, n) of the model.
+        coefficients: The parameters (K, n) of the model; none where the head alone is trained.
         state: Where to start.
         train_images: What is learnt.
         val_images: What chooses the epoch. The earliest of equal ones wins.
@@ -105,7 +105,7 @@ def train(
     Raises:
         RecastError: The loss is no longer finite.
     """
-    device, recipe = coefficients[0].device, RECIPES[options.recipe]
+    device, recipe = next(model.parameters()).device, RECIPES[options.recipe]
     dtype = run.training_precision(model, device, options.precision)
     head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
     parameters = [*coefficients, *head]

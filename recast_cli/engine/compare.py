@@ -1,0 +1,265 @@
+"""Do the runs of a comparison, here or in several processes, and keep a line of each in runs.jsonl.
+
+That file alone says what is done: lines are only ever added, the last one of a run counts, and one that was cut short
+is dropped. A run that fails for a reason of the machine's leaves no line, so the next call tries it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import threading
+import warnings
+from collections.abc import Callable, Generator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from recast_cli.engine.comparison import OWN_KINDS, Plan
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.files import to_json
+from recast_cli.engine.sweep import Run, next_runs, still_needed
+
+RUNS = "runs.jsonl"
+FOLDERS = ("bases", "probes", "trained")
+Outcome = tuple[Run, dict[str, Any] | None, str]
+"""A run and its line, or None and what went wrong."""
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Digest of a run -> its last line in runs.jsonl.
+
+    Raises:
+        RecastError: A line that is not the last one is damaged.
+    """
+    path = folder / RUNS
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return {}
+    results: dict[str, dict[str, Any]] = {}
+    for number, text in enumerate(lines[:-1], start=1):  # what follows the last line break was cut short
+        try:
+            line = json.loads(text)
+            results[line["key"]] = line
+        except (ValueError, KeyError, TypeError):
+            raise RecastError(f"{path} line {number} is damaged", "Remove this line: its run is done again.") from None
+    return results
+
+
+def mend(folder: Path) -> None:
+    """Remove a last line that was cut short."""
+    path = folder / RUNS
+    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        with path.open("r+b") as stream:
+            stream.truncate(content.rfind(b"\n") + 1)
+
+
+def add_line(folder: Path, line: dict[str, Any]) -> None:
+    """Add a line to runs.jsonl; it is on the disk when this returns."""
+    with (folder / RUNS).open("a", encoding="utf-8") as stream:
+        stream.write(to_json(line) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def check_files(plan: Plan, runs: list[Run]) -> None:
+    """Raise RecastError unless the images and weight files of the runs are there."""
+    home = plan.path.parent
+    for task in dict.fromkeys(run.task for run in runs):
+        if not (home / Path(plan.tasks[task].data).expanduser()).is_dir():
+            raise RecastError(
+                f"{plan.path}: tasks.{task}.data: the folder {plan.tasks[task].data} does not exist",
+                f"Relative paths start at {home.resolve()}.",
+            )
+    for source in dict.fromkeys(run.source for run in runs):
+        weights = plan.sources[source].get("weights")
+        if weights and not (home / Path(weights).expanduser()).exists():
+            raise RecastError(
+                f"{plan.path}: sources.{source}.weights: {weights} does not exist",
+                f"Relative paths start at {home.resolve()}.",
+            )
+
+
+def compare(
+    plan: Plan,
+    folder: Path,
+    jobs: int = 1,
+    device: str | None = None,
+    cache_size: int | None = None,
+    on_start: Callable[[Run], None] | None = None,
+    on_run: Callable[[Run, dict[str, Any] | None, str], None] | None = None,
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Do all that is still to do.
+
+    Args:
+        plan: From `read_comparison`.
+        folder: Where runs.jsonl and all that is made go.
+        jobs: Processes that work at a time; 1: this one.
+        device: As `choose_device` takes it.
+        cache_size: Bytes that the cache of decoded pictures may take.
+        on_start: Called before a run.
+        on_run: Called after a run with its line, or None and what went wrong.
+
+    Returns:
+        Digest of a run -> its line, and how many runs failed for a reason of the machine's.
+
+    Raises:
+        RecastError: Images or weights are missing, or a method does not have an option.
+    """
+    results = read_results(folder)
+    runs = next_runs(plan, results)
+    if not runs:
+        return results, 0
+    check_files(plan, runs)
+    if any(method.kind not in OWN_KINDS for method in plan.methods.values()):
+        from recast_cli.engine.contender import check_methods
+
+        check_methods(plan)
+    from recast_cli.engine.stock import forget_pictures, make_bases
+
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    mend(folder)
+    make_bases(plan, runs, folder)
+    failed: set[str] = set()
+    under_way: set[str] = set()
+
+    def todo() -> tuple[Run, dict[str, Any] | None] | None:
+        """The next run, marked as under way, and its line so far."""
+        for run in next_runs(plan, results):
+            if run.key not in failed and run.key not in under_way:
+                under_way.add(run.key)
+                if on_start:
+                    on_start(run)
+                return run, results.get(run.key)
+        return None
+
+    settings = (plan, folder, device, cache_size)
+    # closed by name: after an interrupt no process may be left until the garbage is collected
+    with contextlib.closing(here(settings, todo) if jobs == 1 else in_processes(settings, todo, jobs)) as outcomes:
+        for run, line, trouble in outcomes:
+            under_way.discard(run.key)
+            if line is None:
+                failed.add(run.key)
+            else:
+                add_line(folder, line)
+                results[run.key] = line
+                tidy(plan, folder, results, under_way)
+            if on_run:
+                on_run(run, line, trouble)
+    forget_pictures()
+    return results, len(failed)
+
+
+def tidy(plan: Plan, folder: Path, results: dict[str, dict[str, Any]], under_way: set[str]) -> None:
+    """Delete what was trained and will not be measured any more."""
+    needed = still_needed(plan, results) | under_way
+    for path in (folder / "trained").glob("*.safetensors"):
+        if path.name.split(".")[0] not in needed:
+            path.unlink(missing_ok=True)
+
+
+Todo = Callable[[], "tuple[Run, dict[str, Any] | None] | None"]
+Settings = tuple[Plan, Path, "str | None", "int | None"]
+
+
+def here(settings: Settings, todo: Todo) -> Generator[Outcome]:
+    """Do runs in this process, one after another."""
+    while item := todo():
+        yield attempt(settings, *item)
+
+
+def attempt(settings: Settings, run: Run, line: dict[str, Any] | None) -> Outcome:
+    """Do a run; whatever is raised is told in words."""
+    from recast_cli.engine.trial import do_run
+
+    plan, folder, device, cache_size = settings
+    try:
+        return run, do_run(plan, run, folder, line, device, cache_size), ""
+    except RecastError as error:
+        return run, None, str(error)
+    except Exception as error:  # one run must not end the others
+        if os.environ.get("RECAST_DEBUG"):
+            raise
+        return run, None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def in_processes(settings: Settings, todo: Todo, jobs: int) -> Generator[Outcome]:
+    """Do runs in `jobs` processes. One that dies costs its run; another takes its place."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, Any] = {}
+    runs: dict[Connection, Run] = {}
+
+    def employ() -> bool:
+        """Give a new process the next run, where there is one."""
+        item = todo()
+        if item is None:
+            return False
+        ours, theirs = context.Pipe()
+        worker = context.Process(target=work, args=(theirs, settings, jobs), daemon=True)
+        worker.start()
+        theirs.close()  # the worker's end alone is left, so its death ends the connection
+        workers[ours], runs[ours] = worker, item[0]
+        with contextlib.suppress(OSError):
+            ours.send(item)
+        return True
+
+    idle: list[Connection] = []
+    try:
+        while True:
+            while idle and (item := todo()):
+                channel = idle.pop()
+                runs[channel] = item[0]
+                with contextlib.suppress(OSError):  # it died while it had nothing to do: told below, as its run's end
+                    channel.send(item)
+            while len(workers) < jobs and employ():
+                pass
+            if not runs:
+                return
+            for channel in [each for each in wait(list(runs)) if isinstance(each, Connection)]:
+                run = runs.pop(channel)
+                try:
+                    line, trouble = channel.recv()
+                    idle.append(channel)
+                except (EOFError, OSError):
+                    worker = workers.pop(channel)
+                    worker.join()
+                    line, trouble = None, f"its process died with exit code {worker.exitcode}"
+                yield run, line, trouble
+    finally:
+        for worker in workers.values():
+            worker.kill()
+        for worker in workers.values():
+            worker.join()
+
+
+def work(channel: Connection, settings: Settings, jobs: int) -> None:
+    """What a process does: runs that come through `channel`, until it ends."""
+    import signal
+
+    import torch
+
+    from recast_cli.engine.images import cores
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it too, and ends this one
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, cores() // jobs)))
+    try:
+        while True:
+            run, line = channel.recv()
+            _, found, trouble = attempt(settings, run, line)
+            channel.send((found, trouble))
+    except (EOFError, OSError):
+        return
+
+
+def leave_with_parent() -> None:
+    """End this process when the one that started it is gone, however that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

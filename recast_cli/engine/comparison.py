@@ -1,0 +1,300 @@
+"""A comparison: the YAML file with sources, tasks, methods and seeds, read into a plan. No torch.
+
+A run is known by a digest of all that determines its numbers, in the words of the file: no absolute path and no name
+that only the table shows. So a file of results stays valid on another machine, and an edit of the YAML file reruns
+only what it changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.files import to_json
+from recast_cli.engine.options import RECIPES, AdaptOptions
+from recast_cli.workspace import as_number, check_keys, option_types, typename
+
+OWN_KINDS = ("linear-probe", "head", "recast")
+"""Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""
+SPELT = ("modules", "groups", "templates", "sets")
+"""Options of mimic that spell a layout out, and so do not go with a named one."""
+MIMIC: dict[str, tuple[type, ...]] = {
+    "layout": (str,),
+    "modules": (str, list),
+    "groups": (int,),
+    "templates": (int,),
+    "sets": (int,),
+    "budget": (int,),
+    "solver": (str,),
+    "loss": (str,),
+    "noise": (float,),
+    "steps": (int,),
+    "seed": (int,),
+    "dtype": (str,),
+    "kl": (bool,),
+}
+SOURCE: dict[str, tuple[type, ...]] = {"source": (str,), "weights": (str,), "architecture": (str,), **MIMIC}
+PROBED = ("image_size", "split", "split_seed", "class_weights", "on_bad_image", "precision")
+"""Options of adapt that the linear probe depends on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images as the file names them, and how they are trained on; seed and learning rate are a run's."""
+
+    name: str
+    data: str
+    options: AdaptOptions
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: In the file.
+        kind: `linear-probe`, `head`, `recast`, or one of METHODS.
+        options: Of mimic for the first three, else of the method.
+        rates: Learning rates to begin with; none where nothing but the head is trained.
+        start: The rate that wins a tie.
+        factor: Between neighbouring rates where the sweep may grow; 1: it does not.
+    """
+
+    name: str
+    kind: str
+    options: dict[str, Any]
+    rates: tuple[float, ...]
+    start: float
+    factor: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The file.
+
+    Attributes:
+        path: The file; relative paths in it start at its folder.
+        seeds: The first one is the seed of the sweep.
+        sources: Name -> `source`, `weights`, `architecture` and options of mimic.
+        tasks: By name.
+        methods: By name.
+        keys: Digests that were asked for before: they are asked for after every run.
+    """
+
+    path: Path
+    seeds: tuple[int, ...]
+    sources: dict[str, dict[str, Any]]
+    tasks: dict[str, Task]
+    methods: dict[str, Method]
+    keys: dict[tuple[Any, ...], str] = field(default_factory=dict, compare=False, repr=False)
+
+    def base_spec(self, source: str, method: str) -> dict[str, Any]:
+        """What the base of a run is made from: the source, with the method's options of mimic where it has some."""
+        spec, own = dict(self.sources[source]), self.methods[method]
+        given = own.options if own.kind in OWN_KINDS else {}
+        rivals = SPELT if "layout" in given else ("layout",) if given.keys() & set(SPELT) else ()
+        return {key: value for key, value in spec.items() if key not in rivals} | given
+
+    def key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
+        """The digest that a run is known by."""
+        place = (source, task, method, seed, lr)
+        if place not in self.keys:
+            self.keys[place] = self.new_key(*place)
+        return self.keys[place]
+
+    def new_key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
+        """`key`, computed."""
+        own, images = self.methods[method], self.tasks[task]
+        base = self.base_spec(source, method)
+        if own.kind == "linear-probe":
+            return digest_of("linear-probe", base, images.data, probe_options(images.options))
+        options = {} if own.kind in OWN_KINDS else own.options
+        return digest_of(own.kind, options, base, images.data, training_options(images.options), seed, lr)
+
+
+def digest_of(*parts: Any) -> str:
+    """A short digest of plain values."""
+    return hashlib.sha256(to_json(parts).encode()).hexdigest()[:24]
+
+
+def probe_options(options: AdaptOptions) -> dict[str, Any]:
+    """The options that the linear probe depends on."""
+    return {name: getattr(options, name) for name in PROBED}
+
+
+def training_options(options: AdaptOptions) -> dict[str, Any]:
+    """All options but a run's own, without defaults: an option that a later version adds changes no digest."""
+    defaults = {each.name: each.default for each in fields(AdaptOptions)}
+    return {
+        name: value
+        for name, value in asdict(options).items()
+        if name not in ("seed", "lr") and (name == "recipe" or value != defaults[name])
+    }
+
+
+def read_comparison(path: Path) -> Plan:
+    """Read the file.
+
+    Raises:
+        RecastError: It is missing or no valid YAML, or holds an unknown key, an unknown method or a wrong value.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    shared = {key: kinds for key, kinds in option_types().items() if key not in ("lr", "seed")}
+    own = {"seeds": (list,), "sweep": (float,), "sources": (dict,), "tasks": (dict,), "methods": (dict,)}
+    check_keys(path, "", content, {**own, **shared})
+    content = with_underscores(content)
+    for part in ("sources", "tasks", "methods"):
+        if not content.get(part):
+            raise RecastError(f"{path}: {part} is empty", f"Name at least one of the {part}.")
+    options = {key: value for key, value in content.items() if key in shared and value is not None}
+    tasks = dict(read_task(path, str(name), given, options, shared) for name, given in content["tasks"].items())
+    factor = content["sweep"] if content.get("sweep") is not None else 3.0
+    if not 1 <= factor < float("inf"):
+        raise RecastError(f"{path}: sweep is {factor}, and a factor of 1 or more is wanted", "Leave it out for 3.")
+    recipe = next(iter(tasks.values())).options.recipe
+    rates = {**learning_rates(), "recast": RECIPES[recipe].lr}
+    return Plan(
+        path=path,
+        seeds=read_seeds(path, content.get("seeds")),
+        sources=dict(read_source(path, str(name), given) for name, given in content["sources"].items()),
+        tasks=tasks,
+        methods={
+            str(name): read_method(path, str(name), given, rates, factor) for name, given in content["methods"].items()
+        },
+    )
+
+
+@cache
+def learning_rates() -> dict[str, float]:
+    """The methods beside ours, and the rate at which the sweep of each starts."""
+    from recast_cli.engine.methods import LEARNING_RATES
+
+    return dict(LEARNING_RATES)
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping that the file holds."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecastError(f"{path} does not exist", "Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecastError(f"{path} cannot be read: {error}", "Check the file.") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not valid YAML"
+        raise RecastError(f"{path}{f' line {mark.line + 1}' if mark else ''}: {problem}", "Correct it.") from None
+    if not isinstance(content, dict):
+        found = "is empty" if content is None else f"holds {typename(content)}, and keys are wanted"
+        raise RecastError(f"{path} {found}", "Write `sources:`, `tasks:` and `methods:`.")
+    return content
+
+
+def with_underscores(values: dict[Any, Any]) -> dict[str, Any]:
+    """Keys as Python has them: `image-size` is `image_size`."""
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def read_seeds(path: Path, given: list[Any] | None) -> tuple[int, ...]:
+    """The seeds; default: 0 alone."""
+    seeds = [0] if given is None else given
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise RecastError(f"{path}: seeds are {seeds}, and different whole numbers are wanted", "Write [0, 1, 2].")
+    return tuple(seeds)
+
+
+def read_source(path: Path, name: str, given: Any) -> tuple[str, dict[str, Any]]:
+    """A source by name; text alone is what it is made from."""
+    given = {"source": given} if isinstance(given, str) else given
+    spec = mimic_options(path, f"sources.{name}", given, SOURCE)
+    if not spec.get("source"):
+        raise RecastError(
+            f"{path}: sources.{name} names no source", "Write `source: ` and a timm name, folder or file."
+        )
+    return name, spec
+
+
+def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[type, ...]]) -> dict[str, Any]:
+    """Options of mimic, checked. `modules` is a list, as text or list in the file."""
+    if isinstance(given, dict) and isinstance(given.get("kl"), bool):
+        check_keys(path, where, {key: value for key, value in given.items() if key != "kl"}, known)
+    else:
+        check_keys(path, where, given, known)
+    spec = {key: value for key, value in with_underscores(given).items() if value is not None}
+    for key in spec:
+        if known[key] == (float,):
+            spec[key] = float(as_number(str(spec[key])))
+    if isinstance(spec.get("modules"), str):
+        spec["modules"] = spec["modules"].split(",")
+    return spec
+
+
+def read_task(
+    path: Path, name: str, given: Any, shared: dict[str, Any], known: dict[str, tuple[type, ...]]
+) -> tuple[str, Task]:
+    """A task by name; text alone is its image folder."""
+    given = {"data": given} if isinstance(given, str) else given
+    check_keys(path, f"tasks.{name}", given, {"data": (str,), **known})
+    values = {key: value for key, value in with_underscores(given).items() if value is not None}
+    data = values.pop("data", None)
+    if not data:
+        raise RecastError(f"{path}: tasks.{name} names no images", "Write `data: ` and an image folder.")
+    try:
+        return name, Task(name, data, AdaptOptions(**{**shared, **values}))
+    except RecastError as error:
+        raise RecastError(f"{path}: {error.what} (tasks.{name}, or for all)", error.hint) from None
+
+
+def read_method(path: Path, name: str, given: Any, rates: dict[str, float], factor: float) -> Method:
+    """A method by name; a bare name is its own method, with defaults."""
+    where = f"methods.{name}"
+    given = {} if given is None else {"method": given} if isinstance(given, str) else given
+    if not isinstance(given, dict):
+        raise RecastError(f"{path}: {where} is {typename(given)}, and keys are wanted", "Write `method: NAME`.")
+    options = with_underscores(given)
+    kind, lr = str(options.pop("method", None) or name), options.pop("lr", None)
+    known = dict.fromkeys((*OWN_KINDS, *rates))
+    if kind not in known:
+        hint = f"{nearest(kind, known, ' ')} Known: {', '.join(known)}."
+        raise RecastError(f"{path}: {where}: unknown method '{kind}'", hint)
+    for key in options:
+        if key in option_types() and not (key == "seed" and kind in OWN_KINDS):
+            raise RecastError(
+                f"{path}: {where}.{key} would give this method a budget of its own",
+                f"Write {key} for all methods, at the top or at a task.",
+            )
+    if kind in OWN_KINDS:
+        options = mimic_options(path, where, options, {"method": (str,), "lr": (float,), **MIMIC})
+    if kind not in rates:
+        if lr is not None:
+            raise RecastError(f"{path}: {where}.lr: {kind} has no learning rate but the head's", "Leave it out.")
+        return Method(name, kind, options, (), 0.0, 1)
+    start = rates[kind]
+    if lr is None:
+        swept = tuple(rate_at(start, factor, step) for step in (-1, 0, 1)) if factor > 1 else (start,)
+        return Method(name, kind, options, swept, start, factor)
+    return Method(name, kind, options, tuple(read_rates(path, where, lr)), start, 1)
+
+
+def read_rates(path: Path, where: str, given: Any) -> Iterator[float]:
+    """The rates that a method is given: a number, or a list of such."""
+    listed = given if isinstance(given, list) else [given]
+    for rate in listed:
+        number = as_number(rate) if isinstance(rate, str) else rate
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 < number < float("inf"):
+            raise RecastError(f"{path}: {where}.lr has {rate!r}, and a number above 0 is wanted", "Correct it.")
+        yield float(number)
+    if not listed:
+        raise RecastError(f"{path}: {where}.lr is empty", "Leave it out to sweep.")
+
+
+def rate_at(start: float, factor: float, step: int) -> float:
+    """The rate `step` factors above `start`, in six digits, so that it reads well and has one digest."""
+    return float(f"{start * factor**step:.6g}")

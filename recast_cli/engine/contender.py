@@ -1,0 +1,88 @@
+"""Put a method of a comparison into a network: all methods become parameters that the loop of `adapt` trains."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recast_cli.engine.attach import attach, coefficient_parameters, merge
+from recast_cli.engine.base import Base
+from recast_cli.engine.comparison import OWN_KINDS, Method, Plan
+from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.images import normalise
+from recast_cli.engine.network import features
+from recast_cli.engine.run import ready
+from recast_cli.engine.stock import CannotRun, applying
+
+
+def prepare(
+    method: Method, base: Base, seed: int, size: int | None, device: torch.device
+) -> tuple[nn.Module, list[nn.Parameter]]:
+    """The network with a method in it, frozen but for the parameters that come with it."""
+    with applying():
+        if method.kind == "recast":
+            model = ready(attach(base, image_size=size), device)
+            return model, coefficient_parameters(model, base)
+        model = merge(base, image_size=size)
+        if method.kind == "head":
+            return ready(model, device), []
+        parameters = install(method, model, seed)
+    model = ready(model, device)
+    return model, used(model, parameters, base.known_architecture().data, size)
+
+
+def install(method: Method, model: nn.Module, seed: int) -> list[nn.Parameter]:
+    """Change the network in place as a method wants it; what is returned is trainable."""
+    from recast_cli.engine.methods import METHODS
+
+    function = METHODS[method.kind]
+    known = method_options(method.kind)
+    given = {"seed": seed} if "seed" in known else {}
+    return list(function(model, **{**given, **method.options}))
+
+
+def method_options(kind: str) -> list[str]:
+    """Names of the options of a method beside ours."""
+    from recast_cli.engine.methods import METHODS
+
+    parameters = list(inspect.signature(METHODS[kind]).parameters.values())[1:]
+    return [each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+
+
+def check_methods(plan: Plan) -> None:
+    """Raise RecastError for an option that a method does not have."""
+    for name, method in plan.methods.items():
+        if method.kind not in OWN_KINDS:
+            known = method_options(method.kind)
+            for key in method.options:
+                if key not in known:
+                    raise RecastError(f"{plan.path}: unknown key 'methods.{name}.{key}'", nearest(key, known))
+
+
+def used(
+    model: nn.Module, parameters: list[nn.Parameter], data: dict[str, Any], size: int | None
+) -> list[nn.Parameter]:
+    """The parameters that the features depend on: the source's own classifier is neither trained nor counted.
+
+    Raises:
+        CannotRun: There is none.
+    """
+    shape = (size, size) if size else tuple(data["input_size"][1:])
+    device = parameters[0].device
+    image = normalise(torch.zeros(1, 3, *shape, dtype=torch.uint8, device=device), data)
+    total = features(model, image).sum()
+    found = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else []
+    known = [parameter for parameter, gradient in zip(parameters, found, strict=False) if gradient is not None]
+    if not known:  # as of LoRA on timm's BEiT, which reads the weights of its modules past them
+        raise CannotRun("the network does not use what the method changed", "Choose other modules.")
+    return known
+
+
+@torch.no_grad()
+def put(parameters: list[nn.Parameter], vector: Tensor) -> None:
+    """Write a vector into parameters, one after another."""
+    for parameter, part in zip(parameters, vector.split([each.numel() for each in parameters]), strict=True):
+        parameter.copy_(part.reshape(parameter.shape))

@@ -1,0 +1,228 @@
+"""What the runs of a comparison share and make once: bases, linear probes, decoded pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recast_cli.engine.adapt import balance, probe_model
+from recast_cli.engine.attach import attach
+from recast_cli.engine.base import Base, load_base
+from recast_cli.engine.comparison import Plan, digest_of, probe_options
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.files import FORMAT_VERSION, read_metadata, read_tensors, write_tensors
+from recast_cli.engine.images import Images, decode
+from recast_cli.engine.mimic import DTYPES, SolverOptions, mimic
+from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.plan import BUDGET, plan_layout
+from recast_cli.engine.probe import Probe
+from recast_cli.engine.run import ready, training_precision
+from recast_cli.engine.solve import GradientOptions, VaeOptions
+from recast_cli.engine.source import open_source
+from recast_cli.engine.splits import Split, split_folder
+from recast_cli.engine.sweep import Run
+
+
+class CannotRun(RecastError):
+    """The method cannot be applied here: that is a result, unlike what is wrong with files or the machine."""
+
+
+@contextlib.contextmanager
+def applying() -> Iterator[None]:
+    """Errors within are the method's own."""
+    try:
+        yield
+    except RecastError as error:
+        raise CannotRun(error.what, error.hint) from None
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time makes the file at `path`; the others wait, and find it."""
+    try:
+        import fcntl
+    except ImportError:  # each makes it, which costs time: files are replaced whole
+        yield
+        return
+    with path.with_name(f".{path.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def base_of(plan: Plan, run: Run, folder: Path) -> Base:
+    """The base that a run works on, from `bases/`, where it is made if it is not there."""
+    path = base_file(plan, run, folder)
+    with alone(path):
+        if not path.exists():
+            make_base(plan.base_spec(run.source, run.method), plan.path.parent, path)
+    return load_base(path)
+
+
+def make_bases(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
+    """Make the bases that runs want: what is wrong with a source is then said once, and before anything is trained.
+
+    Raises:
+        RecastError: A source cannot be opened.
+    """
+    for path, run in {base_file(plan, run, folder): run for run in runs}.items():
+        try:
+            if not path.exists():
+                make_base(plan.base_spec(run.source, run.method), plan.path.parent, path)
+        except CannotRun:
+            continue  # the runs say so themselves
+        except RecastError as error:
+            raise RecastError(f"{plan.path}: sources.{run.source}: {error.what}", error.hint) from None
+
+
+def base_file(plan: Plan, run: Run, folder: Path) -> Path:
+    """Where the base of a run lies."""
+    return folder / "bases" / f"{digest_of(plan.base_spec(run.source, run.method))}.safetensors"
+
+
+def make_base(spec: dict[str, Any], home: Path, path: Path) -> None:
+    """Mimic a source as the plan says; relative paths start at `home`."""
+    name = spec["source"]
+    beside = home / Path(name.removeprefix("local-dir:")).expanduser()
+    weights = home / Path(spec["weights"]).expanduser() if "weights" in spec else None
+    source = open_source(str(beside) if beside.exists() else name, spec.get("architecture"), weights)
+    with applying():
+        layout = plan_layout(
+            source.modules,
+            layout=spec.get("layout"),
+            patterns=spec.get("modules", ()),
+            groups=spec.get("groups"),
+            templates=spec.get("templates"),
+            sets=spec.get("sets"),
+            budget=spec.get("budget", BUDGET),
+        )
+        dtype = spec.get("dtype", "float32")
+        if dtype not in DTYPES:
+            raise RecastError(f"dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
+        mimic(source, layout, options=solver_options(spec), dtype=dtype, path=path)
+
+
+def solver_options(spec: dict[str, Any]) -> SolverOptions:
+    """The recipe of the solver that a plan names. Raises RecastError for what does not belong to it."""
+    solver = spec.get("solver", "exact")
+    kinds = {"exact": None, "gradient": GradientOptions, "vae": VaeOptions}
+    if solver not in kinds:
+        raise RecastError(f"solver {solver} is unknown", "Use exact, gradient or vae.")
+    kind = kinds[solver]
+    known = kind.__dataclass_fields__ if kind else {}
+    given = {name: spec[name] for name in ("loss", "noise", "steps", "seed", "kl") if name in spec}
+    if strangers := sorted(given.keys() - known.keys()):
+        raise RecastError(f"{strangers[0]} does not belong to solver {solver}", "Leave it out, or name another solver.")
+    return kind(**given) if kind else None
+
+
+def probe_of(
+    plan: Plan, run: Run, folder: Path, base: Base, device: torch.device, cache_size: int | None
+) -> tuple[Probe, dict[str, Any]]:
+    """The linear probe on a run's base and task, and how it was made; from `probes/`, made where it is not there.
+
+    It is the probe of `adapt`: on the base as `adapt` attaches it, in the precision of training.
+    """
+    task = plan.tasks[run.task]
+    spec = (plan.base_spec(run.source, run.method), task.data, probe_options(task.options))
+    path = folder / "probes" / f"{digest_of(*spec)}.safetensors"
+    with alone(path):
+        if not path.exists():
+            make_probe(plan, run, base, device, cache_size, path)
+    tensors, made = read_tensors(path), read_metadata(path)
+    assert made is not None
+    return Probe(tensors["weight"], tensors["bias"], made["penalty"], made["val_top1"]), made
+
+
+def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_size: int | None, path: Path) -> None:
+    """Fit the linear probe of a run's base and task."""
+    options = plan.tasks[run.task].options
+    images = {part: pictures(plan, run.task, base, part, cache_size) for part in ("train", "val")}
+    classes = len(split_of(plan, run.task).classes)
+    reset_peak(device)
+    start = time.perf_counter()
+    with applying():  # a network may not take images of this size
+        model = ready(attach(base, image_size=options.image_size), device)
+    dtype = training_precision(model, device, options.precision)
+    data = base.known_architecture().data
+    weights = class_weights(options, images["train"].labels, classes)
+    probe = probe_model(model, images, classes, weights, data, device, dtype, None)
+    metadata = {
+        "kind": "probe",
+        "format": FORMAT_VERSION,
+        "base_id": base.base_id,
+        "task": run.task,
+        "penalty": probe.penalty,
+        "val_top1": probe.val_top1,
+        "seconds": round(time.perf_counter() - start, 2),
+        "peak_memory_mb": peak_mb(device),
+    }
+    write_tensors(path, {"weight": probe.weight, "bias": probe.bias}, metadata)
+
+
+def class_weights(options: AdaptOptions, labels: Tensor, classes: int) -> Tensor | None:
+    """Weights (classes,) of the loss, where the options want them."""
+    return balance(labels, classes) if options.class_weights == "balanced" else None
+
+
+def pictures(plan: Plan, task: str, base: Base, part: str, cache_size: int | None) -> Images:
+    """The `train`, `val` or `test` pictures of a task as a base's network wants them; the last task's are kept."""
+    options, data = plan.tasks[task].options, base.known_architecture().data
+    key = digest_of(str(data_folder(plan, task).resolve()), probe_options(options), data)
+    if _kept.get("key") != key:
+        _kept.clear()
+        _kept["key"] = key
+        _kept["split"] = split_of(plan, task)
+    if part not in _kept:
+        items = getattr(_kept["split"], part)
+        folder = data_folder(plan, task)
+        _kept[part] = decode(folder, items, data, options.image_size, options.on_bad_image, cache_size=cache_size)
+    return _kept[part]
+
+
+_kept: dict[str, Any] = {}
+"""Pictures of the task at hand: runs of one task stand beside one another, and other tasks want the memory."""
+
+
+def forget_pictures() -> None:
+    """Give back the memory of the last task's pictures."""
+    _kept.clear()
+
+
+def split_of(plan: Plan, task: str) -> Split:
+    """The split of a task's images."""
+    options = plan.tasks[task].options
+    return split_folder(data_folder(plan, task), options.split_seed, options.split == "pooled")
+
+
+def data_folder(plan: Plan, task: str) -> Path:
+    """Where a task's images lie."""
+    return plan.path.parent / Path(plan.tasks[task].data).expanduser()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to watch the memory that this process takes at most."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb(device: torch.device) -> float | None:
+    """Megabytes at most since `reset_peak`: allocated on a CUDA device, else resident; None where nobody knows."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc/self/status").read_text().splitlines():
+            if entry.startswith("VmHWM:"):
+                return round(int(entry.split()[1]) * 1024 / 1e6, 1)
+    return None
