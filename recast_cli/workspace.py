@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import read_metadata
 from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.settings import check_keys, option_types, read_yaml, with_underscores
 from recast_cli.engine.task import RECORD, check_task_name
 
 CONFIG_NAMES = ("recast.yaml", "recast.yml")
@@ -102,18 +99,7 @@ def find_workspace(start: Path | None = None) -> Workspace:
 
 def read_workspace(path: Path) -> Workspace:
     """The workspace that a recast.yaml describes; see `find_workspace`."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecastError(f"{path} cannot be read: {error}", "Check the file.") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not valid YAML"
-        place = f" line {mark.line + 1}" if mark else ""
-        hint = "Indent with spaces, not tabs." if "\\t" in problem else "Correct it."
-        raise RecastError(f"{path}{place}: {problem}", hint) from None
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise RecastError(f"{path} holds {typename(content)}, and keys are wanted", "Write `base: FILE` and `tasks:`.")
+    content = read_yaml(path, "Write `base: FILE` and `tasks:`.")
     check_keys(path, "", content, {"base": (str,), "tasks": (dict,)})
     known = {"data": (str,), **option_types()}
     tasks = {}
@@ -121,52 +107,9 @@ def read_workspace(path: Path) -> Workspace:
         check_task_name(str(name))
         given = {} if values is None else values
         check_keys(path, f"tasks.{name}", given, known)
-        tasks[str(name)] = {str(key).replace("-", "_"): value for key, value in given.items()}
+        tasks[str(name)] = with_underscores(given)
     base = path.parent / Path(content["base"]).expanduser() if content.get("base") else None
     return Workspace(path.parent, base, tasks)
-
-
-def option_types() -> dict[str, tuple[type, ...]]:
-    """The types that each option of adapt may have, e.g. `epochs` -> (int,)."""
-    hints = typing.get_type_hints(AdaptOptions)
-    return {
-        option.name: tuple(
-            kind for kind in typing.get_args(hints[option.name]) or (hints[option.name],) if kind is not type(None)
-        )
-        for option in dataclasses.fields(AdaptOptions)
-    }
-
-
-def check_keys(path: Path, where: str, values: Any, known: dict[str, tuple[type, ...]]) -> None:
-    """Raise RecastError unless `values` is a mapping of known keys to values of their types."""
-    if not isinstance(values, dict):
-        raise RecastError(f"{path}: {where} is {typename(values)}, and keys are wanted", f"Known: {', '.join(known)}.")
-    for key, value in values.items():
-        name = f"{where}.{key}" if where else str(key)
-        kinds = known.get(str(key).replace("-", "_"))
-        if kinds is None:
-            raise RecastError(f"{path}: unknown key '{name}'", nearest(str(key), known))
-        if kinds == (float,) and isinstance(value, str):
-            value = values[key] = as_number(value)  # YAML 1.1 reads 2e-3 as text
-        right = isinstance(value, (int, float) if kinds == (float,) else kinds) and not isinstance(value, bool)
-        if value is not None and not right:
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise RecastError(f"{path}: {name} is {typename(value)} ({value!r}), and {wanted} is wanted", "Correct it.")
-
-
-def as_number(text: str) -> float | str:
-    """The number that `text` is, else the text."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def typename(value: Any) -> str:
-    """What a YAML value is, in words."""
-    return {dict: "a mapping", list: "a list", str: "text", bool: "true or false"}.get(
-        type(value), type(value).__name__
-    )
 
 
 def read_base_id(path: Path) -> str | None:

@@ -16,7 +16,6 @@ from recast_cli.engine.plan import BUDGET, PAPER_LAYOUTS
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
-    from recast_cli.engine.mimic import SolverOptions
     from recast_cli.engine.source import Source
     from recast_cli.engine.verify import Verification
 
@@ -78,6 +77,8 @@ def mimic(
 
     check_writable(output)
     check_output(output, Path(source.removeprefix("local-dir:")), weights)
+    from recast_cli.engine.solve import solver_options
+
     options = solver_options(solver, loss=loss, noise=noise, steps=steps, lr=lr, seed=seed, kl=kl or None)
     from recast_cli.engine.mimic import DTYPES
     from recast_cli.engine.mimic import mimic as make_base
@@ -131,27 +132,6 @@ def check_output(output: Path, source: Path, weights: Path | None) -> None:
     given = [*(source.iterdir() if source.is_dir() else files_of(source)), *(files_of(weights) if weights else [])]
     if any(file.exists() and output.samefile(file) for file in given):
         raise RecastError(f"{output} is the source itself", "Give the base another name.")
-
-
-def solver_options(solver: str, **given: Any) -> SolverOptions:
-    """The recipe of a solver with what was given in it. Raises RecastError for what does not belong to the solver."""
-    from recast_cli.engine.solve import GradientOptions, VaeOptions
-    from recast_cli.engine.solve.solution import LOSSES
-
-    kinds = {"exact": None, "gradient": GradientOptions, "vae": VaeOptions}
-    if solver not in kinds:
-        raise RecastError(f"--solver {solver} is unknown", "Use exact, gradient or vae.")
-    given = {name: value for name, value in given.items() if value is not None}
-    kind = kinds[solver]
-    known = kind.__dataclass_fields__ if kind else {}
-    for name, value in given.items():
-        if name not in known:
-            raise RecastError(f"--{name} does not belong to --solver {solver}", "Leave it out, or take another solver.")
-        if name == "loss" and value not in LOSSES:
-            raise RecastError(f"--loss {value} is unknown", f"Use {' or '.join(LOSSES)}.")
-        if (name in ("steps", "lr") and not value > 0) or (name == "noise" and not value >= 0):
-            raise RecastError(f"--{name} {value} is out of range", "Give a number above 0.")
-    return kind(**given) if kind else None
 
 
 def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:

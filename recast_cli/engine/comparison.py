@@ -14,12 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.files import to_json
 from recast_cli.engine.options import RECIPES, AdaptOptions
-from recast_cli.workspace import as_number, check_keys, option_types, typename
+from recast_cli.engine.settings import as_number, check_keys, option_types, read_yaml, typename, with_underscores
 
 OWN_KINDS = ("linear-probe", "head", "recast")
 """Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""
@@ -146,7 +144,7 @@ def read_comparison(path: Path) -> Plan:
         RecastError: It is missing or no valid YAML, or holds an unknown key, an unknown method or a wrong value.
     """
     path = Path(path)
-    content = read_yaml(path)
+    content = read_yaml(path, "Write `sources:`, `tasks:` and `methods:`.")
     shared = {key: kinds for key, kinds in option_types().items() if key not in ("lr", "seed")}
     own = {"seeds": (list,), "sweep": (float,), "sources": (dict,), "tasks": (dict,), "methods": (dict,)}
     check_keys(path, "", content, {**own, **shared})
@@ -180,28 +178,6 @@ def learning_rates() -> dict[str, float]:
     return dict(LEARNING_RATES)
 
 
-def read_yaml(path: Path) -> dict[Any, Any]:
-    """The mapping that the file holds."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecastError(f"{path} does not exist", "Check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecastError(f"{path} cannot be read: {error}", "Check the file.") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not valid YAML"
-        raise RecastError(f"{path}{f' line {mark.line + 1}' if mark else ''}: {problem}", "Correct it.") from None
-    if not isinstance(content, dict):
-        found = "is empty" if content is None else f"holds {typename(content)}, and keys are wanted"
-        raise RecastError(f"{path} {found}", "Write `sources:`, `tasks:` and `methods:`.")
-    return content
-
-
-def with_underscores(values: dict[Any, Any]) -> dict[str, Any]:
-    """Keys as Python has them: `image-size` is `image_size`."""
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
 def read_seeds(path: Path, given: list[Any] | None) -> tuple[int, ...]:
     """The seeds; default: 0 alone."""
     seeds = [0] if given is None else given
@@ -223,10 +199,7 @@ def read_source(path: Path, name: str, given: Any) -> tuple[str, dict[str, Any]]
 
 def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[type, ...]]) -> dict[str, Any]:
     """Options of mimic, checked. `modules` is a list, as text or list in the file."""
-    if isinstance(given, dict) and isinstance(given.get("kl"), bool):
-        check_keys(path, where, {key: value for key, value in given.items() if key != "kl"}, known)
-    else:
-        check_keys(path, where, given, known)
+    check_keys(path, where, given, known)
     spec = {key: value for key, value in with_underscores(given).items() if value is not None}
     for key in spec:
         if known[key] == (float,):

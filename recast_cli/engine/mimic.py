@@ -23,7 +23,15 @@ from recast_cli.engine.base import (
 from recast_cli.engine.digest import Hashed, digest, hash_bytes, hash_view, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
-from recast_cli.engine.solve import GradientOptions, Solution, VaeOptions, solve_exact, solve_gradient, solve_vae
+from recast_cli.engine.solve import (
+    GradientOptions,
+    Solution,
+    SolverOptions,
+    VaeOptions,
+    solve_exact,
+    solve_gradient,
+    solve_vae,
+)
 from recast_cli.engine.source import Source
 from recast_cli.engine.tensors import Spec, raw, spec_of, specs
 from recast_cli.engine.writer import writing
@@ -32,8 +40,6 @@ Progress = Callable[[int, int, str], None]
 """Called with what is done, what there is in all, and a few words."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SolverOptions = GradientOptions | VaeOptions | None
-"""None stands for the exact solver."""
 BATCH = 2**22
 """Bytes of the source's other tensors that are read at a time."""
 THREAD_WORTH = 2**16

@@ -19,12 +19,12 @@ from recast_cli.engine.comparison import Plan, digest_of, probe_options
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION, read_metadata, read_tensors, write_tensors
 from recast_cli.engine.images import Images, decode
-from recast_cli.engine.mimic import DTYPES, SolverOptions, mimic
+from recast_cli.engine.mimic import DTYPES, mimic
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.plan import BUDGET, plan_layout
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import ready, training_precision
-from recast_cli.engine.solve import GradientOptions, VaeOptions
+from recast_cli.engine.solve import solver_options
 from recast_cli.engine.source import open_source
 from recast_cli.engine.splits import Split, split_folder
 from recast_cli.engine.sweep import Run
@@ -105,21 +105,9 @@ def make_base(spec: dict[str, Any], home: Path, path: Path) -> None:
         dtype = spec.get("dtype", "float32")
         if dtype not in DTYPES:
             raise RecastError(f"dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
-        mimic(source, layout, options=solver_options(spec), dtype=dtype, path=path)
-
-
-def solver_options(spec: dict[str, Any]) -> SolverOptions:
-    """The recipe of the solver that a plan names. Raises RecastError for what does not belong to it."""
-    solver = spec.get("solver", "exact")
-    kinds = {"exact": None, "gradient": GradientOptions, "vae": VaeOptions}
-    if solver not in kinds:
-        raise RecastError(f"solver {solver} is unknown", "Use exact, gradient or vae.")
-    kind = kinds[solver]
-    known = kind.__dataclass_fields__ if kind else {}
-    given = {name: spec[name] for name in ("loss", "noise", "steps", "seed", "kl") if name in spec}
-    if strangers := sorted(given.keys() - known.keys()):
-        raise RecastError(f"{strangers[0]} does not belong to solver {solver}", "Leave it out, or name another solver.")
-    return kind(**given) if kind else None
+        given = {name: spec.get(name) for name in ("loss", "noise", "steps", "seed", "kl")}
+        options = solver_options(spec.get("solver", "exact"), **given)
+        mimic(source, layout, options=options, dtype=dtype, path=path)
 
 
 def probe_of(

@@ -5,7 +5,17 @@ Each solver maps weights (layers, *shape) to a `Solution`: templates (n, *shape)
 
 from recast_cli.engine.solve.exact import solve_exact
 from recast_cli.engine.solve.gradient import GradientOptions, solve_gradient
+from recast_cli.engine.solve.options import SolverOptions, solver_options
 from recast_cli.engine.solve.solution import Solution
 from recast_cli.engine.solve.vae import VaeOptions, solve_vae
 
-__all__ = ["GradientOptions", "Solution", "VaeOptions", "solve_exact", "solve_gradient", "solve_vae"]
+__all__ = [
+    "GradientOptions",
+    "Solution",
+    "SolverOptions",
+    "VaeOptions",
+    "solve_exact",
+    "solve_gradient",
+    "solve_vae",
+    "solver_options",
+]

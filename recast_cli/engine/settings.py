@@ -1,0 +1,89 @@
+"""YAML files that people write: read, and checked key by key, with the nearest known key where one is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.options import AdaptOptions
+
+
+def read_yaml(path: Path, hint: str) -> dict[Any, Any]:
+    """The mapping that a file holds; an empty file is an empty mapping.
+
+    Args:
+        path: The file.
+        hint: What to write in it, for the message where it holds something else.
+
+    Raises:
+        RecastError: It is missing, cannot be read, is no valid YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecastError(f"{path} does not exist", "Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecastError(f"{path} cannot be read: {error}", "Check the file.") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "not valid YAML"
+        place = f" line {mark.line + 1}" if mark else ""
+        advice = "Indent with spaces, not tabs." if "\\t" in problem else "Correct it."
+        raise RecastError(f"{path}{place}: {problem}", advice) from None
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise RecastError(f"{path} holds {typename(content)}, and keys are wanted", hint)
+    return content
+
+
+def with_underscores(values: dict[Any, Any]) -> dict[str, Any]:
+    """Keys as Python has them: `image-size` is `image_size`."""
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def option_types() -> dict[str, tuple[type, ...]]:
+    """The types that each option of adapt may have, e.g. `epochs` -> (int,)."""
+    hints = typing.get_type_hints(AdaptOptions)
+    return {
+        option.name: tuple(
+            kind for kind in typing.get_args(hints[option.name]) or (hints[option.name],) if kind is not type(None)
+        )
+        for option in dataclasses.fields(AdaptOptions)
+    }
+
+
+def check_keys(path: Path, where: str, values: Any, known: dict[str, tuple[type, ...]]) -> None:
+    """Raise RecastError unless `values` is a mapping of known keys to values of their types."""
+    if not isinstance(values, dict):
+        raise RecastError(f"{path}: {where} is {typename(values)}, and keys are wanted", f"Known: {', '.join(known)}.")
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        kinds = known.get(str(key).replace("-", "_"))
+        if kinds is None:
+            raise RecastError(f"{path}: unknown key '{name}'", nearest(str(key), known))
+        if kinds == (float,) and isinstance(value, str):
+            value = values[key] = as_number(value)  # YAML 1.1 reads 2e-3 as text
+        right = isinstance(value, (int, float) if kinds == (float,) else kinds)
+        right = right and (bool in kinds or not isinstance(value, bool))  # Python counts True as a whole number
+        if value is not None and not right:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise RecastError(f"{path}: {name} is {typename(value)} ({value!r}), and {wanted} is wanted", "Correct it.")
+
+
+def as_number(text: str) -> float | str:
+    """The number that `text` is, else the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def typename(value: Any) -> str:
+    """What a YAML value is, in words."""
+    return {dict: "a mapping", list: "a list", str: "text", bool: "true or false"}.get(
+        type(value), type(value).__name__
+    )
