@@ -35,6 +35,9 @@ PUBLIC = {
     "adapt": ("adapt",),
     "task": ("Task", "load_task", "save_task"),
     "evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
+    "comparison": ("read_comparison",),
+    "compare": ("compare",),
+    "standings": ("standings",),
     "diagnose": ("BankDiagnosis", "compare_to_base", "diagnose", "similarity"),
     "plot": ("plot_base", "plot_tasks"),
 }
@@ -58,6 +61,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.adapt import adapt
     from recast_cli.engine.attach import attach, merge
     from recast_cli.engine.base import Base, load_base, save_base
+    from recast_cli.engine.compare import compare
+    from recast_cli.engine.comparison import read_comparison
     from recast_cli.engine.diagnose import BankDiagnosis, compare_to_base, diagnose, similarity
     from recast_cli.engine.errors import RecastError
     from recast_cli.engine.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict
@@ -69,6 +74,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.plot import plot_base, plot_tasks
     from recast_cli.engine.solve import GradientOptions, VaeOptions
     from recast_cli.engine.source import Source, open_source
+    from recast_cli.engine.standings import standings
     from recast_cli.engine.switch import Switcher
     from recast_cli.engine.task import Task, load_task, save_task
     from recast_cli.engine.verify import Verification, verify

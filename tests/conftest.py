@@ -77,7 +77,7 @@ def weak_probe():
         return Probe(torch.zeros(classes, train[0].shape[1]), torch.zeros(classes), 1.0, 0.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recast_cli.engine.adapt.fit_probe", know_nothing)
+        patch.setattr("recast_cli.engine.learn.fit_probe", know_nothing)
         yield
 
 

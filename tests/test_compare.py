@@ -84,7 +84,7 @@ def test_recast_gives_the_numbers_of_adapt(refitted, folder, monkeypatch):
             return fit_probe(train, val, classes, class_weights)._replace(val_top1=2.0)  # better than any
         return know_little(train, val, classes)
 
-    monkeypatch.setattr("recast_cli.engine.adapt.fit_probe", probe)
+    monkeypatch.setattr("recast_cli.engine.learn.fit_probe", probe)
     text = (
         FEW.replace("epochs: 1", "epochs: 3").replace("lr: 0.02", "lr: 0.2").replace("  shades: pictures/shades\n", "")
     )
@@ -184,7 +184,7 @@ def test_a_method_of_another_kind(folder, stub_methods):
 
 def test_a_stored_run_is_measured_as_it_was_trained(folder, stub_methods, monkeypatch):
     """What is read back and measured on the validation images has the accuracy it had while it was trained."""
-    monkeypatch.setattr("recast_cli.engine.adapt.fit_probe", know_little)
+    monkeypatch.setattr("recast_cli.engine.learn.fit_probe", know_little)
     methods = "methods:\n  norm: {lr: 0.5}\n  recast: {lr: 0.2}\n  head:\n"
     plan = plan_of(YAML[: YAML.index("methods:")].replace("epochs: 1", "epochs: 3") + methods)
     test_of = trial.pictures

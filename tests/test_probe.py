@@ -8,7 +8,8 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine import probe as probe_module
-from recast_cli.engine.adapt import balance
+from recast_cli.engine.learn import class_weights
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import LIMITS, fit_probe, logistic_regression
 
 
@@ -87,7 +88,8 @@ def test_no_end_of_the_grid_is_chosen_but_at_its_limits(spread, monkeypatch):
 
 def test_class_weights_are_sklearns_balanced_ones():
     train, val = draw(150, 0, uneven=True, spread=2.0), draw(60, 1, spread=2.0)
-    weights = balance(train[1], 3)
+    weights = class_weights(train[1], 3, AdaptOptions(class_weights="balanced"))
+    assert class_weights(train[1], 3, AdaptOptions()) is None
     counts = np.bincount(train[1].numpy())
     np.testing.assert_allclose(weights.numpy(), len(train[1]) / (3 * counts), rtol=1e-6)
     probe = fit_probe(train, val, 3, weights)

@@ -9,11 +9,12 @@ from recast_cli.engine import train
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import merge
 from recast_cli.engine.images import decode, normalise
+from recast_cli.engine.learn import refit
 from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe
 from recast_cli.engine.splits import split_folder
-from recast_cli.engine.train import Epoch, State, refit
+from recast_cli.engine.train import Epoch, State
 
 PROBE = Probe(torch.ones(3, 4), torch.ones(3), 0.1, 0.8)
 

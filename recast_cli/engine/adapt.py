@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from recast_cli.engine import ranks, resume
@@ -22,14 +22,14 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION
 from recast_cli.engine.images import Images, decode
+from recast_cli.engine.learn import class_weights, learn, probe_model, start_state
 from recast_cli.engine.metrics import top_k
-from recast_cli.engine.options import RECIPES, AdaptOptions
-from recast_cli.engine.probe import Probe, fit_probe
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.run import Progress, choose_device, infer, ready, take_features, training_precision
 from recast_cli.engine.splits import Split, split_folder
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
-from recast_cli.engine.train import Epoch, State, refit, train
+from recast_cli.engine.train import Epoch, State
 
 
 def adapt(
@@ -99,16 +99,15 @@ def adapt(
             model = ready(attach(base, image_size=options.image_size), where)
         dtype = training_precision(model, where, options.precision)
         images = {"train": read("train"), "val": read("val")}
-        balanced = options.class_weights == "balanced"
-        weights = balance(images["train"].labels, len(split.classes)) if balanced else None
+        weights = class_weights(images["train"].labels, len(split.classes), options)
         ranks.from_first(lambda: resume.prepare(folder, restart))
+        coefficients = coefficient_parameters(model, base)
         solve_probe = partial(
             probe_model, model, images, len(split.classes), weights, architecture.data, where, dtype, progress
         )
         if state is None:
             with timed(timings, "probe"):
-                probe = solve_probe()
-            state = start_state(base, probe, options)
+                state = start_state(coefficients, solve_probe(), options)
         if on_epoch:
             for epoch in state.history:
                 on_epoch(epoch)
@@ -119,23 +118,19 @@ def adapt(
                 on_epoch(reached.history[-1])
 
         with timed(timings, "train"):
-            coefficients = coefficient_parameters(model, base)
-            state = train(
+            state = learn(
                 model,
                 coefficients,
                 state,
-                images["train"],
-                images["val"],
+                images,
                 architecture.data,
                 options,
                 weights,
+                solve_probe,
                 compiled=compiled,
                 after_epoch=after_epoch,
                 progress=progress,
             )
-        if RECIPES[options.recipe].head == "probe":
-            with timed(timings, "refit"):
-                state = refit(coefficients, state, solve_probe)
         del model, coefficients, solve_probe
         vector = torch.cat([tensor.reshape(-1) for tensor in state.best[:-2]])
         weight, bias = state.best[-2:]
@@ -201,58 +196,12 @@ def timed(timings: dict[str, float], name: str) -> Iterator[None]:
     timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
 
 
-def probe_model(
-    model: nn.Module,
-    images: dict[str, Images],
-    classes: int,
-    class_weights: Tensor | None,
-    data: dict[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
-    progress: Progress | None,
-) -> Probe:
-    """The linear probe on the frozen features of the training images, chosen on the validation images."""
-
-    def features_of(part: Images) -> tuple[Tensor, Tensor]:
-        found = infer(take_features(model), part.pixels, data, device, progress=progress, text="probing", dtype=dtype)
-        return found, part.labels
-
-    train_rows, val_rows = features_of(images["train"]), features_of(images["val"])
-    return ranks.from_first(lambda: fit_probe(train_rows, val_rows, classes, class_weights))
-
-
-def start_state(base: Base, probe: Probe, options: AdaptOptions) -> State:
-    """Epoch 0: the base's coefficients, and the linear probe or random weights for a head."""
-    coefficients = [base.coefficients(module).float() for module in base.layout.modules]
-    head: list[Tensor] = [probe.weight, probe.bias]
-    accuracy: float | None = probe.val_top1
-    if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
-        bound = probe.weight.shape[1] ** -0.5
-        generator = torch.Generator().manual_seed(options.seed)
-        head = [torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head]
-        accuracy = None
-    return State(
-        trained=[*coefficients, *head],
-        best=[*coefficients, *head],
-        probe=(probe.weight, probe.bias),
-        probe_val_top1=probe.val_top1,
-        penalty=probe.penalty,
-        history=[Epoch(0, None, accuracy)],
-    )
-
-
 def measure(switcher: Switcher, vector: Tensor, head: Sequence[Tensor], images: Images, size: int | None) -> float:
     """Top-1 of the merged network with a head (weight, bias) on `images`."""
     model = switcher.switch(vector, size)
     data = switcher.base.known_architecture().data
     found = infer(take_features(model), images.pixels, data, switcher.device)
     return top_k(F.linear(found, *head), images.labels)
-
-
-def balance(labels: Tensor, classes: int) -> Tensor:
-    """Weights (classes,) by inverse frequency, with mean 1 over the images; a class without images gets 0."""
-    counts = torch.bincount(labels, minlength=classes).float()
-    return torch.where(counts > 0, len(labels) / (classes * counts.clamp_min(1)), torch.zeros(()))
 
 
 def describe_split(split: Split, options: AdaptOptions) -> dict[str, Any]:

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from recast_cli.engine.adapt import balance, probe_model
 from recast_cli.engine.attach import attach
 from recast_cli.engine.base import Base, load_base
 from recast_cli.engine.comparison import Plan, digest_of, probe_options
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION, read_metadata, read_tensors, write_tensors
 from recast_cli.engine.images import Images, decode
+from recast_cli.engine.learn import class_weights, probe_model
 from recast_cli.engine.mimic import DTYPES, mimic
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.plan import BUDGET, plan_layout
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import ready, training_precision
@@ -139,7 +137,7 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
         model = ready(attach(base, image_size=options.image_size), device)
     dtype = training_precision(model, device, options.precision)
     data = base.known_architecture().data
-    weights = class_weights(options, images["train"].labels, classes)
+    weights = class_weights(images["train"].labels, classes, options)
     probe = probe_model(model, images, classes, weights, data, device, dtype, None)
     metadata = {
         "kind": "probe",
@@ -152,11 +150,6 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
         "peak_memory_mb": peak_mb(device),
     }
     write_tensors(path, {"weight": probe.weight, "bias": probe.bias}, metadata)
-
-
-def class_weights(options: AdaptOptions, labels: Tensor, classes: int) -> Tensor | None:
-    """Weights (classes,) of the loss, where the options want them."""
-    return balance(labels, classes) if options.class_weights == "balanced" else None
 
 
 def pictures(plan: Plan, task: str, base: Base, part: str, cache_size: int | None) -> Images:

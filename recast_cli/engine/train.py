@@ -21,7 +21,6 @@ from recast_cli.engine.images import Images, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.network import features
 from recast_cli.engine.options import RECIPES, AdaptOptions
-from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import Progress, augment, batches, draw_windows, infer, precision, resident, take
 
 
@@ -183,27 +182,6 @@ def train(
             if after_epoch:
                 after_epoch(state)
     return state
-
-
-def refit(coefficients: list[nn.Parameter], state: State, solve: Callable[[], Probe]) -> State:
-    """The head of the best epoch solved to convergence, where validation is better for it.
-
-    A head trained for a few epochs of steps lags behind the features that the coefficients make by then.
-
-    Args:
-        coefficients: The parameters (K, n) of the model; they are left at the best epoch's.
-        state: Of the finished training.
-        solve: The linear probe on the features that the model has then.
-    """
-    if state.best_epoch == 0:  # nothing moved: the head is that probe
-        return state
-    with torch.no_grad():
-        for parameter, tensor in zip(coefficients, state.best, strict=False):
-            parameter.copy_(tensor)
-    probe = solve()
-    if probe.val_top1 <= (state.val_top1 or 0.0):
-        return state
-    return replace(state, best=[*state.best[:-2], probe.weight, probe.bias], refit_val_top1=probe.val_top1)
 
 
 SCHEDULES: dict[str, Callable[[float, int], float]] = {

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from recast_cli.engine.adapt import measure, now, probe_model, start_state, versions
+from recast_cli.engine.adapt import measure, now, versions
 from recast_cli.engine.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
 from recast_cli.engine.contender import prepare, put
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
+from recast_cli.engine.learn import class_weights, learn, probe_model, start_state
 from recast_cli.engine.metrics import top_k
-from recast_cli.engine.options import RECIPES, AdaptOptions
-from recast_cli.engine.probe import Probe
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.run import choose_device, infer, take_features, training_precision
 from recast_cli.engine.stock import (
     CannotRun,
     base_of,
-    class_weights,
     peak_mb,
     pictures,
     probe_of,
@@ -35,7 +35,7 @@ from recast_cli.engine.stock import (
 )
 from recast_cli.engine.sweep import Run
 from recast_cli.engine.switch import Switcher
-from recast_cli.engine.train import State, refit, train
+from recast_cli.engine.train import State
 
 Line = dict[str, Any]
 """What runs.jsonl says of a run."""
@@ -166,26 +166,18 @@ def train_line(work: Work) -> Line:
     reset_peak(device)
     start = time.perf_counter()
     model, parameters = prepare(work.method, base, run.seed, options.image_size, device)
-    head_start = start_state(base, probe, options)
-    values = [parameter.detach().float().cpu().clone() for parameter in parameters]
-    trained = [*values, *head_start.trained[-2:]]
-    state = replace(head_start, trained=trained, best=trained)
-    weights = class_weights(options, images["train"].labels, len(probe.bias))
+    state = start_state(parameters, probe, options)
+    weights = class_weights(images["train"].labels, len(probe.bias), options)
+    precision = training_precision(model, device, options.precision)
     about, degrees, base_id = shared(work, base), base.layout.degrees_of_freedom, base.base_id
     del base  # the network has what it needs: no method is charged for a second one
+    solve = partial(probe_model, model, images, len(probe.bias), weights, data, device, precision, None)
     try:
-        state = train(model, parameters, state, images["train"], images["val"], data, options, weights)
+        state = learn(model, parameters, state, images, data, options, weights, solve)
     except RecastError as error:  # the loss is no longer finite: another rate may do
         return {"error": str(error), "diverged": True, "val_top1": None, "test_top1": None}
-    precision = training_precision(model, device, options.precision)
-    if RECIPES[options.recipe].head == "probe" and work.method.kind != "head":  # there it is the probe it started from
-
-        def solve() -> Probe:
-            return probe_model(model, images, len(probe.bias), weights, data, device, precision, None)
-
-        state = refit(parameters, state, solve)
     seconds, peak = time.perf_counter() - start, peak_mb(device)
-    floats = 0 if work.method.kind == "head" else sum(parameter.numel() for parameter in parameters)
+    floats = sum(parameter.numel() for parameter in parameters)
     rates = [epoch.images_per_second for epoch in state.history if epoch.images_per_second]
     save_trained(work, base_id, state)
     return {
@@ -209,8 +201,7 @@ def train_line(work: Work) -> Line:
 def save_trained(work: Work, base_id: str, state: State) -> None:
     """Write what was trained as one tensor, as `adapt` does, and the head beside it."""
     about = {"format": FORMAT_VERSION, "base_id": base_id}
-    kept = [] if work.method.kind == "head" else [tensor.reshape(-1) for tensor in state.best[:-2]]
-    vector = torch.cat(kept) if kept else torch.zeros(0)
+    vector = torch.cat([torch.zeros(0), *(tensor.reshape(-1) for tensor in state.best[:-2])])
     extra = {} if work.method.kind in OWN_KINDS else {"method": work.method.kind, "options": work.method.options}
     write_tensors(work.values_file, {"coefficients": vector}, {"kind": "coefficients", **about, **extra})
     weight, bias = state.best[-2:]

@@ -25,16 +25,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.adapt import probe_model
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base, load_base
 from recast_cli.engine.images import Images, decode, normalise
+from recast_cli.engine.learn import probe_model, start_state
 from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import augment, choose_device, draw_windows, precision, ready, training_precision
 from recast_cli.engine.splits import split_folder
-from recast_cli.engine.train import Epoch, State, train
+from recast_cli.engine.train import State, train
 
 FOUR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 Candidate = Callable[[nn.Module], list[nn.Parameter]]
@@ -245,10 +245,8 @@ def logged(log: Path, base: Base, task: Task, name: str, lr: float, options: Any
 
 def fit(model: nn.Module, parameters: list[nn.Parameter], task: Task, lr: float, base: Base, options: Any) -> State:
     """The loop of `adapt`, from the linear probe."""
-    start = [*(each.detach().clone() for each in parameters), task.probe.weight, task.probe.bias]
-    state = State(start, start, start[-2:], task.probe.val_top1, 0.0, history=[Epoch(0, None, task.probe.val_top1)])
     recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr)
-    data = base.known_architecture().data
+    data, state = base.known_architecture().data, start_state(parameters, task.probe, recipe)
     return train(model, parameters, state, task.images["train"], task.images["val"], data, recipe)
 
 

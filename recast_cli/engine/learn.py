@@ -1,0 +1,135 @@
+"""Linear probe, training, and the head solved once more: how parameters of a network and a head learn a task.
+
+`adapt` gives it the coefficients of a base, `compare` whatever a method trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recast_cli.engine import ranks
+from recast_cli.engine.images import Images
+from recast_cli.engine.options import RECIPES, AdaptOptions
+from recast_cli.engine.probe import Probe, fit_probe
+from recast_cli.engine.run import Progress, infer, take_features
+from recast_cli.engine.train import Epoch, State, train
+
+
+def class_weights(labels: Tensor, classes: int, options: AdaptOptions) -> Tensor | None:
+    """Weights (classes,) of the loss where the options want them: by inverse frequency, with mean 1 over the images.
+
+    A class without images gets 0.
+    """
+    if options.class_weights == "none":
+        return None
+    counts = torch.bincount(labels, minlength=classes).float()
+    return torch.where(counts > 0, len(labels) / (classes * counts.clamp_min(1)), torch.zeros(()))
+
+
+def probe_model(
+    model: nn.Module,
+    images: dict[str, Images],
+    classes: int,
+    class_weights: Tensor | None,
+    data: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress | None,
+) -> Probe:
+    """The linear probe on the features that a network makes of the training images, chosen on the validation images.
+
+    Args:
+        model: On `device`; its features are taken as they are.
+        images: `train` and `val`.
+        classes: Number of classes.
+        class_weights: (classes,) weights of the loss, or None.
+        data: The network's data config.
+        device: Where the network is.
+        dtype: Of its products.
+        progress: Called after every batch.
+    """
+
+    def features_of(part: Images) -> tuple[Tensor, Tensor]:
+        found = infer(take_features(model), part.pixels, data, device, progress=progress, text="probing", dtype=dtype)
+        return found, part.labels
+
+    train_rows, val_rows = features_of(images["train"]), features_of(images["val"])
+    return ranks.from_first(lambda: fit_probe(train_rows, val_rows, classes, class_weights))
+
+
+def start_state(parameters: Sequence[nn.Parameter], probe: Probe, options: AdaptOptions) -> State:
+    """Epoch 0: the parameters as they are, and the linear probe or random weights for a head."""
+    head: list[Tensor] = [probe.weight, probe.bias]
+    accuracy: float | None = probe.val_top1
+    if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
+        bound = probe.weight.shape[1] ** -0.5
+        generator = torch.Generator().manual_seed(options.seed)
+        head = [torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head]
+        accuracy = None
+    values = [*(parameter.detach().float().cpu().clone() for parameter in parameters), *head]
+    return State(
+        trained=values,
+        best=values,
+        probe=(probe.weight, probe.bias),
+        probe_val_top1=probe.val_top1,
+        penalty=probe.penalty,
+        history=[Epoch(0, None, accuracy)],
+    )
+
+
+def learn(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    state: State,
+    images: dict[str, Images],
+    data: dict[str, Any],
+    options: AdaptOptions,
+    weights: Tensor | None,
+    solve: Callable[[], Probe],
+    **training: Any,
+) -> State:
+    """Train from `state`, then solve the head once more where the recipe starts from the linear probe.
+
+    Args:
+        model: Frozen but for `parameters`, on its device, in eval mode.
+        parameters: What is trained beside the head; none where it is the head alone.
+        state: From `start_state`, or of a run to be continued.
+        images: `train` and `val`.
+        data: The network's data config.
+        options: Recipe and data options.
+        weights: (classes,) of the loss, or None.
+        solve: The linear probe on the features that the network has then.
+        training: Further options of `train`.
+
+    Raises:
+        RecastError: The loss is no longer finite.
+    """
+    state = train(model, parameters, state, images["train"], images["val"], data, options, weights, **training)
+    # without parameters the features never moved, and the solution is what the head started from
+    return refit(parameters, state, solve) if parameters and RECIPES[options.recipe].head == "probe" else state
+
+
+def refit(parameters: list[nn.Parameter], state: State, solve: Callable[[], Probe]) -> State:
+    """The head of the best epoch solved to convergence, where validation is better for it.
+
+    A head trained for a few epochs of steps lags behind the features that the parameters make by then.
+
+    Args:
+        parameters: Of the model; they are left at the best epoch's.
+        state: Of the finished training.
+        solve: The linear probe on the features that the model has then.
+    """
+    if state.best_epoch == 0:  # nothing moved: the head is that probe
+        return state
+    with torch.no_grad():
+        for parameter, tensor in zip(parameters, state.best, strict=False):
+            parameter.copy_(tensor)
+    probe = solve()
+    if probe.val_top1 <= (state.val_top1 or 0.0):
+        return state
+    return replace(state, best=[*state.best[:-2], probe.weight, probe.bias], refit_val_top1=probe.val_top1)
