@@ -29,6 +29,7 @@ BASE_KEYS = {
     "savings",
     "bytes",
     "banks",
+    "roles",
 }
 BANK_KEYS = {"name", "group", "modules", "frobenius", "entropy", "max_relative_error", "coefficient_similarity"}
 TASK_KEYS = {
@@ -101,6 +102,17 @@ def test_a_base(vit_folder):
         assert bank["entropy"] > 0
         assert bank["max_relative_error"] == 0
         assert bank["coefficient_similarity"] == [pytest.approx([1, 0]), pytest.approx([0, 1])]
+
+
+def test_a_base_of_one_template_a_module_compares_the_templates_of_a_role(vit_folder, tmp_path):
+    recast("mimic", vit_folder, "-o", "base.safetensors")
+    roles = recast_json("inspect", "base.safetensors")["roles"]
+    assert [role["templates"] for role in roles] == [12, 12, 12, 12]
+    assert all(role["frobenius"] > 0 and len(role["similarity"]) == 12 for role in roles)
+    shown = recast("inspect", "base.safetensors", "--plot", "base.html").stdout
+    header = next(line for line in shown.splitlines() if line.startswith("bank "))
+    assert header.split() == ["bank", "layers", "entropy", "error"]  # nothing that no bank has
+    assert "Cosine similarity of the templates of all groups" in (tmp_path / "base.html").read_text()
 
 
 def test_what_is_undefined_is_null(vit_folder):

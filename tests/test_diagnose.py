@@ -8,8 +8,17 @@ import torch
 from helpers import perturbed
 
 from recast_cli.engine.base import save_base
-from recast_cli.engine.diagnose import compare_to_base, diagnose, similarity, template_distance, template_entropy
+from recast_cli.engine.diagnose import (
+    compare_to_base,
+    diagnose,
+    diagnose_roles,
+    similarity,
+    template_distance,
+    template_entropy,
+)
+from recast_cli.engine.mimic import mimic
 from recast_cli.engine.outline import read_outline
+from recast_cli.engine.plan import plan_layout
 
 TEMPLATES = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 
@@ -64,6 +73,27 @@ def test_every_bank_of_a_base(vit_base):
         assert diagnosis.frobenius == pytest.approx(np.linalg.norm(sources[0] - sources[1]) / 2)
         assert diagnosis.max_relative_error == 0.0
         assert np.allclose(diagnosis.coefficient_similarity, np.eye(2))
+
+
+def test_every_role_of_a_base(vit_base):
+    (role,) = diagnose_roles(vit_base)
+    templates = np.concatenate([vit_base.templates(bank).double().numpy() for bank in vit_base.layout.banks])
+    assert (role.role, role.shape, role.templates) == ("blocks.*.attn.qkv", (96, 32), 12)
+    assert role.banks == tuple(bank.name for bank in vit_base.layout.banks)
+    pairs = [np.linalg.norm(templates[i] - templates[j]) for i in range(12) for j in range(i + 1, 12)]
+    assert role.frobenius == pytest.approx(sum(pairs) / (12 * 11))
+    flat = templates.reshape(12, -1)
+    flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    assert np.allclose(role.similarity, flat @ flat.T)
+
+
+def test_a_role_of_one_template_has_nothing_to_compare(vit_source):
+    layout = plan_layout(vit_source.modules, patterns=["blocks.0.attn.qkv", "blocks.*.mlp.fc1"], groups=12)
+    roles = {role.role: role for role in diagnose_roles(mimic(vit_source, layout))}
+    alone, many = roles["blocks.*.attn.qkv"], roles["blocks.*.mlp.fc1"]
+    assert (alone.templates, alone.frobenius, alone.similarity) == (1, None, None)
+    assert many.templates == 12
+    assert many.frobenius > 0
 
 
 def test_moved_is_the_distance_from_the_base(vit_base):

@@ -18,7 +18,7 @@ from recast_cli.workspace import Workspace, find_workspace, read_base_id
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
-    from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange
+    from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis
     from recast_cli.engine.outline import Outline
 
 
@@ -79,12 +79,14 @@ class Look:
         value: dict[str, Any],
         base: Base | None = None,
         banks: list[BankDiagnosis] | None = None,
+        roles: list[RoleDiagnosis] | None = None,
         vector: list[float] | None = None,
         changes: list[ModuleChange] | None = None,
     ) -> None:
         self.value = value
         self.base = base
         self.banks = banks
+        self.roles = roles
         self.vector = vector
         self.changes = changes
 
@@ -110,10 +112,10 @@ def look(item: str, workspace: Workspace, base: Path | None) -> Look:
 def look_at_base(path: Path) -> Look:
     """A base: layout, parameters, savings, and the diagnosis of every bank."""
     from recast_cli.engine.base import load_base, parameters
-    from recast_cli.engine.diagnose import diagnose
+    from recast_cli.engine.diagnose import diagnose, diagnose_roles
 
     base = load_base(path)
-    layout, banks = base.layout, diagnose(base)
+    layout, banks, roles = base.layout, diagnose(base), diagnose_roles(base)
     saved = sum(len(bank.modules) * bank.numel for bank in layout.banks) - layout.template_parameters
     value = {
         "kind": "base",
@@ -132,8 +134,9 @@ def look_at_base(path: Path) -> Look:
         "savings": layout.savings,
         "bytes": path.stat().st_size,
         "banks": [{**asdict(bank), "modules": list(bank.modules)} for bank in banks],
+        "roles": [{**asdict(role), "shape": list(role.shape), "banks": list(role.banks)} for role in roles],
     }
-    return Look(value, base=base, banks=banks)
+    return Look(value, base=base, banks=banks, roles=roles)
 
 
 def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
@@ -207,7 +210,7 @@ def draw(looks: list[Look], matrix: Any, path: Path) -> None:
 
     first = looks[0]
     if len(looks) == 1 and first.base is not None and first.banks is not None:
-        return plot_base(first.base, first.banks, path)
+        return plot_base(first.base, first.banks, path, first.roles or [])
     if all(each.changes is not None for each in looks):
         return plot_tasks([(str(each.value["task"]), each.changes or []) for each in looks], matrix, path)
     if any(each.value["kind"] == "task" and each.changes is None for each in looks):
@@ -242,17 +245,38 @@ def show_base(console: Console, value: dict[str, Any]) -> None:
         )
     )
     console.print()
-    table = columns("bank", "layers", "diversity", "entropy", "error", "similarity")
-    for bank in value["banks"]:
-        rows = bank["coefficient_similarity"]
-        pairs = [rows[i][j] for i in range(len(rows)) for j in range(i) if rows[i][j] is not None] if rows else []
-        mean = sum(pairs) / len(pairs) if pairs else None
-        error = f"{bank['max_relative_error']:.2g}"
-        layers = str(len(bank["modules"]))
-        table.add_row(
-            bank["name"], layers, number(bank["frobenius"], 2), number(bank["entropy"], 2), error, number(mean)
-        )
+    rows = [bank_row(bank) for bank in value["banks"]]
+    names = ("bank", "layers", "diversity", "entropy", "error", "similarity")
+    told = [place for place in range(len(names)) if any(row[place] != "-" for row in rows)]
+    table = columns(*(names[place] for place in told))
+    for row in rows:
+        table.add_row(*(row[place] for place in told))
     console.print(table)
+    if any(len(role["banks"]) > 1 for role in value["roles"]):
+        console.print()
+        table = columns("templates of all banks", "", "diversity", "similarity")
+        for role in value["roles"]:
+            mean = number(mean_similarity(role["similarity"]))
+            table.add_row(role["role"], str(role["templates"]), number(role["frobenius"], 2), mean)
+        console.print(table)
+
+
+def bank_row(bank: dict[str, Any]) -> list[str]:
+    """A bank in words."""
+    return [
+        bank["name"],
+        str(len(bank["modules"])),
+        number(bank["frobenius"], 2),
+        number(bank["entropy"], 2),
+        f"{bank['max_relative_error']:.2g}",
+        number(mean_similarity(bank["coefficient_similarity"])),
+    ]
+
+
+def mean_similarity(matrix: list[list[float | None]] | None) -> float | None:
+    """The mean of a symmetric matrix below its diagonal, without what is undefined."""
+    pairs = [value for place, row in enumerate(matrix or ()) for value in row[:place] if value is not None]
+    return sum(pairs) / len(pairs) if pairs else None
 
 
 def show_task(console: Console, value: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recast_cli.engine.base import Base
+    from recast_cli.engine.layout import Bank
     from recast_cli.engine.outline import Outline
 
 Matrix = list[list[float | None]]
@@ -55,6 +56,56 @@ def diagnose(base: Base) -> list[BankDiagnosis]:
         )
         for bank in base.layout.banks
     ]
+
+
+@dataclass(frozen=True)
+class RoleDiagnosis:
+    """All templates of one role and shape, across its banks: what is left to compare where a bank has one template.
+
+    Attributes:
+        role: What the modules are, e.g. `blocks.*.attn.qkv`; `shape` of each weight.
+        banks: Names of its banks, in order of depth; `templates` of all of them.
+        frobenius: Mean distance of two templates, as of a bank.
+        similarity: Cosine similarity of every two templates.
+    """
+
+    role: str
+    shape: tuple[int, ...]
+    banks: tuple[str, ...]
+    templates: int
+    frobenius: float | None
+    similarity: Matrix | None
+
+
+def diagnose_roles(base: Base) -> list[RoleDiagnosis]:
+    """Every role and shape of a base, in order of its first bank."""
+    roles: dict[tuple[str, tuple[int, ...]], list[Bank]] = {}
+    for bank in base.layout.banks:
+        roles.setdefault((bank.role, bank.shape), []).append(bank)
+    found = []
+    for (role, shape), banks in roles.items():
+        products = inner_products([template for bank in banks for template in base.templates(bank)])
+        lengths = products.diagonal()
+        pairs = lengths[:, None] + lengths - 2 * products
+        count = len(products)
+        distance = float(pairs.clamp_min(0).sqrt().triu(1).sum()) / (count * (count - 1)) if count > 1 else None
+        cosines = products / (lengths[:, None] * lengths).sqrt()
+        matrix: Matrix = [[None if math.isnan(value) else value for value in row] for row in cosines.tolist()]
+        names = tuple(bank.name for bank in banks)
+        found.append(RoleDiagnosis(role, shape, names, count, distance, matrix if count > 1 else None))
+    return found
+
+
+def inner_products(templates: Sequence[Tensor]) -> Tensor:
+    """<T_i, T_j> of every two templates: (n, n), float64."""
+    import torch
+
+    flat = [template.flatten() for template in templates]
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for columns in zip(*(each.split(2**20) for each in flat), strict=True):  # in double, but not all at once
+        part = torch.stack(columns).double()
+        total += part @ part.T
+    return total
 
 
 def template_distance(templates: Tensor) -> float | None:

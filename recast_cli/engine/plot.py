@@ -11,24 +11,33 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
-import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from recast_cli.engine.diagnose import BankDiagnosis, Matrix, ModuleChange
+from recast_cli.engine.diagnose import BankDiagnosis, Matrix, ModuleChange, RoleDiagnosis
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import atomic, check_writable
+from recast_cli.engine.heat_maps import (
+    MOST_MAPS,
+    WIDTH,
+    Map,
+    Series,
+    choose_maps,
+    draw_maps,
+    map_sizes,
+    role_maps,
+    short,
+)
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
 
 SUFFIXES = (".png", ".svg", ".html")
-MOST_MAPS, WIDTH = 24, 10.0  # heat maps in a picture; its inches
 # Okabe and Ito's colours, told apart by colour-blind readers too; without yellow, which is faint on white
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"), tuple("os^Dv<>P")
 # the user's matplotlibrc must not change what was laid out here; the backend is left alone, as nothing is shown
@@ -52,22 +61,14 @@ CSS = """body{font:14px sans-serif;margin:2em auto;max-width:1000px}svg{width:10
 table{border-collapse:collapse;margin:1em 0;font-size:12px;display:block;overflow-x:auto}caption{text-align:left}
 td,th{padding:2px 12px 2px 0;border-bottom:1px solid #ddd;text-align:right}:first-child{text-align:left}"""
 
-Series = dict[str, list[BankDiagnosis]]
-"""Role and shape -> its banks."""
 Tasks = list[tuple[str, list[ModuleChange]]]
 """Name of each task and what it changed."""
 
 
-class Map(NamedTuple):
-    """One heat map: its title, its matrix, and the names along both edges."""
-
-    title: str
-    matrix: Matrix
-    names: list[str]
-
-
-def plot_base(base: Base, banks: list[BankDiagnosis], path: Path) -> None:
+def plot_base(base: Base, banks: list[BankDiagnosis], path: Path, roles: Sequence[RoleDiagnosis] = ()) -> None:
     """Curves over the groups, one line per role and shape, and the similarity of coefficients within each group.
+
+    Where every group is a single layer the templates of each of the `roles` are compared instead.
 
     Raises:
         RecastError: `path` ends in none of SUFFIXES, or no file can be put there.
@@ -78,11 +79,15 @@ def plot_base(base: Base, banks: list[BankDiagnosis], path: Path) -> None:
     for bank in banks:
         series.setdefault(kinds[bank.name], []).append(bank)
     found, width = choose_maps(series)
+    heading = "Cosine similarity of coefficients between the layers of a group"
+    if not found and roles:  # groups of one layer: their templates are what can be compared
+        heading = "Cosine similarity of the templates of all groups"
+        found, width = role_maps(roles)
     maps = found[:MOST_MAPS]
     notes = {
         f"+{len(found) - len(maps)} more groups whose similarity is not drawn.": len(found) > len(maps),
-        "A group of one layer has no similarity between layers.": any(len(bank.modules) < 2 for bank in banks),
-        "A group of one template has no distance between templates.": any(bank.frobenius is None for bank in banks),
+        "A group of one layer has no similarity between layers.": 0 < lonely(banks, "coefficient_similarity") < 1,
+        "A group of one template has no distance between templates.": 0 < lonely(banks, "frobenius") < 1,
     }
     columns = ("group", "kind", "layers", "distance", "entropy", "largest error", "similarity between layers")
     rows = []
@@ -94,7 +99,7 @@ def plot_base(base: Base, banks: list[BankDiagnosis], path: Path) -> None:
         figure, parts = new_figure(heights, " ".join(note for note, wanted in notes.items() if wanted))
         draw_curves(parts[0], series)
         if maps:
-            draw_maps(parts[1], maps, width, "Cosine similarity of coefficients between the layers of a group")
+            draw_maps(parts[1], maps, width, heading)
         plan = base.layout
         title = f"{base.source}, layout {plan.name}: G = {plan.groups}, n = {plan.templates}, K = {plan.sets}"
         save(figure, title, [table("Groups", columns, rows)], path)
@@ -149,7 +154,8 @@ def draw_curves(part: SubFigure, series: Series) -> None:
     panels = {"frobenius": "Mean distance of templates (Frobenius)", "entropy": "Entropy of singular values (nats)"}
     if any(bank.max_relative_error > 0 for bank in banks):
         panels["max_relative_error"] = "Largest relative error of a layer"
-    for axis, (field, title) in zip(part.subplots(1, len(panels)), panels.items(), strict=True):
+    panels = {field: title for field, title in panels.items() if lonely(banks, field) < 1 or field == "entropy"}
+    for axis, (field, title) in zip(part.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for line in series.values():
             line = sorted(line, key=lambda bank: bank.group)
             values = [math.nan if (value := getattr(bank, field)) is None else value for bank in line]
@@ -199,70 +205,9 @@ def draw_legend(part: SubFigure, axis: Axes, names: list[str]) -> None:
     part.legend(axis.get_lines(), labels, loc="outside lower center", ncols=legend_size(names)[0])
 
 
-def choose_maps(series: Series) -> tuple[list[Map], int]:
-    """All heat maps, role by role, and how many stand side by side: where it fits, a row begins with a role."""
-    maps = [
-        Map(bank.name, bank.coefficient_similarity, short_names(bank.modules))
-        for banks in series.values()
-        for bank in sorted(banks, key=lambda bank: bank.group)
-        if bank.coefficient_similarity is not None
-    ]
-    drawn = min(len(maps), MOST_MAPS)
-    largest = max((len(each.names) for each in maps[:drawn]), default=0)
-    long = any(len(each.title) > 23 for each in maps)
-    fits = 6 if largest <= 4 and not long else 4 if largest <= 8 else 3 if largest <= 16 else 2
-    lengths = {sum(bank.coefficient_similarity is not None for bank in banks) for banks in series.values()} - {0}
-    if len(lengths) == 1 and 1 < (length := lengths.pop()) <= fits:
-        return maps, min(length * (fits // length), drawn)
-    return maps, math.ceil(drawn / math.ceil(drawn / fits)) if drawn else 1
-
-
-def map_sizes(maps: list[Map], width: int) -> tuple[float, float]:
-    """Edge of a heat map, and height of a grid with `width` in a row, with all texts, in inches; 0 for no maps."""
-    text = 0.07 * max((len(name) for each in maps for name in each.names), default=0)
-    edge = max(0.9, 0.32 * max((len(each.names) for each in maps), default=0))
-    edge = min(WIDTH / width - text - 0.35, edge, 4.5)
-    return edge, math.ceil(len(maps) / width) * (edge + text + 0.4) + 0.9 if maps else 0.0
-
-
-def draw_maps(part: SubFigure, maps: list[Map], width: int, heading: str) -> None:
-    """Heat maps on one scale from -1 to 1; a grey cell is undefined."""
-    part.suptitle(heading, fontsize=9)
-    axes = part.subplots(math.ceil(len(maps) / width), width, squeeze=False).ravel()
-    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#cccccc")
-    for axis, (title, matrix, names) in zip(axes, maps, strict=False):
-        values = np.ma.masked_invalid(np.array(matrix, dtype=float))
-        mesh = axis.pcolormesh(values, cmap=colours, vmin=-1, vmax=1, edgecolors="white", linewidth=0.5)
-        step = math.ceil(0.12 * len(names) / map_sizes(maps, width)[0])
-        ticks = [place + 0.5 for place in range(0, len(names), step)]
-        flat = max(map(len, names)) * len(ticks) <= 14 * map_sizes(maps, width)[0]
-        axis.set_xticks(ticks, names[::step], fontsize=7, rotation=0 if flat else 90)
-        axis.set_yticks(ticks, names[::step], fontsize=7)
-        axis.tick_params(length=0, pad=2)
-        axis.spines[:].set_visible(False)
-        axis.set(aspect="equal", ylim=(len(names), 0))
-        axis.set_title(short(title, int(15 * WIDTH / width) - 2), fontsize=7.5)
-        for row, column in np.ndindex(values.shape) if len(names) <= 6 else ():
-            value = matrix[row][column]
-            text = "–" if value is None else f"{round(value, 2) + 0.0:.2f}"  # + 0.0 makes -0.0 a plain zero
-            ink = "white" if abs(value or 0.0) > 0.6 else "black"
-            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=ink)
-    for axis in axes[len(maps) :]:
-        axis.remove()
-    part.colorbar(mesh, ax=axes[: len(maps)], location="bottom", shrink=0.3, aspect=30, ticks=[-1, -0.5, 0, 0.5, 1])
-
-
-def short(name: str, limit: int) -> str:
-    """`name` in printable characters, with … inside where it is longer than `limit`."""
-    name = "".join(letter if letter.isprintable() else " " for letter in name).strip()
-    return name if len(name) <= limit else f"{name[: limit // 3]}…{name[len(name) - (limit - limit // 3 - 1) :]}"
-
-
-def short_names(modules: tuple[str, ...]) -> list[str]:
-    """Only the components in which modules of one role differ: blocks.0.attn.qkv, blocks.1.attn.qkv -> 0, 1."""
-    parts = [module.split(".") for module in modules]
-    differing = [place for place, each in enumerate(zip(*parts, strict=True)) if len(set(each)) > 1]
-    return [short(".".join(each[place] for place in differing), 12) for each in parts]
+def lonely(banks: list[BankDiagnosis], field: str) -> float:
+    """The share of banks in which a quantity is undefined."""
+    return sum(getattr(bank, field) is None for bank in banks) / len(banks)
 
 
 def number(value: float | None) -> str:

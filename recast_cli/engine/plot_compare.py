@@ -17,7 +17,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
 from recast_cli.engine.files import atomic
-from recast_cli.engine.plot import COLOURS, MARKERS, STYLE, short
+from recast_cli.engine.heat_maps import short
+from recast_cli.engine.plot import COLOURS, MARKERS, STYLE
 from recast_cli.engine.standings import BUDGET, Standing
 
 OURS, GREY = COLOURS[1], "#666666"
