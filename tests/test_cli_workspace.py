@@ -36,7 +36,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(fresh):
     write("tasks:\n  colours:\n    epochs: 1\n    batch-size: 8\n    head_lr: 0.5\n")
     assert recast("adapt", "--task", "colours", "--batch-size", 16).exit_code == 0
     found = options(fresh)
-    assert (found["epochs"], found["batch_size"], found["head_lr"], found["lr"]) == (1, 16, 0.5, 0.02)
+    assert (found["epochs"], found["batch_size"], found["head_lr"], found["lr"]) == (1, 16, 0.5, 0.05)
 
 
 def test_flags_for_base_and_data_win_too(fresh):

@@ -22,7 +22,7 @@ from recast_cli.cli.output import Output, columns, percent
 from recast_cli.engine.errors import RecastError
 
 MODEL = "vit"
-RECIPE: dict[str, Any] = {"epochs": 5, "lr": 0.05}
+RECIPE: dict[str, Any] = {"epochs": 5}
 
 
 def demo(

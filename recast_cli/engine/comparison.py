@@ -16,7 +16,7 @@ from typing import Any
 
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.files import to_json
-from recast_cli.engine.options import RECIPES, AdaptOptions
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.settings import as_number, check_keys, option_types, read_yaml, typename, with_underscores
 
 OWN_KINDS = ("linear-probe", "head", "recast")
@@ -39,6 +39,8 @@ MIMIC: dict[str, tuple[type, ...]] = {
     "kl": (bool,),
 }
 SOURCE: dict[str, tuple[type, ...]] = {"source": (str,), "weights": (str,), "architecture": (str,), **MIMIC}
+RECAST_RATE = 0.02
+"""Learning rate at which the sweep of coefficients starts; the default of `adapt` is what such sweeps came to."""
 PROBED = ("image_size", "split", "split_seed", "class_weights", "on_bad_image", "precision")
 """Options of adapt that the linear probe depends on."""
 
@@ -157,8 +159,7 @@ def read_comparison(path: Path) -> Plan:
     factor = content["sweep"] if content.get("sweep") is not None else 3.0
     if not 1 <= factor < float("inf"):
         raise RecastError(f"{path}: sweep is {factor}, and a factor of 1 or more is wanted", "Leave it out for 3.")
-    recipe = next(iter(tasks.values())).options.recipe
-    rates = {**learning_rates(), "recast": RECIPES[recipe].lr}
+    rates = {**learning_rates(), "recast": RECAST_RATE}
     return Plan(
         path=path,
         seeds=read_seeds(path, content.get("seeds")),
