@@ -103,7 +103,7 @@ def adapt(
         ranks.from_first(lambda: resume.prepare(folder, restart))
         coefficients = coefficient_parameters(model, base)
         solve_probe = partial(
-            probe_model, model, images, len(split.classes), weights, architecture.data, where, dtype, progress
+            probe_model, model, images, len(split.classes), weights, architecture.data, where, progress
         )
         if state is None:
             with timed(timings, "probe"):

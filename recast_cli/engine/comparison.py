@@ -41,7 +41,7 @@ MIMIC: dict[str, tuple[type, ...]] = {
 SOURCE: dict[str, tuple[type, ...]] = {"source": (str,), "weights": (str,), "architecture": (str,), **MIMIC}
 RECAST_RATE = 0.02
 """Learning rate at which the sweep of coefficients starts; the default of `adapt` is what such sweeps came to."""
-PROBED = ("image_size", "split", "split_seed", "class_weights", "on_bad_image", "precision")
+PROBED = ("image_size", "split", "split_seed", "class_weights", "on_bad_image")
 """Options of adapt that the linear probe depends on."""
 
 

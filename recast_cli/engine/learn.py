@@ -38,10 +38,12 @@ def probe_model(
     class_weights: Tensor | None,
     data: dict[str, Any],
     device: torch.device,
-    dtype: torch.dtype,
     progress: Progress | None,
 ) -> Probe:
     """The linear probe on the features that a network makes of the training images, chosen on the validation images.
+
+    Features are taken in the precision of measuring, as the probe will be measured: a CPU measures in
+    float32, and there a head that was fitted to bfloat16 features can be a point worse.
 
     Args:
         model: On `device`; its features are taken as they are.
@@ -50,12 +52,11 @@ def probe_model(
         class_weights: (classes,) weights of the loss, or None.
         data: The network's data config.
         device: Where the network is.
-        dtype: Of its products.
         progress: Called after every batch.
     """
 
     def features_of(part: Images) -> tuple[Tensor, Tensor]:
-        found = infer(take_features(model), part.pixels, data, device, progress=progress, text="probing", dtype=dtype)
+        found = infer(take_features(model), part.pixels, data, device, progress=progress, text="probing")
         return found, part.labels
 
     train_rows, val_rows = features_of(images["train"]), features_of(images["val"])

@@ -21,7 +21,7 @@ from recast_cli.engine.learn import class_weights, probe_model
 from recast_cli.engine.mimic import DTYPES, mimic
 from recast_cli.engine.plan import BUDGET, plan_layout
 from recast_cli.engine.probe import Probe
-from recast_cli.engine.run import ready, training_precision
+from recast_cli.engine.run import ready
 from recast_cli.engine.solve import solver_options
 from recast_cli.engine.source import open_source
 from recast_cli.engine.splits import Split, split_folder
@@ -113,7 +113,7 @@ def probe_of(
 ) -> tuple[Probe, dict[str, Any]]:
     """The linear probe on a run's base and task, and how it was made; from `probes/`, made where it is not there.
 
-    It is the probe of `adapt`: on the base as `adapt` attaches it, in the precision of training.
+    It is the probe of `adapt`, on the base as `adapt` attaches it.
     """
     task = plan.tasks[run.task]
     spec = (plan.base_spec(run.source, run.method), task.data, probe_options(task.options))
@@ -135,10 +135,9 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
     start = time.perf_counter()
     with applying():  # a network may not take images of this size
         model = ready(attach(base, image_size=options.image_size), device)
-    dtype = training_precision(model, device, options.precision)
     data = base.known_architecture().data
     weights = class_weights(images["train"].labels, classes, options)
-    probe = probe_model(model, images, classes, weights, data, device, dtype, None)
+    probe = probe_model(model, images, classes, weights, data, device, None)
     metadata = {
         "kind": "probe",
         "format": FORMAT_VERSION,

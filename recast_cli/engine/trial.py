@@ -171,7 +171,7 @@ def train_line(work: Work) -> Line:
     precision = training_precision(model, device, options.precision)
     about, degrees, base_id = shared(work, base), base.layout.degrees_of_freedom, base.base_id
     del base  # the network has what it needs: no method is charged for a second one
-    solve = partial(probe_model, model, images, len(probe.bias), weights, data, device, precision, None)
+    solve = partial(probe_model, model, images, len(probe.bias), weights, data, device, None)
     try:
         state = learn(model, parameters, state, images, data, options, weights, solve)
     except RecastError as error:  # the loss is no longer finite: another rate may do

@@ -221,8 +221,7 @@ def open_task(base: Base, data: Path, size: int) -> Task:
     images = {part: decode(data, items, config, size) for part, items in parts.items()}
     device = choose_device()
     model = ready(merge(base, image_size=size), device)
-    dtype = training_precision(model, device)
-    probe = probe_model(model, images, len(split.classes), None, config, device, dtype, None)
+    probe = probe_model(model, images, len(split.classes), None, config, device, None)
     return Task(data.name, images, len(split.classes), probe)
 
 
