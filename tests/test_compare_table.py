@@ -96,6 +96,16 @@ def test_rows_that_are_not_whole_say_so_and_are_compared_with_none(plan, numbers
     assert rows["linear-probe"].best  # the best whole row of few floats is then the probe
 
 
+def test_a_row_that_lacks_a_task_does_not_stand_among_those_that_have_all(plan, numbers):
+    numbers["recast"][0] = 1.0  # by far the best on the task that is left
+    results = lines_of(plan, numbers)
+    for seed in plan.seeds:
+        del results[plan.key("vit", "shades", "recast", seed, 0.02)]
+    order = [row.method for row in standings(plan, results)]
+    assert order.index("recast") == len(order) - 2
+    assert order[-1] == "broken"
+
+
 def test_without_results_all_rows_are_there(plan):
     rows = standings(plan, {})
     assert [row.method for row in rows] == list(plan.methods)

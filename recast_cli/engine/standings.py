@@ -64,7 +64,7 @@ class Standing:
 
 
 def standings(plan: Plan, results: Results) -> list[Standing]:
-    """All rows, those of one source together, best mean first, those without a number last."""
+    """All rows, those of one source together: best mean first, then those that lack a task, then those without any."""
     found: list[Standing] = []
     for source in plan.sources:
         rows = [row_of(plan, source, name, results) for name in plan.methods]
@@ -131,7 +131,9 @@ def compared(rows: list[Standing]) -> list[Standing]:
             if lora and row in whole and lora in whole and probe in whole:
                 gap = share_of_gap(row.mean, probe.mean, lora.mean)
         found.append(Standing(**{**vars(row), "gain": gain, "gap": gap, "best": row in small and row.mean == best}))
-    return sorted(found, key=lambda row: (row.mean is None, -(row.mean or 0.0)))
+    most = max((len(row.tasks) for row in found), default=0)
+    # a mean over fewer tasks is another quantity, so such a row does not stand among the others
+    return sorted(found, key=lambda row: (row.mean is None, len(row.tasks) < most, -(row.mean or 0.0)))
 
 
 def share_of_gap(mean: float | None, low: float | None, high: float | None) -> float | None:
