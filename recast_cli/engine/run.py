@@ -60,10 +60,9 @@ def ready(model: nn.Module, device: torch.device) -> nn.Module:
         torch.set_float32_matmul_precision("high")
     model = model.to(device)
     if device.type in ("cpu", "cuda") and len(convolutions(model)) > 2:  # more than a stem
+        # tensor by tensor: `model.to(memory_format=...)` stumbles over banks, which have five dimensions
         for parameter in model.parameters():
-            if (
-                parameter.ndim == 4
-            ):  # `model.to(memory_format=...)` would stumble over banks, which have five dimensions
+            if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
 

@@ -1,4 +1,4 @@
-"""The training loop: coefficients and head by AdamW, the epoch chosen by validation accuracy alone."""
+"""The training loop: coefficients, or what else a network trains, and its head; validation alone chooses the epoch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class State:
     """All that a killed run needs to go on: tensors of the trained values, of AdamW, and of the best epoch.
 
     Attributes:
-        trained: Coefficients (K, n) of every module, then head weight and bias.
+        trained: What is trained of the network (coefficients (K, n) of every module), then head weight and bias.
         best: Like `trained`, at the best epoch so far.
         probe: The linear probe's weight and bias, measured on test beside the task.
         probe_val_top1: Its validation accuracy; `penalty` its regularisation.
@@ -74,7 +74,7 @@ class State:
 
 def train(
     model: nn.Module,
-    coefficients: list[nn.Parameter],
+    parameters: list[nn.Parameter],
     state: State,
     train_images: Images,
     val_images: Images,
@@ -89,8 +89,8 @@ def train(
     """Train from `state` until validation stops improving, or to the last epoch.
 
     Args:
-        model: Attached, frozen but for its coefficients, on its device, in eval mode: batch norm learns nothing.
-        coefficients: The parameters (K, n) of the model; none where the head alone is trained.
+        model: Frozen but for `parameters`, on its device, in eval mode: batch norm learns nothing.
+        parameters: Of the model: of an attached one the coefficients (K, n); none where the head alone is trained.
         state: Where to start.
         train_images: What is learnt.
         val_images: What chooses the epoch. The earliest of equal ones wins.
@@ -107,12 +107,12 @@ def train(
     device, recipe = next(model.parameters()).device, RECIPES[options.recipe]
     dtype = run.training_precision(model, device, options.precision)
     head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
-    parameters = [*coefficients, *head]
+    trained = [*parameters, *head]
     with torch.no_grad():
-        for parameter, tensor in zip(coefficients, state.trained, strict=False):
+        for parameter, tensor in zip(parameters, state.trained, strict=False):
             parameter.copy_(tensor)
     rates = (options.lr, options.head_lr)
-    groups = [{"params": coefficients, "lr": options.lr}, {"params": head, "lr": options.head_lr}]
+    groups = [{"params": parameters, "lr": options.lr}, {"params": head, "lr": options.head_lr}]
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=device.type in ("cpu", "cuda"))
     if state.optimizer is not None:
         optimizer.load_state_dict(state.optimizer)
@@ -140,7 +140,7 @@ def train(
         places = torch.arange(size, device=pixels.device)
         windows = draw_windows(size, torch.Generator()).to(pixels.device)
         loss = share_of_loss(places % count, windows, torch.ones((), device=device), places)
-        torch.autograd.grad(loss, parameters)
+        torch.autograd.grad(loss, trained)
 
     with cheap_gradients(model), run.quick_attention(model, device, dtype):
         if state.batch_size is None:
@@ -162,9 +162,9 @@ def train(
                 batch_weight = image_weights[order[part]].sum().to(device, non_blocking=True)
                 loss = partial(share_of_loss, order, windows, batch_weight)
                 places = torch.arange(part.start, part.stop, device=pixels.device)
-                value, gradients = accumulator.gradients(loss, ranks.mine(places), parameters)
+                value, gradients = accumulator.gradients(loss, ranks.mine(places), trained)
                 ranks.add([value, *gradients])
-                for parameter, gradient in zip(parameters, gradients, strict=True):
+                for parameter, gradient in zip(trained, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
                 total += value * len(places)
@@ -178,7 +178,7 @@ def train(
                 raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
             accuracy = top_k(infer(logits, val_pixels, data, device, dtype=dtype), val_images.labels)
             epoch = Epoch(number, epoch_loss, accuracy, count / training, time.perf_counter() - start)
-            state = advance(state, epoch, parameters, optimizer)
+            state = advance(state, epoch, trained, optimizer)
             if after_epoch:
                 after_epoch(state)
     return state
