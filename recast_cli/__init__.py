@@ -27,6 +27,7 @@ PUBLIC = {
     "solve": ("GradientOptions", "VaeOptions"),
     "mimic": ("mimic",),
     "base": ("Base", "load_base", "save_base"),
+    "adapters": ("Adapter",),
     "attach": ("attach", "merge"),
     "switch": ("Switcher",),
     "verify": ("Verification", "verify"),
@@ -59,6 +60,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.adapt import adapt
+    from recast_cli.engine.adapters import Adapter
     from recast_cli.engine.attach import attach, merge
     from recast_cli.engine.base import Base, load_base, save_base
     from recast_cli.engine.compare import compare

@@ -185,7 +185,7 @@ def test_the_base_file_is_not_touched(vit_base, data, tmp_path):
 
 
 def test_only_coefficients_change_in_the_network_that_is_trained(conv_base, data, tmp_path, monkeypatch):
-    module = importlib.import_module("recast_cli.engine.adapt")
+    module = importlib.import_module("recast_cli.engine.join")
     seen = []
 
     def spy(*args, **kwargs):

@@ -13,6 +13,7 @@ KEYS = {
     "task",
     "base_id",
     "coefficients",
+    "adapter",
     "head_parameters",
     "files",
     "val_top1",
@@ -113,11 +114,17 @@ def test_every_option_is_recorded(fresh):
         "class-weights": "balanced",
         "on-bad-image": "fail",
         "precision": "bfloat16",
+        "adapter": "rosa",
+        "rank": 2,
+        "density": 0.01,
+        "adapter-lr": 0.004,
     }
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     assert recast("adapt", "--task", "colours", "--device", "cpu", *flags).exit_code == 0
     record = yaml.safe_load((fresh / "tasks" / "colours" / "task.yaml").read_text())
-    assert record["options"] == {name.replace("-", "_"): value for name, value in options.items()}
+    assert record["options"] == {name.replace("-", "_"): value for name, value in options.items()} | {
+        "coefficients": True
+    }
     assert record["image_size"] == 64
     assert record["classes"] == ["blue", "green", "red"]
 

@@ -38,6 +38,7 @@ TASK_KEYS = {
     "base_id",
     "base",
     "coefficients",
+    "adapter",
     "head_parameters",
     "classes",
     "image_size",

@@ -107,6 +107,38 @@ def test_recast_gives_the_numbers_of_adapt(refitted, folder, monkeypatch):
         assert probe_line["val_top1"] == metrics["linear_probe_val_top1"]
 
 
+@pytest.mark.parametrize("name", ["melo", "rosa"])
+def test_adapters_give_the_numbers_of_adapt(name, folder, monkeypatch):
+    monkeypatch.setattr("recast_cli.engine.learn.fit_probe", know_little)
+    shared = FEW[: FEW.index("methods:")].replace("epochs: 1", "epochs: 3").replace("  shades: pictures/shades\n", "")
+    rows = f"methods:\n  joined: {{method: recast, adapter: {name}, lr: 0.01}}\n"
+    rows += f"  alone: {{method: adapter, adapter: {name}, lr: 0.01}}\n"
+    plan = plan_of(shared + rows)
+    results, failed, _ = run_all(plan)
+    assert failed == 0
+    base = load_base(OUT / "bases" / f"{digest_of(plan.base_spec('vit', 'joined'))}.safetensors")
+    found = set()
+    for method in ("joined", "alone"):
+        options = AdaptOptions(
+            epochs=3, precision="float32", adapter=name, adapter_lr=0.01, coefficients=method == "joined"
+        )
+        task = adapt(base, Path("pictures/colours"), method, Path(f"tasks/{method}"), options)
+        line = results[plan.key("vit", "colours", method, 0, 0.01)]
+        metrics = task.record["metrics"]
+        assert metrics["best_epoch"] > 0
+        for key in ("val_top1", "test_top1", "best_epoch"):
+            assert line[key] == metrics[key]
+        floats = task.record["adapter"]["floats"]
+        assert line["floats"] == floats + (base.layout.coefficients if method == "joined" else 0)
+        size = Path(f"tasks/{method}/adapter.safetensors").stat().st_size
+        if method == "joined":
+            size += Path(f"tasks/{method}/coefficients.safetensors").stat().st_size
+        assert line["file_bytes"] == size
+        found.add(line["key"])
+    assert len(found) == 2
+    assert list((OUT / "trained").iterdir()) == []
+
+
 @pytest.mark.parametrize("cut", [1, 40])
 def test_a_line_that_was_cut_short_is_done_again_and_no_other(cut, folder):
     plan = plan_of(FEW)

@@ -101,6 +101,22 @@ def test_a_key_depends_on_all_that_determines_a_run_and_on_no_name_or_folder(pla
     assert keys(defaults) == keys(plan)
 
 
+def test_an_adapter_s_rate_is_swept_and_its_options_tell_runs_apart(tmp_path):
+    methods = """methods:
+  recast: {lr: 0.1}
+  alone: {method: adapter, adapter: rosa}
+  joined: {method: recast, adapter: rosa}
+  denser: {method: recast, adapter: rosa, density: 0.5, lr: 0.1}
+  mask: {method: adapter, adapter: piggyback}
+"""
+    plan = plan_of(TEXT[: TEXT.index("methods:")] + methods, tmp_path / "c.yaml")
+    assert plan.methods["alone"].rates == plan.methods["joined"].rates == (0.000333333, 0.001, 0.003)
+    assert plan.methods["mask"].start == 1e-4
+    assert plan.methods["denser"].adapter == {"adapter": "rosa", "density": 0.5}
+    assert plan.methods["denser"].options == {}
+    assert len({keys(plan, method=name, lr=0.1) for name in plan.methods}) == 5
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -123,6 +139,11 @@ def test_a_key_depends_on_all_that_determines_a_run_and_on_no_name_or_folder(pla
         ("[0.1, 0.01]", "[0.1, fast]", "methods.listed.lr has 'fast'"),
         ("[0.1, 0.01]", "[]", "methods.listed.lr is empty"),
         ("[0.1, 0.01]", "-1", "methods.listed.lr has -1"),
+        ("{method: head}", "{method: head, adapter: melo}", "methods.head: head has no adapter"),
+        ("{method: head}", "{method: adapter}", "methods.head names no adapter"),
+        ("{method: head}", "{method: adapter, adapter: lora}", "--adapter lora is unknown"),
+        ("{method: head}", "{method: adapter, adapter: melo, density: 0.1}", "--adapter melo has no density"),
+        ("{method: head}", "{method: recast, rank: 2}", "--rank belongs to an adapter"),
         (TEXT[TEXT.index("methods:") :], "methods: {}", "methods is empty"),
         (TEXT, "", "is empty"),
         (TEXT, "- a", "holds a list"),

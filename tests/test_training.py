@@ -9,7 +9,7 @@ from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.images import Images
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.run import augment, draw_windows
-from recast_cli.engine.train import Epoch, State, train
+from recast_cli.engine.train import Epoch, Part, State, train
 
 module = importlib.import_module("recast_cli.engine.train")
 
@@ -41,7 +41,16 @@ def test_the_earliest_epoch_of_the_best_validation_is_kept(accuracies, best, set
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     states = [state]
     options = AdaptOptions(epochs=3, batch_size=4)
-    end = train(model, coefficients, state, drawn(8, 0), drawn(4, 1), data, options, after_epoch=states.append)
+    end = train(
+        model,
+        [Part(coefficients, options.lr)],
+        state,
+        drawn(8, 0),
+        drawn(4, 1),
+        data,
+        options,
+        after_epoch=states.append,
+    )
     assert [epoch.val_top1 for epoch in end.history] == [0.5, *accuracies]
     assert end.best_epoch == best
     for kept, there in zip(end.best, states[best].trained, strict=True):
@@ -62,10 +71,10 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
     options = AdaptOptions(epochs=2, batch_size=4, lr=0.5, head_lr=0.25)
-    train(model, coefficients, state, drawn(10, 0), drawn(4, 1), data, options)
+    train(model, [Part(coefficients[:5], 0.5), Part(coefficients[5:], 0.125)], state, drawn(10, 0), drawn(4, 1), data, options)
     shares = [0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 6)).item()) for step in range(6)]
-    assert [lr for lr, _ in seen] == pytest.approx([0.5 * share for share in shares])
-    assert [lr for _, lr in seen] == pytest.approx([0.25 * share for share in shares])
+    for rates, start in zip(zip(*seen, strict=True), (0.5, 0.125, 0.25), strict=True):
+        assert rates == pytest.approx([start * share for share in shares])
 
 
 def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
@@ -88,7 +97,7 @@ def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
             images.mean((2, 3)) @ torch.zeros(3, 32) + sum(coefficient.sum() for coefficient in coefficients)
         ),
     )
-    train(model, coefficients, state, drawn(4, 0), drawn(2, 1), data, options)
+    train(model, [Part(coefficients, options.lr)], state, drawn(4, 0), drawn(2, 1), data, options)
     assert len(seen) == 100
     plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
     schedule = torch.optim.lr_scheduler.StepLR(plain, 33, 0.1)
@@ -107,9 +116,9 @@ def test_training_stops_when_validation_has_not_improved(accuracies, patience, e
     script = iter(accuracies)
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     options = AdaptOptions(epochs=6, batch_size=8, patience=patience)
-    end = train(model, coefficients, state, drawn(8, 0), drawn(4, 1), data, options)
+    end = train(model, [Part(coefficients, options.lr)], state, drawn(8, 0), drawn(4, 1), data, options)
     assert end.history[-1].number == epochs
-    again = train(model, coefficients, end, drawn(8, 0), drawn(4, 1), data, options)
+    again = train(model, [Part(coefficients, options.lr)], end, drawn(8, 0), drawn(4, 1), data, options)
     assert again is end  # a run that was killed after its last epoch does not begin another
 
 
@@ -117,7 +126,7 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
     model, coefficients, state, data = setting
     # in bfloat16 products are rounded otherwise in batches of another size
     options = AdaptOptions(epochs=2, batch_size=8, precision="float32")
-    whole = train(model, coefficients, state, drawn(10, 0), drawn(4, 1), data, options)
+    whole = train(model, [Part(coefficients, options.lr)], state, drawn(10, 0), drawn(4, 1), data, options)
     own = torch.nn.functional.cross_entropy
 
     def tight(logits, *rest, **options):
@@ -126,7 +135,7 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
         return own(logits, *rest, **options)
 
     monkeypatch.setattr(module.F, "cross_entropy", tight)
-    cut = train(model, coefficients, state, drawn(10, 0), drawn(4, 1), data, options)
+    cut = train(model, [Part(coefficients, options.lr)], state, drawn(10, 0), drawn(4, 1), data, options)
     for one, other in zip(whole.trained, cut.trained, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
@@ -143,7 +152,8 @@ def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
         return pixels
 
     monkeypatch.setattr(module, "augment", spy)
-    train(model, coefficients, state, images, drawn(4, 1), data, AdaptOptions(epochs=2, batch_size=4))
+    options = AdaptOptions(epochs=2, batch_size=4)
+    train(model, [Part(coefficients, options.lr)], state, images, drawn(4, 1), data, options)
     first, second = seen[:10], seen[10:]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second

@@ -11,7 +11,7 @@ from rich.console import Console
 from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, facts, left_out, percent
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.options import RECIPES
+from recast_cli.engine.options import ADAPTERS, RECIPES
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -60,6 +60,21 @@ def adapt(
         str | None,
         typer.Option(metavar="auto|float32|bfloat16", help="While training; auto: bfloat16 where the hardware has it."),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"Train an adapter beside the coefficients: {', '.join(ADAPTERS)}."),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Of the adapter's update, or its width.  [default: 1]")] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of entries that rosa changes.  [default: 0.017, rosa-mlp: 1e-5]")
+    ] = None,
+    adapter_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the adapter.  [default: 0.001, piggyback: 0.0001]")
+    ] = None,
+    coefficients: Annotated[
+        bool | None,
+        typer.Option("--coefficients/--no-coefficients", help="Without them: the adapter alone.", show_default=False),
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = False,
     cache_size: CacheSize = None,
     restart: Annotated[bool, typer.Option("--restart", help="Replace what this task already has.")] = False,
@@ -78,6 +93,7 @@ def adapt(
         recast adapt --task flowers
         recast adapt --task flowers --data ~/pictures/flowers --image-size 112
         recast adapt --task cifar10 --json > result.json
+        recast adapt --task flowers --adapter melo --rank 4
         torchrun --nproc-per-node 4 -m recast_cli adapt --task flowers
     """
     out = Output(as_json, quiet)
@@ -97,6 +113,11 @@ def adapt(
         "class_weights": class_weights,
         "on_bad_image": on_bad_image,
         "precision": precision,
+        "adapter": adapter,
+        "rank": rank,
+        "density": density,
+        "adapter_lr": adapter_lr,
+        "coefficients": coefficients,
     }
     options = workspace.adapt_options(task, flags)
     base_file = workspace.base_file(base)
@@ -162,17 +183,18 @@ def find_images(workspace: Workspace, task: str, flag: Path | None, out: Output)
 
 def summary(task: Task, folder: Path) -> dict[str, Any]:
     """The JSON of `recast adapt`."""
-    from recast_cli.engine.task import COEFFICIENTS, HEAD, RECORD
+    from recast_cli.engine.task import ADAPTER, files_of
 
     record = task.record
-    metrics = record["metrics"]
+    metrics, adapter = record["metrics"], record.get("adapter")
     names = ("val_top1", "test_top1", "linear_probe_val_top1", "linear_probe_test_top1")
     return {
         "task": task.name,
         "base_id": task.base_id,
         "coefficients": record["coefficients"],
         "head_parameters": record["head_parameters"],
-        "files": [str(folder / name) for name in (COEFFICIENTS, HEAD, RECORD)],
+        "adapter": adapter and {**adapter, "bytes": (folder / ADAPTER).stat().st_size},
+        "files": [str(folder / name) for name in files_of(record)],
         **{name: metrics[name] for name in names},
         "epochs": len(record["history"]) - 1,
         "best_epoch": metrics["best_epoch"],
@@ -187,11 +209,11 @@ def summary(task: Task, folder: Path) -> dict[str, Any]:
 
 def show(console: Console, value: dict[str, Any]) -> None:
     """The same for people."""
-    unmoved = "" if value["best_epoch"] else ": no epoch beat the linear probe, so the coefficients are the base's"
+    unmoved = "" if value["best_epoch"] else ": no epoch beat the linear probe, so all but the head is the base's"
     gain = 100 * (value["test_top1"] - value["linear_probe_test_top1"])
     rows = [
         ("task", f"{value['task']}  (base {value['base_id'][:8]})"),
-        ("learned", f"{value['coefficients']} coefficients, and a head of {value['head_parameters']:,} parameters"),
+        ("learned", f"{what_learned(value)}, and a head of {value['head_parameters']:,} parameters"),
         (
             "test top-1",
             f"{percent(value['test_top1'])}  ({gain:+.1f} points on the linear probe's "
@@ -206,3 +228,11 @@ def show(console: Console, value: dict[str, Any]) -> None:
         ("seconds", f"{value['seconds']:.1f}  on {value['device']}"),
     ]
     console.print(facts(rows))
+
+
+def what_learned(value: dict[str, Any]) -> str:
+    """`48 coefficients, 9,216 numbers of melo (38,640 bytes)`."""
+    parts = [f"{value['coefficients']} coefficients"] if value["coefficients"] else []
+    if adapter := value["adapter"]:
+        parts.append(f"{adapter['floats']:,} numbers of {adapter['name']} ({adapter['bytes']:,} bytes)")
+    return ", ".join(parts) or "nothing of the network"

@@ -154,6 +154,7 @@ def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
         "base_id": record["base_id"],
         "base": str(base.path) if base else None,
         "coefficients": len(vector),
+        "adapter": record.get("adapter"),
         "head_parameters": math.prod(shapes["weight"]) + math.prod(shapes["bias"]),
         "classes": record["classes"],
         "image_size": record["image_size"],
@@ -287,6 +288,7 @@ def show_task(console: Console, value: dict[str, Any]) -> None:
             [
                 ("task", f"{value['task']}  (base {value['base_id'][:8]})"),
                 ("coefficients", str(value["coefficients"])),
+                *([("adapter", describe_adapter(value["adapter"]))] if value["adapter"] else []),
                 ("head", f"{value['head_parameters']:,} parameters, {len(value['classes'])} classes"),
                 (
                     "test top-1",
@@ -307,6 +309,12 @@ def show_task(console: Console, value: dict[str, Any]) -> None:
         means = [" ".join(f"{sum(column) / len(rows):+.3f}" for column in zip(*rows, strict=True)) for rows in sets]
         table.add_row(module["module"], *means, number(module["moved"]))
     console.print(table)
+
+
+def describe_adapter(adapter: dict[str, Any]) -> str:
+    """`melo, rank 1, seed 0: 9,216 numbers`."""
+    options = (f"{name} {value}" for name, value in adapter["options"].items())
+    return f"{', '.join([adapter['name'], *options])}: {adapter['floats']:,} numbers"
 
 
 def show_file(console: Console, value: dict[str, Any]) -> None:

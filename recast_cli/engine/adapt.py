@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine import ranks, resume
-from recast_cli.engine.attach import attach, coefficient_parameters
+from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION
 from recast_cli.engine.images import Images, decode
+from recast_cli.engine.join import choose_places, make_learner
 from recast_cli.engine.learn import class_weights, learn, probe_model, start_state
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import AdaptOptions
@@ -96,18 +97,23 @@ def adapt(
     with ranks.join(where):
         state = ranks.from_first(lambda: None if restart else resume.load(folder, identity))
         with timed(timings, "build"):
-            model = ready(attach(base, image_size=options.image_size), where)
+            learner = make_learner(base, options, where)
+        model, adapter = learner.model, learner.adapter
         dtype = training_precision(model, where, options.precision)
         images = {"train": read("train"), "val": read("val")}
         weights = class_weights(images["train"].labels, len(split.classes), options)
         ranks.from_first(lambda: resume.prepare(folder, restart))
-        coefficients = coefficient_parameters(model, base)
         solve_probe = partial(
             probe_model, model, images, len(split.classes), weights, architecture.data, where, progress
         )
         if state is None:
             with timed(timings, "probe"):
-                state = start_state(coefficients, solve_probe(), options)
+                probe = solve_probe()
+            if adapter:
+                choose_places(adapter, base, options, images["train"], probe)
+            state = start_state(learner.parameters, probe, options, adapter.fixed if adapter else None)
+        elif adapter:
+            adapter.fix(state.fixed)
         if on_epoch:
             for epoch in state.history:
                 on_epoch(epoch)
@@ -120,7 +126,7 @@ def adapt(
         with timed(timings, "train"):
             state = learn(
                 model,
-                coefficients,
+                learner.parts(options),
                 state,
                 images,
                 architecture.data,
@@ -131,20 +137,25 @@ def adapt(
                 after_epoch=after_epoch,
                 progress=progress,
             )
-        del model, coefficients, solve_probe
-        vector = torch.cat([tensor.reshape(-1) for tensor in state.best[:-2]])
+        vector, learned = learner.learned(state.best[:-2], base.vector)
         weight, bias = state.best[-2:]
+        trained = sum(parameter.numel() for parameter in learner.coefficients)
+        about = adapter and {"name": adapter.name, "options": adapter.options, "floats": adapter.floats}
+        del model, solve_probe, learner, adapter  # test wants the memory
         # the test images are read only now, and measured once
         images["test"] = read("test")
         with timed(timings, "test"):
-            switcher = Switcher(base, device)
+            switcher, size = Switcher(base, device), options.image_size
+            probe_top1 = measure(switcher.switch(base.vector, size), state.probe, images["test"], architecture.data)
+            if learned is None:
+                model = switcher.switch(vector, size)
+            else:
+                model = ready(merge(base, vector, size, learned), where)
             metrics = {
                 "val_top1": state.val_top1,
-                "test_top1": measure(switcher, vector, (weight, bias), images["test"], options.image_size),
+                "test_top1": measure(model, (weight, bias), images["test"], architecture.data),
                 "linear_probe_val_top1": state.probe_val_top1,
-                "linear_probe_test_top1": measure(
-                    switcher, base.vector, state.probe, images["test"], options.image_size
-                ),
+                "linear_probe_test_top1": probe_top1,
                 "linear_probe_penalty": state.penalty,
                 "best_epoch": state.best_epoch,
                 "head": "trained" if state.refit_val_top1 is None else "refitted",
@@ -158,7 +169,8 @@ def adapt(
             "architecture": architecture.name,
             "data": identity["data"],
             "image_size": options.image_size or architecture.image_size,
-            "coefficients": len(vector),
+            "coefficients": trained,
+            "adapter": about,
             "head_parameters": weight.numel() + bias.numel(),
             "metrics": metrics,
             "options": identity["options"],
@@ -177,7 +189,7 @@ def adapt(
             "classes": list(split.classes),
             "split": identity["split"],
         }
-        task = Task(name, base.base_id, vector, weight, bias, record)
+        task = Task(name, base.base_id, vector, weight, bias, record, learned)
         ranks.from_first(lambda: write(task, folder))
     return task
 
@@ -196,11 +208,9 @@ def timed(timings: dict[str, float], name: str) -> Iterator[None]:
     timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
 
 
-def measure(switcher: Switcher, vector: Tensor, head: Sequence[Tensor], images: Images, size: int | None) -> float:
-    """Top-1 of the merged network with a head (weight, bias) on `images`."""
-    model = switcher.switch(vector, size)
-    data = switcher.base.known_architecture().data
-    found = infer(take_features(model), images.pixels, data, switcher.device)
+def measure(model: nn.Module, head: Sequence[Tensor], images: Images, data: dict[str, Any]) -> float:
+    """Top-1 of a merged network with a head (weight, bias) on `images`."""
+    found = infer(take_features(model), images.pixels, data, next(model.parameters()).device)
     return top_k(F.linear(found, *head), images.labels)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from recast_cli.engine.adapters import Adapter, add_learned
 from recast_cli.engine.base import Base
 from recast_cli.engine.mixture import mix
 from recast_cli.engine.network import build
@@ -60,9 +61,21 @@ def attach(base: Base, vector: Tensor | None = None, image_size: int | None = No
     return model.eval()
 
 
-def merge(base: Base, vector: Tensor | None = None, image_size: int | None = None) -> nn.Module:
-    """The same network with plain merged weights, in eval mode: nothing of RECAST is left in it."""
-    return build(base.known_architecture(), base.state(vector), image_size).requires_grad_(False)
+def merge(
+    base: Base, vector: Tensor | None = None, image_size: int | None = None, adapter: Adapter | None = None
+) -> nn.Module:
+    """The same network with plain merged weights, in eval mode: nothing of RECAST is left in it.
+
+    Args:
+        base: As of `attach`, like the next two.
+        vector: As of `attach`.
+        image_size: As of `attach`.
+        adapter: Of a task that has one. What it changes of weights is merged, too; AdaptFormer and CLR stay beside.
+    """
+    model = build(base.known_architecture(), base.state(vector), image_size).requires_grad_(False)
+    if adapter is not None:
+        add_learned(model, adapter)
+    return model
 
 
 def coefficient_parameters(model: nn.Module, base: Base) -> list[nn.Parameter]:

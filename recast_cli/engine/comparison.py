@@ -16,11 +16,15 @@ from typing import Any
 
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.files import to_json
-from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.options import ADAPTERS, AdaptOptions
 from recast_cli.engine.settings import as_number, check_keys, option_types, read_yaml, typename, with_underscores
 
-OWN_KINDS = ("linear-probe", "head", "recast")
+OWN_KINDS = ("linear-probe", "head", "recast", "adapter")
 """Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""
+ADAPTER: dict[str, tuple[type, ...]] = {"adapter": (str,), "rank": (int,), "density": (float,)}
+"""Options of an adapter: alone with the method `adapter`, joined with the method `recast`."""
+A_METHODS_OWN = ("lr", "seed", "adapter_lr", "coefficients", *ADAPTER)
+"""Options of adapt that are a method's or a run's, not a task's."""
 SPELT = ("modules", "groups", "templates", "sets")
 """Options of mimic that spell a layout out, and so do not go with a named one."""
 MIMIC: dict[str, tuple[type, ...]] = {
@@ -60,8 +64,9 @@ class Method:
 
     Attributes:
         name: In the file.
-        kind: `linear-probe`, `head`, `recast`, or one of METHODS.
-        options: Of mimic for the first three, else of the method.
+        kind: `linear-probe`, `head`, `recast`, `adapter`, or one of METHODS.
+        options: Of mimic for the first four, else of the method.
+        adapter: Options of adapt that describe the adapter of `adapter` or `recast`, where there is one.
         rates: Learning rates to begin with; none where nothing but the head is trained.
         start: The rate that wins a tie.
         factor: Between neighbouring rates where the sweep may grow; 1: it does not.
@@ -73,6 +78,7 @@ class Method:
     rates: tuple[float, ...]
     start: float
     factor: float
+    adapter: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class Plan:
         base = self.base_spec(source, method)
         if own.kind == "linear-probe":
             return digest_of("linear-probe", base, images.data, probe_options(images.options))
-        options = {} if own.kind in OWN_KINDS else own.options
+        options = own.adapter if own.kind in OWN_KINDS else own.options
         return digest_of(own.kind, options, base, images.data, training_options(images.options), seed, lr)
 
 
@@ -147,7 +153,7 @@ def read_comparison(path: Path) -> Plan:
     """
     path = Path(path)
     content = read_yaml(path, "Write `sources:`, `tasks:` and `methods:`.")
-    shared = {key: kinds for key, kinds in option_types().items() if key not in ("lr", "seed")}
+    shared = {key: kinds for key, kinds in option_types().items() if key not in A_METHODS_OWN}
     own = {"seeds": (list,), "sweep": (float,), "sources": (dict,), "tasks": (dict,), "methods": (dict,)}
     check_keys(path, "", content, {**own, **shared})
     content = with_underscores(content)
@@ -239,13 +245,17 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
         hint = f"{nearest(kind, known, ' ')} Known: {', '.join(known)}."
         raise RecastError(f"{path}: {where}: unknown method '{kind}'", hint)
     for key in options:
-        if key in option_types() and not (key == "seed" and kind in OWN_KINDS):
+        if key in option_types().keys() - set(A_METHODS_OWN) or (key == "seed" and kind not in OWN_KINDS):
             raise RecastError(
                 f"{path}: {where}.{key} would give this method a budget of its own",
                 f"Write {key} for all methods, at the top or at a task.",
             )
+    adapter: dict[str, Any] = {}
     if kind in OWN_KINDS:
+        adapter = read_adapter(path, where, kind, {key: options.pop(key) for key in [*options] if key in ADAPTER})
         options = mimic_options(path, where, options, {"method": (str,), "lr": (float,), **MIMIC})
+    if adapter:
+        rates = {**rates, kind: ADAPTERS[adapter["adapter"]].lr}
     if kind not in rates:
         if lr is not None:
             raise RecastError(f"{path}: {where}.lr: {kind} has no learning rate but the head's", "Leave it out.")
@@ -253,8 +263,23 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
     start = rates[kind]
     if lr is None:
         swept = tuple(rate_at(start, factor, step) for step in (-1, 0, 1)) if factor > 1 else (start,)
-        return Method(name, kind, options, swept, start, factor)
-    return Method(name, kind, options, tuple(read_rates(path, where, lr)), start, 1)
+        return Method(name, kind, options, swept, start, factor, adapter)
+    return Method(name, kind, options, tuple(read_rates(path, where, lr)), start, 1, adapter)
+
+
+def read_adapter(path: Path, where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The adapter of a method of ours, as options of adapt; empty where there is none."""
+    check_keys(path, where, given, ADAPTER)
+    given = {key: value for key, value in given.items() if value is not None}
+    if kind not in ("adapter", "recast") and given:
+        raise RecastError(f"{path}: {where}: {kind} has no adapter", "Use the method recast, or adapter.")
+    if kind == "adapter" and "adapter" not in given:
+        raise RecastError(f"{path}: {where} names no adapter", f"Write `adapter: ` and one of {', '.join(ADAPTERS)}.")
+    try:
+        AdaptOptions(**given)
+    except RecastError as error:
+        raise RecastError(f"{path}: {where}: {error.what}", error.hint) from None
+    return given
 
 
 def read_rates(path: Path, where: str, given: Any) -> Iterator[float]:

@@ -8,30 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.attach import attach, coefficient_parameters, merge
+from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images import normalise
+from recast_cli.engine.join import Learner, make_learner
 from recast_cli.engine.network import features
+from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.run import ready
 from recast_cli.engine.stock import CannotRun, applying
 
 
-def prepare(
-    method: Method, base: Base, seed: int, size: int | None, device: torch.device
-) -> tuple[nn.Module, list[nn.Parameter]]:
-    """The network with a method in it, frozen but for the parameters that come with it."""
+def prepare(method: Method, base: Base, options: AdaptOptions, device: torch.device) -> Learner:
+    """The network with a method in it, frozen but for the parameters that come with it.
+
+    Raises:
+        CannotRun: The method cannot be applied to this network.
+    """
     with applying():
-        if method.kind == "recast":
-            model = ready(attach(base, image_size=size), device)
-            return model, coefficient_parameters(model, base)
-        model = merge(base, image_size=size)
-        if method.kind == "head":
-            return ready(model, device), []
-        parameters = install(method, model, seed)
+        if method.kind in OWN_KINDS:
+            return make_learner(base, options, device)
+        model = merge(base, image_size=options.image_size)
+        parameters = install(method, model, options.seed)
     model = ready(model, device)
-    return model, used(model, parameters, base.known_architecture().data, size)
+    data = base.known_architecture().data
+    return Learner(model, used(model, parameters, data, options.image_size), None)
 
 
 def install(method: Method, model: nn.Module, seed: int) -> list[nn.Parameter]:

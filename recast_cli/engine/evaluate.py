@@ -144,9 +144,9 @@ def task_logits(
     progress: Progress | None = None,
     switcher: Switcher | None = None,
 ) -> Tensor:
-    """Logits (N, classes) of the merged network, the switcher's where there is one, with the task's head."""
-    if switcher is None:
-        model = ready(merge(base, task.vector, task.image_size), device)
+    """Logits (N, classes) of the merged network, the switcher's where it can make it, with the task's head."""
+    if switcher is None or task.adapter is not None:
+        model = ready(merge(base, task.vector, task.image_size, task.adapter), device)
     else:
         model = switcher.switch(task.vector, task.image_size)
     found = infer(take_features(model), pixels, base.known_architecture().data, device, 64, progress, task.name)

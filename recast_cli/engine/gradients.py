@@ -206,8 +206,9 @@ def cheap_gradients(model: nn.Module) -> Iterator[None]:
 
 def read_geometry(module: Any) -> tuple[Geometry | None] | None:
     """The geometry of a plain convolution, or None in its place for a plain linear module; nothing for any other."""
-    mixed = isinstance(module.parametrizations.weight[0], Mixture)
-    if not mixed or (module.bias is not None and module.bias.requires_grad):
+    first, *others = module.parametrizations.weight
+    # an adapter on the same weight wants the weight's gradient anyway, and the mixture's is a pass over it
+    if not isinstance(first, Mixture) or others or (module.bias is not None and module.bias.requires_grad):
         return None
     kind = type(module).forward
     if kind is nn.Linear.forward:

@@ -17,7 +17,7 @@ from recast_cli.engine.images import Images
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe
 from recast_cli.engine.run import Progress, infer, take_features
-from recast_cli.engine.train import Epoch, State, train
+from recast_cli.engine.train import Epoch, Part, State, train
 
 
 def class_weights(labels: Tensor, classes: int, options: AdaptOptions) -> Tensor | None:
@@ -63,8 +63,17 @@ def probe_model(
     return ranks.from_first(lambda: fit_probe(train_rows, val_rows, classes, class_weights))
 
 
-def start_state(parameters: Sequence[nn.Parameter], probe: Probe, options: AdaptOptions) -> State:
-    """Epoch 0: the parameters as they are, and the linear probe or random weights for a head."""
+def start_state(
+    parameters: Sequence[nn.Parameter], probe: Probe, options: AdaptOptions, fixed: dict[str, Tensor] | None = None
+) -> State:
+    """Epoch 0: the parameters as they are, and the linear probe or random weights for a head.
+
+    Args:
+        parameters: What is trained of the network.
+        probe: The linear probe.
+        options: The recipe says which head.
+        fixed: What of an adapter was chosen and stays.
+    """
     head: list[Tensor] = [probe.weight, probe.bias]
     accuracy: float | None = probe.val_top1
     if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
@@ -80,12 +89,13 @@ def start_state(parameters: Sequence[nn.Parameter], probe: Probe, options: Adapt
         probe_val_top1=probe.val_top1,
         penalty=probe.penalty,
         history=[Epoch(0, None, accuracy)],
+        fixed={name: tensor.cpu().clone() for name, tensor in (fixed or {}).items()},
     )
 
 
 def learn(
     model: nn.Module,
-    parameters: list[nn.Parameter],
+    parts: Sequence[Part],
     state: State,
     images: dict[str, Images],
     data: dict[str, Any],
@@ -97,8 +107,8 @@ def learn(
     """Train from `state`, then solve the head once more where the recipe starts from the linear probe.
 
     Args:
-        model: Frozen but for `parameters`, on its device, in eval mode.
-        parameters: What is trained beside the head; none where it is the head alone.
+        model: Frozen but for what `parts` hold, on its device, in eval mode.
+        parts: What is trained beside the head; none where it is the head alone.
         state: From `start_state`, or of a run to be continued.
         images: `train` and `val`.
         data: The network's data config.
@@ -110,7 +120,8 @@ def learn(
     Raises:
         RecastError: The loss is no longer finite.
     """
-    state = train(model, parameters, state, images["train"], images["val"], data, options, weights, **training)
+    state = train(model, parts, state, images["train"], images["val"], data, options, weights, **training)
+    parameters = [parameter for part in parts for parameter in part.parameters]
     # without parameters the features never moved, and the solution is what the head started from
     return refit(parameters, state, solve) if parameters and RECIPES[options.recipe].head == "probe" else state
 

@@ -14,6 +14,7 @@ import timm
 import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.tensors import specs
@@ -158,19 +159,27 @@ def ties(model: nn.Module) -> dict[str, str]:
 
 
 def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and weight shapes of all linear and convolution modules but the classifier's and tied ones."""
+    """Names and weight shapes of all linear and convolution modules but the classifier's and tied ones.
+
+    In an attached network, too, where weights are made by parametrizations.
+    """
     classifier = config_of(model).get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+
+    def of_its_own(module: nn.Module) -> bool:
+        if parametrize.is_parametrized(module, "weight"):
+            return True
+        return isinstance(module.weight, nn.Parameter) and owners[id(module.weight)] == 1
+
     return {
         name: tuple(module.weight.shape)
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, *CONVOLUTIONS))
-        and isinstance(module.weight, nn.Parameter)
-        and owners[id(module.weight)] == 1
+        and of_its_own(module)
         and not any(name == head or name.startswith(f"{head}.") for head in heads)
     }
 

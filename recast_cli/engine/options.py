@@ -41,6 +41,32 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
+class AdapterDefaults:
+    """What an adapter is where nothing is said.
+
+    Attributes:
+        lr: Learning rate of its own parameters at the start.
+        rank: Of its low-rank update, or width of its bottleneck; None: it has none.
+        density: Share of a weight's entries that it changes; None: it has none.
+    """
+
+    lr: float
+    rank: int | None = None
+    density: float | None = None
+
+
+ADAPTERS = {
+    "melo": AdapterDefaults(1e-3, rank=1),
+    "adaptformer": AdapterDefaults(1e-3, rank=1),
+    "dora": AdapterDefaults(1e-3, rank=1),
+    "rosa": AdapterDefaults(1e-3, rank=1, density=0.017),
+    "rosa-mlp": AdapterDefaults(1e-3, density=1e-5),
+    "piggyback": AdapterDefaults(1e-4),
+    "clr": AdapterDefaults(1e-3),
+}
+
+
+@dataclass(frozen=True)
 class AdaptOptions:
     """The recipe, and how images become training data. All of it is recorded in task.yaml.
 
@@ -58,6 +84,11 @@ class AdaptOptions:
         class_weights: `none`, or `balanced` by inverse frequency in train.
         on_bad_image: `skip` or `fail`.
         precision: Of products while training: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware has it.
+        adapter: One of ADAPTERS, or None. What is not given of the next three is the adapter's.
+        rank: Of its low-rank update, or width of its bottleneck.
+        density: Share of a weight's entries that it changes.
+        adapter_lr: Learning rate of its own parameters at the start.
+        coefficients: Whether the coefficients are trained; if not, an adapter works on the source's weights.
     """
 
     recipe: str = "default"
@@ -73,6 +104,11 @@ class AdaptOptions:
     class_weights: str = "none"
     on_bad_image: str = "skip"
     precision: str = "auto"
+    adapter: str | None = None
+    rank: int | None = None
+    density: float | None = None
+    adapter_lr: float | None = None
+    coefficients: bool = True
 
     def __post_init__(self) -> None:
         for option, word, known in (
@@ -81,9 +117,11 @@ class AdaptOptions:
             ("class-weights", self.class_weights, ("none", "balanced")),
             ("on-bad-image", self.on_bad_image, ("skip", "fail")),
             ("precision", self.precision, ("auto", "float32", "bfloat16")),
+            ("adapter", self.adapter, (None, *ADAPTERS)),
         ):
             if word not in known:
-                raise RecastError(f"--{option} {word} is unknown", f"Use {' or '.join(known)}.")
+                raise RecastError(f"--{option} {word} is unknown", f"Use {' or '.join(filter(None, known))}.")
+        self.complete_adapter()
         for name in ("epochs", "lr", "head_lr", "batch_size", "patience"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(RECIPES[self.recipe], name))
@@ -93,9 +131,28 @@ class AdaptOptions:
             ("head-lr", self.head_lr),
             ("batch-size", 1 if self.batch_size == "auto" else self.batch_size),
             ("image-size", self.image_size),
+            ("rank", self.rank),
+            ("density", self.density),
+            ("adapter-lr", self.adapter_lr),
         ):
             more = ", or auto" if option == "batch-size" else ""
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
                 raise RecastError(f"--{option} {value} is not a positive number", f"Give a number above 0{more}.")
         if self.patience < 0:
             raise RecastError(f"--patience {self.patience} is below 0", "Give 0 to train all epochs, or more.")
+        if self.density is not None and self.density > 1:
+            raise RecastError(f"--density {self.density} is above 1", "Give the share of entries, like 0.01.")
+
+    def complete_adapter(self) -> None:
+        """Fill in what the adapter is where nothing was said; an option that it does not have is an error."""
+        for name, default in (
+            ("rank", ADAPTERS[self.adapter].rank if self.adapter else None),
+            ("density", ADAPTERS[self.adapter].density if self.adapter else None),
+            ("adapter_lr", ADAPTERS[self.adapter].lr if self.adapter else None),
+        ):
+            option = f"--{name.replace('_', '-')}"
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+            elif default is None:
+                who = f"--adapter {self.adapter} has no {name}" if self.adapter else f"{option} belongs to an adapter"
+                raise RecastError(who, f"Leave {option} out, or choose another --adapter.")

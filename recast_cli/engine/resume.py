@@ -30,6 +30,7 @@ def save(folder: Path, identity: dict[str, Any], state: State) -> None:
         "batch_size": state.batch_size,
         "optimizer": state.optimizer,
         "history": [asdict(epoch) for epoch in state.history],
+        "fixed": state.fixed,
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -63,6 +64,7 @@ def load(folder: Path, identity: dict[str, Any]) -> State | None:
             batch_size=content["batch_size"],
             optimizer=content["optimizer"],
             history=[Epoch(**epoch) for epoch in content["history"]],
+            fixed=content["fixed"],
         )
     except RecastError:
         raise

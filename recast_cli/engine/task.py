@@ -1,4 +1,7 @@
-"""A task: fewer than 50 coefficients bound to a base, a classification head, and a readable record of both."""
+"""A task: fewer than 50 coefficients bound to a base, a classification head, and a readable record of both.
+
+Where an adapter was asked for, a third file holds what it learned.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,16 @@ from recast_cli.engine.files import FORMAT_VERSION, read_header, read_metadata, 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from recast_cli.engine.adapters import Adapter
     from recast_cli.engine.base import Base
     from recast_cli.engine.outline import Outline
 
-COEFFICIENTS, HEAD, RECORD = "coefficients.safetensors", "head.safetensors", "task.yaml"
+COEFFICIENTS, HEAD, ADAPTER, RECORD = (
+    "coefficients.safetensors",
+    "head.safetensors",
+    "adapter.safetensors",
+    "task.yaml",
+)
 FIELDS = {
     "format": int,
     "name": str,
@@ -45,6 +54,7 @@ class Task:
         weight: Of the head: (classes, head_hidden_size) float32.
         bias: Of the head: (classes,) float32.
         record: The content of task.yaml: classes in order, split, options, metrics, versions, dates, timings.
+        adapter: What it learned beside the coefficients, where an adapter was asked for.
     """
 
     name: str
@@ -53,6 +63,7 @@ class Task:
     weight: Tensor
     bias: Tensor
     record: dict[str, Any]
+    adapter: Adapter | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -63,6 +74,11 @@ class Task:
     def image_size(self) -> int:
         """Height and width of the images it was adapted at, in pixels."""
         return int(self.record["image_size"])
+
+
+def files_of(record: dict[str, Any]) -> list[str]:
+    """Names of the files that the task of a record has."""
+    return [COEFFICIENTS, HEAD, *([ADAPTER] if record.get("adapter") else []), RECORD]
 
 
 def check_task_name(name: str) -> str:
@@ -76,11 +92,15 @@ def check_task_name(name: str) -> str:
 
 
 def save_task(task: Task, folder: Path) -> None:
-    """Write the three files of a task; the record last, as its presence says that the task is finished."""
+    """Write the files of a task; the record last, as its presence says that the task is finished."""
     folder.mkdir(parents=True, exist_ok=True)
     bound = {"format": FORMAT_VERSION, "base_id": task.base_id}
     write_tensors(folder / COEFFICIENTS, {"coefficients": task.vector}, {"kind": "coefficients", **bound})
     write_tensors(folder / HEAD, {"weight": task.weight, "bias": task.bias}, {"kind": "head", **bound})
+    if task.adapter is None:
+        (folder / ADAPTER).unlink(missing_ok=True)
+    else:
+        save_adapter(folder / ADAPTER, task.adapter, bound)
     write_record(folder / RECORD, task.record)
 
 
@@ -135,7 +155,38 @@ def load_task(folder: Path, base: Base | None = None) -> Task:
         weight=head["weight"],
         bias=head["bias"],
         record=record,
+        adapter=load_adapter(folder, record),
     )
+
+
+def load_adapter(folder: Path, record: dict[str, Any]) -> Adapter | None:
+    """What a task learned in an adapter, from its file; None for a task without one."""
+    if not record.get("adapter"):
+        return None
+    path = folder / ADAPTER
+    read_part(path, "adapter", record["base_id"])
+    adapter = read_adapter(path)
+    if (adapter.name, adapter.options) != (record["adapter"]["name"], record["adapter"]["options"]):
+        raise RecastError(f"{path} is not the adapter that {RECORD} names", "Restore the right file.")
+    return adapter
+
+
+def save_adapter(path: Path, adapter: Adapter, bound: dict[str, Any]) -> None:
+    """Write what was learned in an adapter; `bound` says in which format and to which base it belongs."""
+    write_tensors(
+        path, adapter.tensors, {"kind": "adapter", **bound, "adapter": adapter.name, "options": adapter.options}
+    )
+
+
+def read_adapter(path: Path) -> Adapter:
+    """The inverse of `save_adapter`. Raises RecastError for a damaged file."""
+    from recast_cli.engine.adapters import ADAPTERS, Adapter
+
+    metadata = read_metadata(path) or {}
+    name, options = metadata.get("adapter"), metadata.get("options")
+    if name not in ADAPTERS or not isinstance(options, dict):
+        raise RecastError(f"{path}: its recast metadata is damaged", "Adapt the task again with --restart.")
+    return Adapter(name, options, read_tensors(path))
 
 
 def check_parts(folder: Path, record: dict[str, Any]) -> dict[str, tuple[int, ...]]:

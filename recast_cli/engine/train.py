@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ class State:
     """All that a killed run needs to go on: tensors of the trained values, of AdamW, and of the best epoch.
 
     Attributes:
-        trained: What is trained of the network (coefficients (K, n) of every module), then head weight and bias.
+        trained: What is trained of the network (coefficients (K, n) of every module, an adapter's parameters), then
+            head weight and bias.
         best: Like `trained`, at the best epoch so far.
         probe: The linear probe's weight and bias, measured on test beside the task.
         probe_val_top1: Its validation accuracy; `penalty` its regularisation.
@@ -52,6 +53,7 @@ class State:
         batch_size: Images a step, once it is known.
         optimizer: AdamW's state dict; None before the first step.
         history: Every epoch so far.
+        fixed: What of an adapter was chosen before training and stays, by name.
         refit_val_top1: Validation accuracy with the head that `refit` solved for; None where the trained one was kept.
     """
 
@@ -64,6 +66,7 @@ class State:
     batch_size: int | None = None
     optimizer: dict[str, Any] | None = None
     history: list[Epoch] = field(default_factory=list)
+    fixed: dict[str, Tensor] = field(default_factory=dict)
     refit_val_top1: float | None = None
 
     @property
@@ -72,9 +75,16 @@ class State:
         return self.history[self.best_epoch].val_top1 if self.refit_val_top1 is None else self.refit_val_top1
 
 
+class Part(NamedTuple):
+    """Parameters of a network that are trained at one learning rate."""
+
+    parameters: list[nn.Parameter]
+    lr: float
+
+
 def train(
     model: nn.Module,
-    parameters: list[nn.Parameter],
+    parts: Sequence[Part],
     state: State,
     train_images: Images,
     val_images: Images,
@@ -89,8 +99,8 @@ def train(
     """Train from `state` until validation stops improving, or to the last epoch.
 
     Args:
-        model: Frozen but for `parameters`, on its device, in eval mode: batch norm learns nothing.
-        parameters: Of the model: of an attached one the coefficients (K, n); none where the head alone is trained.
+        model: Frozen but for what `parts` hold, on its device, in eval mode: batch norm learns nothing.
+        parts: Parameters of the model: coefficients (K, n), an adapter's; none where the head alone is trained.
         state: Where to start.
         train_images: What is learnt.
         val_images: What chooses the epoch. The earliest of equal ones wins.
@@ -107,12 +117,13 @@ def train(
     device, recipe = next(model.parameters()).device, RECIPES[options.recipe]
     dtype = run.training_precision(model, device, options.precision)
     head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
+    parameters = [parameter for part in parts for parameter in part.parameters]
     trained = [*parameters, *head]
     with torch.no_grad():
         for parameter, tensor in zip(parameters, state.trained, strict=False):
             parameter.copy_(tensor)
-    rates = (options.lr, options.head_lr)
-    groups = [{"params": parameters, "lr": options.lr}, {"params": head, "lr": options.head_lr}]
+    parts = [*parts, Part(head, options.head_lr)]
+    groups = [{"params": part.parameters, "lr": part.lr} for part in parts]
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=device.type in ("cpu", "cuda"))
     if state.optimizer is not None:
         optimizer.load_state_dict(state.optimizer)
@@ -157,8 +168,8 @@ def train(
             total = torch.zeros((), device=device)
             for step, part in enumerate(batches(count, state.batch_size)):
                 factor = SCHEDULES[recipe.schedule](number - 1 + step / steps, options.epochs)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
+                for group, own in zip(optimizer.param_groups, parts, strict=True):
+                    group["lr"] = own.lr * factor
                 batch_weight = image_weights[order[part]].sum().to(device, non_blocking=True)
                 loss = partial(share_of_loss, order, windows, batch_weight)
                 places = torch.arange(part.start, part.stop, device=pixels.device)

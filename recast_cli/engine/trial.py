@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
 from recast_cli.engine.adapt import measure, now, versions
+from recast_cli.engine.adapters import Adapter
+from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
 from recast_cli.engine.contender import prepare, put
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
+from recast_cli.engine.join import choose_places
 from recast_cli.engine.learn import class_weights, learn, probe_model, start_state
-from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.run import choose_device, infer, take_features, training_precision
+from recast_cli.engine.run import choose_device, ready, training_precision
 from recast_cli.engine.stock import (
     CannotRun,
     base_of,
@@ -35,7 +37,7 @@ from recast_cli.engine.stock import (
 )
 from recast_cli.engine.sweep import Run
 from recast_cli.engine.switch import Switcher
-from recast_cli.engine.train import State
+from recast_cli.engine.task import read_adapter, save_adapter
 
 Line = dict[str, Any]
 """What runs.jsonl says of a run."""
@@ -64,13 +66,20 @@ class Work:
     @property
     def options(self) -> AdaptOptions:
         """Of the run, as `adapt` would be given them."""
-        options = self.task.options
-        return replace(options, seed=self.run.seed, lr=self.run.lr or options.lr)
+        options = replace(self.task.options, seed=self.run.seed, coefficients=self.method.kind == "recast")
+        if self.method.adapter:  # its rate is the one that is swept; coefficients have their default
+            return replace(options, **self.method.adapter, adapter_lr=self.run.lr)
+        return replace(options, lr=self.run.lr or options.lr)
 
     @property
     def values_file(self) -> Path:
         """Where what was trained is kept until it is measured or no longer needed."""
         return self.folder / "trained" / f"{self.run.key}.safetensors"
+
+    @property
+    def adapter_file(self) -> Path:
+        """What an adapter learned, where there is one."""
+        return self.folder / "trained" / f"{self.run.key}.adapter.safetensors"
 
     @property
     def head_file(self) -> Path:
@@ -106,7 +115,7 @@ def do_run(
         "task": run.task,
         "method": run.method,
         "kind": work.method.kind,
-        "options": work.method.options,
+        "options": {**work.method.options, **work.method.adapter},
         "seed": run.seed,
         "lr": run.lr,
         "device": str(work.device),
@@ -131,7 +140,8 @@ def probe_line(work: Work) -> Line:
     base = base_of(work.plan, work.run, work.folder)
     probe, made = probe_of(work.plan, work.run, work.folder, base, work.device, work.cache_size)
     images = pictures(work.plan, work.run.task, base, "test", work.cache_size)
-    size, head = work.options.image_size, (probe.weight, probe.bias)
+    model = Switcher(base, str(work.device)).switch(base.vector, work.options.image_size)
+    data, head = base.known_architecture().data, (probe.weight, probe.bias)
     return {
         **shared(work, base),
         "floats": 0,
@@ -143,7 +153,7 @@ def probe_line(work: Work) -> Line:
         "best_epoch": 0,
         "penalty": probe.penalty,
         "val_top1": probe.val_top1,
-        "test_top1": measure(Switcher(base, str(work.device)), base.vector, head, images, size),
+        "test_top1": measure(model, head, images, data),
         "seconds": made["seconds"],
         "peak_memory_mb": made["peak_memory_mb"],
         "images_per_second": None,
@@ -165,26 +175,30 @@ def train_line(work: Work) -> Line:
     images = {part: pictures(plan, run.task, base, part, work.cache_size) for part in ("train", "val")}
     reset_peak(device)
     start = time.perf_counter()
-    model, parameters = prepare(work.method, base, run.seed, options.image_size, device)
-    state = start_state(parameters, probe, options)
+    learner = prepare(work.method, base, options, device)
+    model, adapter, parameters = learner.model, learner.adapter, learner.parameters
+    if adapter:
+        choose_places(adapter, base, options, images["train"], probe)
+    state = start_state(parameters, probe, options, adapter.fixed if adapter else None)
     weights = class_weights(images["train"].labels, len(probe.bias), options)
     precision = training_precision(model, device, options.precision)
-    about, degrees, base_id = shared(work, base), base.layout.degrees_of_freedom, base.base_id
+    about, degrees, base_id, vector = shared(work, base), base.layout.degrees_of_freedom, base.base_id, base.vector
     del base  # the network has what it needs: no method is charged for a second one
     solve = partial(probe_model, model, images, len(probe.bias), weights, data, device, None)
     try:
-        state = learn(model, parameters, state, images, data, options, weights, solve)
+        state = learn(model, learner.parts(options), state, images, data, options, weights, solve)
     except RecastError as error:  # the loss is no longer finite: another rate may do
         return {"error": str(error), "diverged": True, "val_top1": None, "test_top1": None}
     seconds, peak = time.perf_counter() - start, peak_mb(device)
     floats = sum(parameter.numel() for parameter in parameters)
+    own = adapter.floats if adapter else 0
     rates = [epoch.images_per_second for epoch in state.history if epoch.images_per_second]
-    save_trained(work, base_id, state)
+    size = save_trained(work, base_id, *learner.learned(state.best[:-2], vector), state.best[-2:])
     return {
         **about,
         "floats": floats,
-        "degrees_of_freedom": degrees if work.method.kind == "recast" else floats,
-        "file_bytes": work.values_file.stat().st_size if floats else 0,
+        "degrees_of_freedom": degrees + own if work.method.kind == "recast" else floats,
+        "file_bytes": size,
         "head_floats": sum(part.numel() for part in state.best[-2:]),
         "head_lr": options.head_lr,
         "epochs": len(state.history) - 1,
@@ -198,26 +212,32 @@ def train_line(work: Work) -> Line:
     }
 
 
-def save_trained(work: Work, base_id: str, state: State) -> None:
-    """Write what was trained as one tensor, as `adapt` does, and the head beside it."""
+def save_trained(work: Work, base_id: str, vector: Tensor, adapter: Adapter | None, head: list[Tensor]) -> int:
+    """Write what was trained, as `adapt` does; returns the bytes of what the method adds to a head."""
     about = {"format": FORMAT_VERSION, "base_id": base_id}
-    vector = torch.cat([torch.zeros(0), *(tensor.reshape(-1) for tensor in state.best[:-2])])
-    extra = {} if work.method.kind in OWN_KINDS else {"method": work.method.kind, "options": work.method.options}
+    kind = work.method.kind
+    extra = {} if kind in OWN_KINDS else {"method": kind, "options": work.method.options}
     write_tensors(work.values_file, {"coefficients": vector}, {"kind": "coefficients", **about, **extra})
-    weight, bias = state.best[-2:]
-    write_tensors(work.head_file, {"weight": weight, "bias": bias}, {"kind": "head", **about})
+    write_tensors(work.head_file, {"weight": head[0], "bias": head[1]}, {"kind": "head", **about})
+    size = 0 if kind in ("head", "adapter") else work.values_file.stat().st_size
+    if adapter is not None:
+        save_adapter(work.adapter_file, adapter, about)
+        size += work.adapter_file.stat().st_size
+    return size
 
 
 def test_stored(work: Work) -> float:
     """Top-1 on the test images of what was trained. RECAST is measured as `adapt` does it: merged."""
     base = base_of(work.plan, work.run, work.folder)
     vector, head = read_tensors(work.values_file)["coefficients"], read_tensors(work.head_file)
-    classifier = (head["weight"], head["bias"])
     images = pictures(work.plan, work.run.task, base, "test", work.cache_size)
-    if work.method.kind in OWN_KINDS:
-        coefficients = vector if work.method.kind == "recast" else base.vector
-        return measure(Switcher(base, str(work.device)), coefficients, classifier, images, work.options.image_size)
-    model, parameters = prepare(work.method, base, work.run.seed, work.options.image_size, work.device)
-    put(parameters, vector)
-    found = infer(take_features(model), images.pixels, base.known_architecture().data, work.device)
-    return top_k(F.linear(found, *classifier), images.labels)
+    options, device = work.options, work.device
+    if work.method.adapter:
+        model = ready(merge(base, vector, options.image_size, read_adapter(work.adapter_file)), device)
+    elif work.method.kind in OWN_KINDS:
+        model = Switcher(base, str(device)).switch(vector, options.image_size)
+    else:
+        learner = prepare(work.method, base, options, device)
+        put(learner.parameters, vector)
+        model = learner.model
+    return measure(model, (head["weight"], head["bias"]), images, base.known_architecture().data)

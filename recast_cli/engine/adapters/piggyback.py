@@ -1,0 +1,66 @@
+"""PiggyBack: a binary mask on every weight, arXiv 1801.06519."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recast_cli.engine.adapters.places import on_weight, weight_of, weights
+
+START, THRESHOLD = 1e-2, 5e-3
+"""Every real-valued mask starts above the threshold, so that nothing is masked then."""
+
+
+class StraightThrough(torch.autograd.Function):
+    """1 where a real number is above the threshold, else 0; backwards as if it were the number itself."""
+
+    @staticmethod
+    def forward(ctx: Any, real: Tensor) -> Tensor:
+        return (real > THRESHOLD).to(real.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Mask(nn.Module):
+    """Parametrization W -> W * [real > threshold], entry by entry."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.real = nn.Parameter(torch.full_like(weight, START))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The masked weight."""
+        masked: Tensor = weight * StraightThrough.apply(self.real)
+        return masked
+
+
+def piggyback(model: nn.Module) -> dict[str, nn.Module]:
+    """A mask on the weight of every convolution and linear module of a convolutional network, but the classifier.
+
+    Args:
+        model: Frozen, in eval mode; changed in place, but not what it computes.
+
+    Returns:
+        Name -> what was put there: `real` of every weight, in its shape.
+
+    Raises:
+        RecastError: The network has no convolutions.
+    """
+    return {name: on_weight(model, name, Mask(weight_of(model, name))) for name in weights(model, "piggyback")}
+
+
+def to_bits(real: Tensor) -> Tensor:
+    """A real-valued mask (...) as the file holds it: one bit an entry, (ceil(N/8),) uint8, the first in the highest."""
+    bits = (real.flatten() > THRESHOLD).to(torch.uint8)
+    bytes_ = nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
+    return (bytes_ << torch.arange(7, -1, -1, dtype=torch.uint8, device=real.device)).sum(1, dtype=torch.uint8)
+
+
+def from_bits(packed: Tensor, like: Tensor) -> Tensor:
+    """A real-valued mask in the shape of `like` that gives the bits: 0 where an entry is masked."""
+    bits = (packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8)) & 1
+    return START * bits.flatten()[: like.numel()].view_as(like).to(like.dtype)

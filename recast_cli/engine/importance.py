@@ -1,0 +1,57 @@
+"""Which entries of a weight matter for a task: squared gradients accumulated over its images, before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recast_cli.engine import ranks
+from recast_cli.engine.images import Images
+from recast_cli.engine.network import features
+from recast_cli.engine.probe import Probe
+from recast_cli.engine.run import batches, normalise, precision
+
+BATCHES, SIZE = 16, 32
+"""Images are looked at in so many batches at most, of so many images."""
+
+
+def squared_gradients(
+    model: nn.Module, names: list[str], images: Images, probe: Probe, data: dict[str, Any], seed: int
+) -> dict[str, Tensor]:
+    """The sum over batches of (dL/dW)², L the cross-entropy of the linear probe: as RoSA chooses places.
+
+    Args:
+        model: Plain and frozen, on its device; its weights may want gradients within this call.
+        names: Of modules.
+        images: Of training.
+        probe: The head.
+        data: The network's data config.
+        seed: Of the choice of images.
+
+    Returns:
+        Name of a module -> (*shape of its weight), the same in every process.
+    """
+    device = next(model.parameters()).device
+    weights = [model.get_parameter(f"{name}.weight") for name in names]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: BATCHES * SIZE]
+    head = (probe.weight.to(device), probe.bias.to(device))
+    totals = [torch.zeros_like(weight) for weight in weights]
+
+    def accumulate() -> list[Tensor]:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for part in batches(len(order), SIZE):
+            rows = order[part]
+            with precision(device):
+                found = features(model, normalise(images.pixels[rows].to(device), data))
+                loss = F.cross_entropy(F.linear(found, *head), images.labels[rows].to(device))
+            for total, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
+                total.addcmul_(gradient, gradient)
+        for weight in weights:
+            weight.requires_grad_(False)
+        return [total.cpu() for total in totals]
+
+    return dict(zip(names, ranks.from_first(accumulate), strict=True))

@@ -1,0 +1,84 @@
+"""The network that a task is learned with: coefficients, an adapter, or both joined."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recast_cli.engine.adapters import Adapter, Installed
+from recast_cli.engine.attach import attach, coefficient_parameters, merge
+from recast_cli.engine.base import Base
+from recast_cli.engine.images import Images
+from recast_cli.engine.importance import squared_gradients
+from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.probe import Probe
+from recast_cli.engine.run import ready
+from recast_cli.engine.train import Part
+
+
+class Learner(NamedTuple):
+    """A network with what is trained of it: coefficients (K, n) in layout order, and an adapter."""
+
+    model: nn.Module
+    coefficients: list[nn.Parameter]
+    adapter: Installed | None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained beside the head."""
+        return [*self.coefficients, *(self.adapter.parameters.values() if self.adapter else ())]
+
+    def parts(self, options: AdaptOptions) -> list[Part]:
+        """`parameters` with their learning rates."""
+        parts = [Part(self.coefficients, options.lr)] if self.coefficients else []
+        if self.adapter:
+            assert options.adapter_lr is not None
+            parts.append(Part([*self.adapter.parameters.values()], options.adapter_lr))
+        return parts
+
+    def learned(self, values: list[Tensor], vector: Tensor) -> tuple[Tensor, Adapter | None]:
+        """The vector and the adapter of a task, from values of `parameters`; `vector` is the base's own."""
+        count = len(self.coefficients)
+        if count:
+            vector = torch.cat([tensor.reshape(-1) for tensor in values[:count]])
+        return vector, self.adapter.learned(values[count:]) if self.adapter else None
+
+
+def make_learner(base: Base, options: AdaptOptions, device: torch.device) -> Learner:
+    """The network of a base on its device, as it computes before anything is learned.
+
+    Raises:
+        RecastError: The network has no place for this adapter, or does not take images of this size.
+    """
+    if options.coefficients:
+        model = ready(attach(base, image_size=options.image_size), device)
+        coefficients = coefficient_parameters(model, base)
+    else:
+        model, coefficients = ready(merge(base, image_size=options.image_size), device), []
+    adapter = None
+    if options.adapter:
+        given = {"rank": options.rank, "density": options.density, "seed": options.seed}
+        adapter = Installed(model, options.adapter, given)
+    return Learner(model, coefficients, adapter)
+
+
+def choose_places(adapter: Installed, base: Base, options: AdaptOptions, images: Images, probe: Probe) -> None:
+    """Let an adapter that is sparse change the entries that matter most to the linear probe.
+
+    Args:
+        adapter: In the network of the base.
+        base: Its source's weights are looked at.
+        options: Of the task.
+        images: Of training.
+        probe: The head.
+    """
+    device = next(iter(adapter.parameters.values())).device
+
+    def importance(names: list[str]) -> dict[str, Tensor]:
+        plain = ready(merge(base, image_size=options.image_size), device)
+        data = base.known_architecture().data
+        return squared_gradients(plain, names, images, probe, data, options.seed)
+
+    adapter.choose(importance)
