@@ -1,6 +1,7 @@
-"""Which coefficients are worth having: many ways to spend 48 floats on a vision transformer, by validation accuracy.
+"""Which coefficients are worth having: many ways to spend 48 floats on a network, by validation accuracy.
 
     python tests/benchmarks/layouts.py base.safetensors flowers17 birds50 cifar10-small --image-size 112
+    python tests/benchmarks/layouts.py mobilenetv2.safetensors flowers17 birds50 cifar10-small --image-size 112
     python tests/benchmarks/layouts.py base.safetensors flowers17 --only "scalars" "heads of proj, fc2"
 
 All are exact: with coefficients of 1 the network is the source. What won is `pick_layout`; nothing else of this is in
@@ -11,6 +12,7 @@ together (leave one task out), and a task then learns how much of them it wants.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -29,12 +31,13 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base, load_base
 from recast_cli.engine.images import Images, decode, normalise
 from recast_cli.engine.learn import probe_model, start_state
-from recast_cli.engine.network import features
+from recast_cli.engine.network import features, find_modules
 from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.plan import pick_layout
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import augment, choose_device, draw_windows, precision, ready, training_precision
 from recast_cli.engine.splits import split_folder
-from recast_cli.engine.train import State, train
+from recast_cli.engine.train import Part, State, train
 
 FOUR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 Candidate = Callable[[nn.Module], list[nn.Parameter]]
@@ -160,7 +163,43 @@ def depth_functions(count: int) -> Candidate:
     return candidate
 
 
-CANDIDATES: dict[str, Candidate] = {
+def named(*patterns: str) -> Candidate:
+    """One coefficient for each linear and convolution module that matches a pattern."""
+
+    def candidate(model: nn.Module) -> list[nn.Parameter]:
+        names = [name for name in find_modules(model) if any(fnmatch.fnmatch(name, each) for each in patterns)]
+        return [cut(module, [module.weight.detach().clone()]) for module in map(model.get_submodule, names)]
+
+    return candidate
+
+
+def picked(model: nn.Module) -> list[nn.Parameter]:
+    """What `mimic` picks by itself."""
+    return named(*pick_layout(find_modules(model)).modules)(model)
+
+
+def halves(*patterns: str, dim: int) -> Candidate:
+    """Two coefficients for each module that matches, one for each half of its outputs (dim 0) or inputs (dim 1)."""
+
+    def candidate(model: nn.Module) -> list[nn.Parameter]:
+        names = [name for name in find_modules(model) if any(fnmatch.fnmatch(name, each) for each in patterns)]
+        return [cut(module, masks(module.weight.detach(), dim, 2)) for module in map(model.get_submodule, names)]
+
+    return candidate
+
+
+INVERTED: dict[str, Candidate | None] = {
+    "picked": picked,
+    "pw, dw, pwl of stages 1 to 6": named("blocks.[1-6].*"),
+    "pw and pwl": named("blocks.*.conv_pw", "blocks.*.conv_pwl"),
+    "pw and dw": named("blocks.*.conv_pw", "blocks.*.conv_dw"),
+    "dw and pwl": named("blocks.*.conv_dw", "blocks.*.conv_pwl"),
+    "pwl": named("blocks.*.conv_pwl"),
+    "output halves of pwl": halves("blocks.*.conv_pwl", dim=0),
+    "input halves of pwl": halves("blocks.*.conv_pwl", dim=1),
+}
+"""For networks of inverted residual blocks, as MobileNetV2."""
+TRANSFORMER: dict[str, Candidate | None] = {
     "scalars": scalars(*FOUR),
     "q, v, fc1, fc2": each(("attn.qkv", query_and_value), ("mlp.fc1", whole), ("mlp.fc2", whole)),
     "norms": norms,
@@ -179,14 +218,16 @@ CANDIDATES: dict[str, Candidate] = {
     "24: qkv, fc1": scalars("attn.qkv", "mlp.fc1"),
     "24: all four of every other block": scalars(*FOUR, first=1, step=2),
     "24: all four of the last half": scalars(*FOUR, first=6),
+    "learned": None,  # it depends on the task
 }
+CANDIDATES = TRANSFORMER | INVERTED
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("base", type=Path, help="from `recast mimic`")
     parser.add_argument("data", type=Path, nargs="+", metavar="DIR", help="image folders")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of: {', '.join([*CANDIDATES, 'learned'])}")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of: {', '.join(CANDIDATES)}")
     parser.add_argument("--image-size", type=int, default=112, help="pixels (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.02, 0.05], help="the better one counts")
@@ -194,7 +235,7 @@ def main() -> None:
     options = parser.parse_args()
     base = load_base(options.base)
     tasks = [open_task(base, data, options.image_size) for data in options.data]
-    names = options.only or [*CANDIDATES, "learned"]
+    names = options.only or [*(TRANSFORMER if "vit" in base.known_architecture().name else INVERTED)]
     rows = []
     for name in names:
         best: dict[str, float] = {}
@@ -231,7 +272,7 @@ def logged(log: Path, base: Base, task: Task, name: str, lr: float, options: Any
     for line in log.read_text().splitlines() if log.exists() else ():
         if (known := json.loads(line))["key"] == key:
             return known
-    candidate = CANDIDATES.get(name) or learned(base, [each for each in tasks if each is not task], options)
+    candidate = CANDIDATES[name] or learned(base, [each for each in tasks if each is not task], options)
     model = ready(merge(base, image_size=options.image_size), choose_device())
     parameters = candidate(model)
     reached = fit(model, parameters, task, lr, base, options)
@@ -246,7 +287,7 @@ def fit(model: nn.Module, parameters: list[nn.Parameter], task: Task, lr: float,
     """The loop of `adapt`, from the linear probe."""
     recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr)
     data, state = base.known_architecture().data, start_state(parameters, task.probe, recipe)
-    return train(model, parameters, state, task.images["train"], task.images["val"], data, recipe)
+    return train(model, [Part(parameters, lr)], state, task.images["train"], task.images["val"], data, recipe)
 
 
 def learned(base: Base, others: list[Task], options: Any, rank: int = 4) -> Candidate:
