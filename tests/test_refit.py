@@ -41,12 +41,21 @@ def test_the_solved_head_is_kept_where_validation_is_better(accuracy, kept):
     assert after.val_top1 == (0.8 if kept else accuracy)
 
 
-def test_where_no_epoch_helped_the_head_is_the_probe_already():
-    def solve():
-        raise AssertionError("nothing is to be solved")
+@pytest.mark.parametrize(("accuracy", "kept"), [(0.7, True), (0.8, False)])
+def test_where_no_epoch_beat_the_probe_the_last_one_s_features_are_tried(accuracy, kept):
+    coefficient = torch.nn.Parameter(torch.ones(1, 1))
+    before = state(0, accuracy, 0.5, 0.6)
 
-    before = state(0, 0.6, 0.5)
-    assert refit([torch.nn.Parameter(torch.ones(1, 1))], before, solve) is before
+    def solve():
+        assert coefficient.item() == 3.0
+        return PROBE
+
+    after = refit([coefficient], before, solve)
+    if not kept:
+        assert after is before
+        return
+    assert (after.best_epoch, after.val_top1) == (2, 0.8)
+    assert [float(tensor.flatten()[0]) for tensor in after.best] == [3.0, 1.0, 1.0]
 
 
 def test_adapt_solves_on_the_features_of_the_adapted_network(vit_base, data, tmp_path, monkeypatch):

@@ -129,19 +129,22 @@ def learn(
 def refit(parameters: list[nn.Parameter], state: State, solve: Callable[[], Probe]) -> State:
     """The head of the best epoch solved to convergence, where validation is better for it.
 
-    A head trained for a few epochs of steps lags behind the features that the parameters make by then.
+    A head trained for a few epochs of steps lags behind the features that the parameters make by then. Where it lags so
+    far that no epoch is better than the linear probe, the last one's features are tried.
 
     Args:
-        parameters: Of the model; they are left at the best epoch's.
+        parameters: Of the model; they are left at that epoch's.
         state: Of the finished training.
         solve: The linear probe on the features that the model has then.
     """
-    if state.best_epoch == 0:  # nothing moved: the head is that probe
-        return state
+    number, values = state.best_epoch, state.best
+    if number == 0:
+        number, values = state.history[-1].number, state.trained
     with torch.no_grad():
-        for parameter, tensor in zip(parameters, state.best, strict=False):
+        for parameter, tensor in zip(parameters, values, strict=False):
             parameter.copy_(tensor)
     probe = solve()
     if probe.val_top1 <= (state.val_top1 or 0.0):
         return state
-    return replace(state, best=[*state.best[:-2], probe.weight, probe.bias], refit_val_top1=probe.val_top1)
+    best = [*values[:-2], probe.weight, probe.bias]
+    return replace(state, best=best, best_epoch=number, refit_val_top1=probe.val_top1)
