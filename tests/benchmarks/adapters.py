@@ -3,8 +3,8 @@
     python tests/benchmarks/adapters.py --weights vit_tiny_patch16_224.safetensors
     python tests/benchmarks/adapters.py --model mobilenetv2_100
 
-All at rank 1, on one timm model, batch and precision; PEFT's on qkv, where MeLo and DoRA are. On a convolutional network
-the adapters for those are measured, and PEFT's on its pointwise convolutions. The bare loop is that of `step.py`.
+All at rank 1, on one timm model, batch and precision; PEFT's on qkv, where MeLo and DoRA are. On a convolutional
+network the adapters for those are measured, and PEFT's on its pointwise convolutions. The bare loop is that of `step.py`.
 Needs PEFT: pip install peft.
 """
 
