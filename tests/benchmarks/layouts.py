@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,14 +31,14 @@ from torch.nn.utils import parametrize
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base, load_base
 from recast_cli.engine.images import Images, decode, normalise
-from recast_cli.engine.learn import probe_model, start_state
+from recast_cli.engine.learn import learn, probe_model, start_state
 from recast_cli.engine.network import features, find_modules
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.plan import pick_layout
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import augment, choose_device, draw_windows, precision, ready, training_precision
 from recast_cli.engine.splits import split_folder
-from recast_cli.engine.train import Part, State, train
+from recast_cli.engine.train import Part, State
 
 FOUR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 Candidate = Callable[[nn.Module], list[nn.Parameter]]
@@ -284,10 +285,11 @@ def logged(log: Path, base: Base, task: Task, name: str, lr: float, options: Any
 
 
 def fit(model: nn.Module, parameters: list[nn.Parameter], task: Task, lr: float, base: Base, options: Any) -> State:
-    """The loop of `adapt`, from the linear probe."""
+    """What `adapt` does, from the linear probe to the head that is solved once more."""
     recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr)
     data, state = base.known_architecture().data, start_state(parameters, task.probe, recipe)
-    return train(model, [Part(parameters, lr)], state, task.images["train"], task.images["val"], data, recipe)
+    solve = partial(probe_model, model, task.images, task.classes, None, data, choose_device(), None)
+    return learn(model, [Part(parameters, lr)], state, task.images, data, recipe, None, solve)
 
 
 def learned(base: Base, others: list[Task], options: Any, rank: int = 4) -> Candidate:
