@@ -4,7 +4,7 @@
     python tests/benchmarks/adapters.py --model mobilenetv2_100
 
 All at rank 1, on one timm model, batch and precision; PEFT's on qkv, where MeLo and DoRA are. On a convolutional
-network the adapters for those are measured, and PEFT's on its pointwise convolutions. The bare loop is that of `step.py`.
+network the adapters for those are measured, and PEFT's on its pointwise convolutions. The bare loop is `step.py`'s.
 Needs PEFT: pip install peft.
 """
 
