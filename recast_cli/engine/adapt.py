@@ -238,9 +238,14 @@ def check_same(record: dict[str, Any], identity: dict[str, Any], folder: Path) -
     for key, value in wanted.items():
         if key in found and found[key] != value:  # an older record lacks what was no option then
             raise RecastError(
-                f"{folder} is finished with {key} {found[key]}, now {key} is {value}",
+                f"{folder} is finished with {key} {plain(found[key])}, now {key} is {plain(value)}",
                 "Give the old options to see its result, --restart to replace it, or another --task.",
             )
+
+
+def plain(value: Any) -> Any:
+    """An option's value as people would say it."""
+    return "none" if value is None else value
 
 
 def now() -> str:
