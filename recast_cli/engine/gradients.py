@@ -94,14 +94,16 @@ class Scaled(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
         check_once()
         kept, weight, c = ctx.saved_tensors
-        by_x, partner = None, gradient
+        by_x = None
         if ctx.road == "input":
-            by_x = partner = transpose(gradient, weight, ctx.shape, ctx.geometry)
-        elif ctx.needs_input_grad[0]:
             by_x = transpose(gradient, weight, ctx.shape, ctx.geometry)
-        by_c = inner(partner, kept, channel(ctx.geometry)) / c
+            product = inner(by_x, kept, channel(ctx.geometry))
+        else:
+            product = inner(gradient, kept, channel(ctx.geometry))  # first, while the gradient is in the cache
+            if ctx.needs_input_grad[0]:
+                by_x = transpose(gradient, weight, ctx.shape, ctx.geometry)
         # the sets are averaged, so each has the same gradient
-        return by_x, (by_c / ctx.sets).repeat(ctx.sets, 1), None, None, None, None
+        return by_x, (product / c).expand(ctx.sets, 1) / ctx.sets, None, None, None, None
 
 
 class Products(torch.autograd.Function):
