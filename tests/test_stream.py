@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,9 @@ def test_both_roads_write_the_same_file(kind, way, request, tmp_path):
     assert (tmp_path / "streamed").read_bytes() == (tmp_path / "saved").read_bytes()
     assert streamed.tensors.keys() == saved.tensors.keys()
     assert (streamed.base_id, streamed.errors, streamed.solver) == (saved.base_id, saved.errors, saved.solver)
+    loaded = load_base(tmp_path / "streamed")
+    assert all(torch.equal(tensor, loaded.tensors[name]) for name, tensor in streamed.tensors.items())
+    assert replace(streamed, tensors={}) == replace(loaded, tensors={})
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -209,6 +213,7 @@ def test_names_and_shapes_need_no_values(name):
 
 MEASURE = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout

@@ -32,7 +32,8 @@ class Base:
 
     Attributes:
         layout: Which modules are in which bank.
-        tensors: `banks.<bank>.templates` (n, *shape), `coefficients.<module>` (K, n), all else of the source.
+        tensors: `banks.<bank>.templates` (n, *shape), `coefficients.<module>` (K, n), all else of the source. Those of
+            a base that `mimic` has just written are read from its file whenever they are asked for.
         base_id: Digest of layout and tensor bytes; tasks are bound to it.
         architecture: None where nobody knows it.
         source: Name of the source; `source_digest` its digest.
@@ -43,7 +44,7 @@ class Base:
     """
 
     layout: Layout
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     base_id: str
     architecture: Architecture | None
     source: str

@@ -45,12 +45,14 @@ class Accumulator:
 
     def attempt(self, loss: Loss, rows: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
         """The same in parts of the present size."""
-        total, sums = parameters[0].new_zeros(()), [torch.zeros_like(each) for each in parameters]
+        total, sums = parameters[0].new_zeros(()), None
         for part in rows.split(self.size) if len(rows) else ():
             value = loss(part)
-            torch._foreach_add_(sums, torch.autograd.grad(value, parameters))
+            gradients = torch.autograd.grad(value, parameters)
+            # not in place: two parameters may have one tensor for their gradients
+            sums = gradients if sums is None else torch._foreach_add(sums, gradients)
             total += value.detach()
-        return total, sums
+        return total, [torch.zeros_like(each) for each in parameters] if sums is None else list(sums)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

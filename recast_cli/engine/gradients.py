@@ -13,7 +13,8 @@ where op' maps output gradients back to inputs. The three expressions are three 
 * `input`: backward computes op'(dL/dY, T_i), whose mixture is the gradient that the module below wants anyway; n - 1
   products more as well, or n where the module below wants none.
 
-With one template the last two need no extra product at all. `choose_road` picks by shape.
+With one template the last two need no extra product at all, and neither road has parts to mix: c goes into the weight,
+and c times the gradient is <dL/dX, X> or <dL/dY, op(X, W)>. `choose_road` picks by shape.
 """
 
 from __future__ import annotations
@@ -64,29 +65,45 @@ def transpose(gradient: Tensor, weight: Tensor, shape: torch.Size, geometry: Geo
 
 
 class Scaled(torch.autograd.Function):
-    """op(X, c T) + b on the `input` road, for one template: dL/dc = <dL/dX, X> / c, a single pass over X."""
+    """op(X, c T) + b for one template: dL/dc = <dL/dX, X> / c, or <dL/dY, op(X, c T)> / c, a single pass either way."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, coefficients: Tensor, template: Tensor, bias: Tensor | None, geometry: Geometry | None
+        ctx: Any,
+        x: Tensor,
+        coefficients: Tensor,
+        template: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry | None,
+        road: str,
     ) -> Tensor:
         """x in the precision to compute in; coefficients (K, 1) and template (*shape) in the bank's."""
         # dividing by a small c loses nothing, only by 0; to ask whether it is 0 would make a graphics card wait
-        c = coefficients.mean(0).add_(SMALL)
+        c = coefficients.mean().add_(SMALL)  # without dimensions: on a CPU a factor (1,) takes half as long again
         weight = (c * template).to(x.dtype)
-        ctx.save_for_backward(x, weight, c)
-        ctx.geometry, ctx.sets = geometry, len(coefficients)
-        return apply(x, weight, None if bias is None else bias.to(x.dtype), geometry)
+        bias = None if bias is None else bias.to(x.dtype)
+        ctx.geometry, ctx.road, ctx.shape, ctx.sets = geometry, road, x.shape, len(coefficients)
+        if road == "input":
+            ctx.save_for_backward(x, weight, c)
+            return apply(x, weight, bias, geometry)
+        y = apply(x, weight, None, geometry)
+        ctx.save_for_backward(y, weight, c)
+        return y if bias is None else y + spread(bias, y, channel(geometry))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
         check_once()
-        x, weight, c = ctx.saved_tensors
-        by_x = transpose(gradient, weight, x.shape, ctx.geometry)
-        by_c = (inner(by_x, x) / c)[None]
-        if ctx.sets > 1:  # they are averaged, so each has the same gradient
-            by_c = (by_c / ctx.sets).repeat(ctx.sets, 1)
-        return by_x, by_c, None, None, None
+        kept, weight, c = ctx.saved_tensors
+        by_x = None
+        if ctx.road == "input":
+            by_x = transpose(gradient, weight, ctx.shape, ctx.geometry)
+            product = inner(by_x, kept, channel(ctx.geometry))
+        else:
+            product = inner(gradient, kept, channel(ctx.geometry))  # first, while the gradient is in the cache
+            if ctx.needs_input_grad[0]:
+                by_x = transpose(gradient, weight, ctx.shape, ctx.geometry)
+        # the sets are averaged, so each has the same gradient
+        return by_x, (product / c).expand(ctx.sets, 1) / ctx.sets, None, None, None, None
 
 
 class Products(torch.autograd.Function):
@@ -110,7 +127,7 @@ class Products(torch.autograd.Function):
             return apply(x, mix(coefficients, templates).to(x.dtype), bias, geometry)
         parts = [apply(x, template.to(x.dtype), None, geometry) for template in templates]
         ctx.save_for_backward(coefficients, templates, *parts)
-        return mix_parts(coefficients, parts, bias, -1 if geometry is None else 1)
+        return mix_parts(coefficients, parts, bias, channel(geometry))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
@@ -118,15 +135,15 @@ class Products(torch.autograd.Function):
         coefficients, templates, *kept = ctx.saved_tensors
         by_x = None
         if ctx.road == "output":
-            by_c = [inner(gradient, part) for part in kept]
+            by_c = [inner(gradient, part, channel(ctx.geometry)) for part in kept]
             if ctx.needs_input_grad[0]:
                 weight = mix(coefficients, templates).to(gradient.dtype)
                 by_x = transpose(gradient, weight, ctx.shape, ctx.geometry)
         else:
             parts = [transpose(gradient, t.to(gradient.dtype), ctx.shape, ctx.geometry) for t in templates]
-            by_c = [inner(part, kept[0]) for part in parts]
+            by_c = [inner(part, kept[0], channel(ctx.geometry)) for part in parts]
             if ctx.needs_input_grad[0]:
-                by_x = mix_parts(coefficients, parts, None, 1)
+                by_x = mix_parts(coefficients, parts, None, channel(ctx.geometry))
         sets = len(coefficients)
         return by_x, (torch.stack(by_c) / sets).repeat(sets, 1), None, None, None, None
 
@@ -137,6 +154,16 @@ def check_once() -> None:
         raise RuntimeError("cheap_gradients makes no gradients of gradients; leave it to use create_graph=True")
 
 
+def channel(geometry: Geometry | None) -> int:
+    """The dimension of activations that the bias belongs to."""
+    return -1 if geometry is None else 1
+
+
+def spread(bias: Tensor, like: Tensor, channel: int) -> Tensor:
+    """The bias in a shape that is added to activations."""
+    return bias.view(-1, *[1] * (like.ndim - 2)) if channel == 1 else bias
+
+
 def mix_parts(coefficients: Tensor, parts: list[Tensor], bias: Tensor | None, channel: int) -> Tensor:
     """sum_i c_i Z_i + b, a pass for each part; `channel` is the dimension that the bias belongs to."""
     # factors of one dimension take part in type promotion: of bfloat16 parts, too, the sums are made in float32
@@ -145,17 +172,25 @@ def mix_parts(coefficients: Tensor, parts: list[Tensor], bias: Tensor | None, ch
     if bias is None:
         torch.mul(parts[0], first, out=total)
     else:
-        torch.addcmul(bias.view(-1, *[1] * (parts[0].ndim - 2)) if channel == 1 else bias, parts[0], first, out=total)
+        torch.addcmul(spread(bias, total, channel), parts[0], first, out=total)
     for factor, part in zip(factors, parts[1:], strict=True):
         torch.addcmul(total, part, factor, out=total)
     return total
 
 
-def inner(first: Tensor, second: Tensor) -> Tensor:
-    """<A, B> without a copy of either, summed in float32 or better."""
-    if first.dtype in (torch.float32, torch.float64) and first.is_contiguous() and second.is_contiguous():
+def inner(first: Tensor, second: Tensor, channel: int) -> Tensor:
+    """<A, B> without a copy of either, summed in float32 or better.
+
+    Of 16 bits the products are rounded to 16 bits, and so are the sums over the channels, which are made in float32:
+    errors that differ from number to number and cancel, as those of A and B do. To sum all of it in float32 at once,
+    torch would first make a float32 copy of the products, half as long again.
+    """
+    if first.itemsize >= 4 and first.is_contiguous() and second.is_contiguous():
         return torch.dot(first.view(-1), second.view(-1))
-    return (first * second).sum(dtype=torch.promote_types(first.dtype, torch.float32))
+    products = first * second
+    if first.itemsize < 4 and products.ndim > 1:
+        products = products.sum(channel)
+    return products.sum(dtype=torch.promote_types(first.dtype, torch.float32))
 
 
 def choose_road(
@@ -169,18 +204,18 @@ def choose_road(
         shape: Of the weight, (outputs, inputs / groups, *kernel).
         templates: n.
         input_gradient: Whether the module below wants a gradient.
-        half: Whether products are rounded to 16 bits. Mixing rounded products, as `output` does, would then hide
-            changes of a coefficient that mixing the weights before they are rounded still shows.
+        half: Whether products are rounded to 16 bits. Mixing rounded products, as `output` does with several templates,
+            would then hide changes of a coefficient that mixing the weights before they are rounded still shows.
     """
     numel = shape.numel()
     product = outputs * numel / shape[0] / INTENSITY
     costs = {
         # a number written counts twice, as its place in memory is fetched first
         "input": (templates - input_gradient) * product + (2 if templates == 1 else 6 * templates) * inputs,
-        "output": (templates - 1) * product + 8 * templates * outputs,
+        "output": (templates - 1) * product + (4 if templates == 1 else 8 * templates) * outputs,
         "weight": product + (2 * templates + 1) * numel,
     }
-    if half:
+    if half and templates > 1:
         del costs["output"]
     return min(costs, key=lambda road: costs[road])
 
@@ -227,8 +262,8 @@ def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], 
     roads: dict[tuple[torch.Size, bool, bool], str] = {}
 
     def compute(x: Tensor, road: str) -> Tensor:
-        if len(templates) == 1 and road == "input" and x.requires_grad:
-            return Scaled.apply(x, coefficients, first, bias, geometry)
+        if len(templates) == 1:
+            return Scaled.apply(x, coefficients, first, bias, geometry, road)
         return Products.apply(x, coefficients, templates, bias, geometry, road)
 
     def forward(x: Tensor) -> Tensor:

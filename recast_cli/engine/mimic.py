@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,6 @@ from torch import Tensor
 from recast_cli.engine.base import (
     Base,
     identify,
-    load_base,
     metadata_of,
     shapes,
     widest,
@@ -33,7 +33,7 @@ from recast_cli.engine.solve import (
     solve_vae,
 )
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import Spec, raw, spec_of, specs
+from recast_cli.engine.tensors import Spec, raw, read_stored, spec_of, specs
 from recast_cli.engine.writer import writing
 
 Progress = Callable[[int, int, str], None]
@@ -42,6 +42,8 @@ Progress = Callable[[int, int, str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCH = 2**22
 """Bytes of the source's other tensors that are read at a time."""
+BEHIND = 2**22
+"""Bytes of small banks that are kept until they are hashed."""
 THREAD_WORTH = 2**16
 """Bytes from which a thread hashes a tensor."""
 
@@ -62,8 +64,9 @@ def mimic(
         layout: From `plan_layout(source.modules)`.
         options: Solver and recipe; default: exact.
         dtype: Stored type of the templates: float32, bfloat16 or float16.
-        path: Where the base goes. It is written while it is made, so that no more than one bank is in memory; without
-            it the base is made in memory, and `save_base` writes the same file.
+        path: Where the base goes. It is written while it is made, so that no more than one bank is in memory, and its
+            tensors are read when they are asked for; without it the base is made in memory, and `save_base` writes
+            the same file.
         progress: Called after every bank (exact) or step.
 
     Raises:
@@ -92,8 +95,9 @@ def mimic(
     with writing(path, base_specs(source, layout, dtype), widest(base)) as writer:
         for key, tensor in pieces:
             writer.write(key, tensor)
-        writer.finish(metadata_of(findings.complete(base)))
-    return load_base(path)
+        base = findings.complete(base)
+        writer.finish(metadata_of(base))
+    return replace(base, tensors=read_stored(path), path=path)
 
 
 def base_specs(source: Source, layout: Layout, dtype: str) -> dict[str, Spec]:
@@ -140,9 +144,17 @@ def decompose(
     """
     solver = partial(solve, layout=layout, options=options, progress=progress)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        behind: deque[tuple[int, Callable[[], None]]] = deque()
         for number, bank in enumerate(layout.banks):
             # a generator of its own, so that nothing of a bank is left in memory when the next one is read
-            yield from decompose_bank(source, bank, partial(solver, number=number), DTYPES[dtype], findings, pool)
+            yield from decompose_bank(
+                source, bank, partial(solver, number=number), DTYPES[dtype], findings, pool, behind
+            )
+            # small banks are read and written while those before them are hashed; of a large one nothing is kept
+            while sum(size for size, _ in behind) >= BEHIND:
+                behind.popleft()[1]()
+        while behind:
+            behind.popleft()[1]()
         for batch in batches(source, findings.source):
             hashing = begin_hashes(pool, batch.values())
             yield from batch.items()
@@ -157,8 +169,12 @@ def decompose_bank(
     dtype: torch.dtype,
     findings: Findings,
     pool: ThreadPoolExecutor,
+    behind: deque[tuple[int, Callable[[], None]]],
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of the templates and of the coefficients of one bank."""
+    """Name and value of the templates and of the coefficients of one bank.
+
+    What waits for its hashes is added to `behind`, with the bytes that it keeps in memory.
+    """
     weights = [source.tensors[f"{module}.weight"] for module in bank.modules]
     hashing = begin_hashes(pool, weights)
     stacked = torch.stack([weight.float() for weight in weights])
@@ -169,10 +185,14 @@ def decompose_bank(
     errors = Solution(templates.float(), solution.coefficients).errors(stacked)
     findings.errors |= zip(bank.modules, errors, strict=True)
     yield template_key(bank), templates
-    hashes = hashing()
-    for module, weight, known in zip(bank.modules, weights, hashes, strict=True):
-        findings.source[f"{module}.weight"] = spec_of(weight), [known]
-    findings.base[template_key(bank)] = spec_of(templates), hash_templates(templates, weights, hashes)
+
+    def record() -> None:
+        hashes = hashing()
+        for module, weight, known in zip(bank.modules, weights, hashes, strict=True):
+            findings.source[f"{module}.weight"] = spec_of(weight), [known]
+        findings.base[template_key(bank)] = spec_of(templates), hash_templates(templates, weights, hashes)
+
+    behind.append((templates.nbytes + sum(weight.nbytes for weight in weights), record))
     for module, coefficients in zip(bank.modules, solution.coefficients, strict=True):
         findings.base[coefficient_key(module)] = hashed(coefficients)
         yield coefficient_key(module), coefficients.contiguous()

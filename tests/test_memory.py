@@ -1,0 +1,38 @@
+"""Memory that a CPU keeps between steps, instead of asking the system for it again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+import torch
+from recast_cli.engine.run import ready
+
+if "ready" in sys.argv:
+    ready(torch.nn.Linear(2, 2), torch.device("cpu"))
+
+
+def step():
+    activations = [torch.ones(2**20) for _ in range(40)]  # 160 MB, as a forward pass keeps them
+
+
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(*arguments):
+    """Page faults of three steps, after a first one, in a process of its own: the setting is the whole process's."""
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_a_step_gets_the_memory_of_the_last_one():
+    assert 10 * faults("ready") < faults()
