@@ -11,6 +11,7 @@ Needs PEFT: pip install peft.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -38,18 +39,10 @@ Step = Callable[[], object]
 
 def main() -> None:
     parser = arguments(__doc__)
-    add_network_options(parser)
-    parser.add_argument("--batch-size", type=int, default=32, help="(default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="compile every network, the bare one too")
-    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: %(default)s)")
+    add_step_options(parser)
     options = parser.parse_args()
-    torch.manual_seed(0)
-    device = torch.device(options.device)
-    source = open_network(options)
-    size, count = options.image_size, options.batch_size
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).to(device)
-    labels = torch.arange(count, device=device) % CLASSES
-    batch = Batch(pixels, labels, source, device, options.compile, options.precision)
+    batch = make_batch(options)
+    source, device, size, count = batch.source, batch.device, options.image_size, options.batch_size
 
     one = {"patterns": ["blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"]}
     depth = sum(name.endswith("attn.qkv") for name in source.modules)
@@ -64,8 +57,8 @@ def main() -> None:
             batch, {"patterns": ["blocks.*.attn.qkv"], "groups": depth, "templates": 1, "sets": 1}
         ),
         "recast, 2 templates (paper-attention)": recast(batch, {"layout": "paper-attention"}),
-        "PEFT LoRA r=1 on qkv": adapter(batch, peft.LoraConfig(r=1, target_modules=r"blocks\.\d+\.attn\.qkv")),
-        "PEFT TinyLoRA on qkv": adapter(batch, peft.TinyLoraConfig(target_modules=r"blocks\.\d+\.attn\.qkv")),
+        "PEFT LoRA r=1 on qkv": with_peft(batch, peft.LoraConfig(r=1, target_modules=r"blocks\.\d+\.attn\.qkv")),
+        "PEFT TinyLoRA on qkv": with_peft(batch, peft.TinyLoraConfig(target_modules=r"blocks\.\d+\.attn\.qkv")),
     }
 
     def timed(step: Step) -> Step:
@@ -106,6 +99,23 @@ def main() -> None:
     print(f"\nbare loop with one more product / recast with 2 templates: {two:.3f}")
 
 
+def add_step_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a step: the network's, and how it is run."""
+    add_network_options(parser)
+    parser.add_argument("--batch-size", type=int, default=32, help="(default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="compile every network, the bare one too")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (default: %(default)s)")
+
+
+def make_batch(options: argparse.Namespace) -> Batch:
+    """A batch of random pictures for the network that the options name."""
+    torch.manual_seed(0)
+    device, size, count = torch.device(options.device), options.image_size, options.batch_size
+    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).to(device)
+    labels = torch.arange(count, device=device) % CLASSES
+    return Batch(pixels, labels, open_network(options), device, options.compile, options.precision)
+
+
 class Batch:
     """What all steps share: pictures, labels, the source, and how a network is run."""
 
@@ -118,7 +128,9 @@ class Batch:
         self.images = normalise(pixels, self.data)
         self.wanted = wanted
         self.contexts = ExitStack()  # for as long as the benchmark runs
-        self.head = torch.randn(CLASSES, timm_width(source)) * 0.02
+        with torch.no_grad():
+            width = features(self.plain(), self.images[:1]).shape[1]
+        self.head = torch.randn(CLASSES, width) * 0.02
 
     def loss(self, model: nn.Module, head: Tensor) -> Callable[[Tensor], Tensor]:
         """Images -> loss, compiled where that is asked for."""
@@ -143,11 +155,6 @@ class Batch:
         from recast_cli.engine.attach import merge
 
         return ready(merge(base, image_size=size), self.device)
-
-
-def timm_width(source: Source) -> int:
-    """Features that the classifier sees."""
-    return source.modules["blocks.0.attn.qkv"][1]
 
 
 def bare(batch: Batch, products: bool) -> Step:
@@ -177,8 +184,13 @@ def recast(batch: Batch, layout: dict[str, Any], prepare: bool = False) -> Step:
     """What `adapt` does for a batch: coefficients and head; `prepare` from uint8, with windows and flips."""
     base = mimic(batch.source, plan_layout(batch.source.modules, **layout))
     model = ready(attach(base, image_size=batch.pixels.shape[-1]), batch.device)
+    return learn(batch, model, coefficient_parameters(model, base), prepare)
+
+
+def learn(batch: Batch, model: nn.Module, parameters: list[nn.Parameter], prepare: bool = False) -> Step:
+    """What `adapt` does for a batch with these parameters of a network and a head."""
     head = nn.Parameter(batch.head.to(batch.device, copy=True))
-    parameters = [*coefficient_parameters(model, base), head]
+    parameters = [*parameters, head]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
     batch.contexts.enter_context(cheap_gradients(model))
     loss = batch.loss(model, head)
@@ -200,7 +212,7 @@ def recast(batch: Batch, layout: dict[str, Any], prepare: bool = False) -> Step:
     return step
 
 
-def adapter(batch: Batch, config: Any) -> Step:
+def with_peft(batch: Batch, config: Any) -> Step:
     """The same step with an adapter of PEFT's."""
     model = peft.get_peft_model(batch.plain(), config).get_base_model().to(batch.device).eval()
     head = nn.Parameter(batch.head.to(batch.device, copy=True))
