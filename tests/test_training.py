@@ -71,7 +71,15 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
     options = AdaptOptions(epochs=2, batch_size=4, lr=0.5, head_lr=0.25)
-    train(model, [Part(coefficients[:5], 0.5), Part(coefficients[5:], 0.125)], state, drawn(10, 0), drawn(4, 1), data, options)
+    train(
+        model,
+        [Part(coefficients[:5], 0.5), Part(coefficients[5:], 0.125)],
+        state,
+        drawn(10, 0),
+        drawn(4, 1),
+        data,
+        options,
+    )
     shares = [0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 6)).item()) for step in range(6)]
     for rates, start in zip(zip(*seen, strict=True), (0.5, 0.125, 0.25), strict=True):
         assert rates == pytest.approx([start * share for share in shares])

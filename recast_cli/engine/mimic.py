@@ -33,7 +33,7 @@ from recast_cli.engine.solve import (
     solve_vae,
 )
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import Spec, raw, spec_of, specs
+from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of, specs
 from recast_cli.engine.writer import writing
 
 Progress = Callable[[int, int, str], None]
@@ -82,6 +82,7 @@ def mimic(
         errors={},
         solver={"name": name, "dtype": dtype, **(asdict(options) if options else {})},
         aliases=source.aliases,
+        types=stored_types(source, layout),
     )
     findings = Findings()
     pieces = decompose(source, layout, options, dtype, findings, progress)
@@ -94,6 +95,13 @@ def mimic(
             writer.write(key, tensor)
         writer.finish(metadata_of(findings.complete(base)))
     return load_base(path)
+
+
+def stored_types(source: Source, layout: Layout) -> dict[str, str]:
+    """Module -> type of its weight in the source, as safetensors calls it, where that is not F32."""
+    found = specs(source.tensors)
+    types = {module: TYPE_NAMES[found[f"{module}.weight"].dtype] for module in layout.modules}
+    return {module: name for module, name in types.items() if name != "F32"}
 
 
 def base_specs(source: Source, layout: Layout, dtype: str) -> dict[str, Spec]:
