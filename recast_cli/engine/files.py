@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "recast"
 FORMAT_VERSION = 1
+INDEX = ".safetensors.index.json"
+"""How the name of an index ends: JSON whose `weight_map` says in which shard each tensor lies."""
 
 
 @contextlib.contextmanager
@@ -171,6 +173,21 @@ def read_metadata(path: Path, header: dict[str, Any] | None = None) -> dict[str,
             f"{path} is a {kind} of format {version}; this recast reads up to {FORMAT_VERSION}", "Upgrade recast-cli."
         )
     return metadata
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Name of a tensor -> name of its shard."""
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except FileNotFoundError:
+        raise RecastError(f"{index} does not exist", "Check the path.") from None
+    except PermissionError:
+        raise RecastError(f"{index}: no permission to read it", "Check its permissions.") from None
+    except (ValueError, LookupError, TypeError):
+        shards = None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise RecastError(f"{index} is not an index of safetensors: no weight_map in it", "Fetch it again.")
+    return shards
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
