@@ -20,6 +20,7 @@ BASE_KEYS = {
     "source",
     "layout",
     "solver",
+    "verified",
     "sets",
     "modules",
     "coefficients",

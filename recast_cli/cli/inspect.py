@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from recast_cli.cli.look import Look, look
+from recast_cli.cli.look import Look, look, look_at_task
 from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
 from recast_cli.cli.output import Output, columns, facts, size
 from recast_cli.engine.errors import RecastError
-from recast_cli.workspace import find_workspace
+from recast_cli.engine.task import RECORD, files_of, read_record
+from recast_cli.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from recast_cli.engine.base import Base
+    from recast_cli.engine.report import Learned
 
 
 def inspect(
@@ -47,7 +52,7 @@ def inspect(
 
         matrix = similarity(vectors)
     if plot is not None:
-        draw(looks, matrix, plot)
+        draw(looks, matrix, plot, workspace)
         out.note(f"wrote {plot}")
     value = looks[0].value if len(looks) == 1 else {"items": [each.value for each in looks], "similarity": matrix}
 
@@ -66,11 +71,15 @@ def inspect(
     out.result(value, show)
 
 
-def draw(looks: list[Look], matrix: Any, path: Path) -> None:
-    """The picture of one base, or of tasks."""
+def draw(looks: list[Look], matrix: Any, path: Path, workspace: Workspace) -> None:
+    """The picture of one base, or of tasks; of one base as HTML, the report."""
     from recast_cli.engine.plot import plot_base, plot_tasks
 
     first = looks[0]
+    if len(looks) == 1 and first.base and first.banks is not None and path.suffix.lower() == ".html":
+        from recast_cli.engine.report import write_report
+
+        return write_report(first.base, first.banks, first.roles or [], tasks_of(first.base, workspace), path)
     if len(looks) == 1 and first.base is not None and first.banks is not None:
         return plot_base(first.base, first.banks, path, first.roles or [])
     if all(each.changes is not None for each in looks):
@@ -78,6 +87,26 @@ def draw(looks: list[Look], matrix: Any, path: Path) -> None:
     if any(each.value["kind"] == "task" and each.changes is None for each in looks):
         raise RecastError("The base of these tasks is not here, so nothing can be drawn", "Give it with --base FILE.")
     raise RecastError("--plot draws one base, or tasks of one base", "Give only those.")
+
+
+def tasks_of(base: Base, workspace: Workspace) -> list[Learned]:
+    """The finished tasks of the workspace that belong to a base; one that cannot be read is left out with a warning."""
+    from recast_cli.engine.report import Learned
+
+    found = []
+    for name in workspace.task_names():
+        folder = workspace.task_folder(name)
+        try:
+            record = read_record(folder)
+            if record["base_id"] != base.base_id:
+                continue
+            seen = look_at_task(folder, workspace, base.path)
+        except RecastError as error:
+            Output().warn(f"left out the task {name}: {error}")
+            continue
+        bytes = sum((folder / file).stat().st_size for file in files_of(record) if file != RECORD)
+        found.append(Learned(record, seen.vector or [], seen.changes or [], bytes))
+    return found
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -70,6 +70,7 @@ def look_at_base(path: Path) -> Look:
         "source": base.source,
         "layout": layout.name,
         "solver": base.solver,
+        "verified": base.verified,
         "sets": layout.sets,
         "modules": len(layout.modules),
         "coefficients": layout.coefficients,

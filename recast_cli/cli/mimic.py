@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,10 +116,12 @@ def mimic(
         )
     verification = None
     if verify is not None:
+        from recast_cli.engine.base import save_base
         from recast_cli.engine.verify import verify as compare
 
         with out.progress() as progress:
             verification = compare(opened, base, verify, device=device, progress=progress)
+        base = save_base(replace(base, verified=asdict(verification)), output)  # so that it travels with the base
     value = summary(opened, base, time.perf_counter() - started, verification)
     out.result(value, lambda console: show(console, base, value))
 
