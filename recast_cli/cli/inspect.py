@@ -33,7 +33,7 @@ def inspect(
     """Look inside a base, tasks, or any safetensors file.
 
     A base: layout, savings, template diversity and entropy, coefficient similarity. A task: its coefficients
-    beside the base's. Several tasks: how alike they are.
+    beside the base's. Several tasks: how alike they are. A base drawn as .html is a page with its tasks here.
 
     \b
         recast inspect base.safetensors

@@ -38,7 +38,7 @@ summary{cursor:pointer;color:var(--blue)}
 footer{margin-top:3rem;color:var(--dim);font-size:.8rem}
 @media(max-width:600px){body{padding:1.25rem 1rem 2rem}h1{font-size:1.35rem}
 .cards{grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:.5rem}.card strong{font-size:1.1rem}}
-@media print{.tall{max-height:none}}
+@media print{.tall{max-height:initial}}
 """
 
 

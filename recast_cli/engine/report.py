@@ -103,16 +103,12 @@ def key_facts(base: Base, tasks: Sequence[Learned]) -> list[tuple[str, str, str]
     layout, found, count = base.layout, base.verified, parameters(base.tensors)
     worst = max(error["relative_error"] for error in base.errors.values())
     source = count + layout.source_parameters - layout.template_parameters - layout.coefficients
-    weights = (
-        ("weights", "exact", "of every module") if worst == 0 else ("weights", f"{worst:.2g} off", "the worst module")
-    )
-    retention = ("retention", "not measured", "mimic --verify does it")
+    weights = ("weights", "exact", "of every module")
+    if worst > 0:
+        weights = ("largest error", f"{worst:.2g}", "of a module, relative")
+    retention = ("retention", "–", "mimic --verify measures it")
     if found and found["agreement"] is not None:
-        retention = (
-            "retention",
-            f"{100 * found['agreement']:.1f} %",
-            f"of {found['images']:,} images classified alike",
-        )
+        retention = ("retention", f"{100 * found['agreement']:.1f} %", f"of {found['images']:,} images alike")
     together = f"{size(sum(task.bytes for task in tasks))} together" if tasks else "none yet"
     return [
         ("coefficients a task", f"{layout.coefficients}", f"{layout.degrees_of_freedom} degrees of freedom"),
