@@ -36,6 +36,7 @@ PUBLIC = {
     "adapt": ("adapt",),
     "task": ("Task", "load_task", "save_task"),
     "evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
+    "export": ("Exported", "export", "export_all"),
     "comparison": ("read_comparison",),
     "compare": ("compare",),
     "standings": ("standings",),
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.diagnose import BankDiagnosis, compare_to_base, diagnose, similarity
     from recast_cli.engine.errors import RecastError
     from recast_cli.engine.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict
+    from recast_cli.engine.export import Exported, export, export_all
     from recast_cli.engine.known import fetch_known
     from recast_cli.engine.layout import Bank, Layout
     from recast_cli.engine.mimic import mimic

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from recast_cli.cli.commands import SUMMARIES, Commands
 from recast_cli.cli.main import app
 
-COMMANDS = ("mimic", "adapt", "eval", "predict", "compare", "inspect", "demo")
+COMMANDS = ("mimic", "adapt", "eval", "predict", "compare", "export", "inspect", "demo")
 
 WITHOUT_TORCH = """
 import sys

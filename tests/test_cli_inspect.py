@@ -20,6 +20,7 @@ BASE_KEYS = {
     "source",
     "layout",
     "solver",
+    "verified",
     "sets",
     "modules",
     "coefficients",
@@ -169,7 +170,7 @@ def test_several_files_of_different_kinds_are_listed(ready, vit_folder):
 @pytest.mark.parametrize("part", ["coefficients", "head"])
 def test_any_other_safetensors_file(part, ready):
     value = recast_json("inspect", f"tasks/colours/{part}.safetensors")
-    assert value.keys() == {"kind", "file", "bytes", "metadata", "tensors"}
+    assert value.keys() == {"kind", "file", "bytes", "shards", "metadata", "tensors"}
     assert value["kind"] == "safetensors"
     assert value["metadata"].keys() == {"recast"}
     assert {"name": "coefficients", "shape": [48], "dtype": "F32"} in value["tensors"] or part == "head"

@@ -14,6 +14,7 @@ SUMMARIES = {
     "eval": "Merge tasks into plain weights and measure them.",
     "predict": "Print class and probability of each image.",
     "compare": "Compare RECAST with other methods on equal terms: one file in, a table and a picture out.",
+    "export": "Write a base or its tasks for other programs: plain weights, nothing of RECAST in them.",
     "inspect": "Look inside a base, tasks, or any safetensors file.",
     "demo": "Show all of it: mimic, two tasks, eval and a picture.",
 }

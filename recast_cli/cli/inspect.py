@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from recast_cli.cli.look import Look, look, look_at_task
 from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
 from recast_cli.cli.output import Output, columns, facts, size
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import read_header, read_metadata
-from recast_cli.workspace import Workspace, find_workspace, read_base_id
+from recast_cli.engine.task import RECORD, files_of, read_record
+from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
-    from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis
-    from recast_cli.engine.outline import Outline
+    from recast_cli.engine.report import Learned
 
 
 def inspect(
-    items: Annotated[list[str], typer.Argument(metavar="FILE_OR_TASK...", help="A file, or the name of a task.")],
+    items: Annotated[
+        list[str], typer.Argument(metavar="FILE_OR_TASK...", help="A file, an index of shards, or the name of a task.")
+    ],
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .html.")] = None,
     base: BaseFile = None,
     as_json: Json = False,
@@ -33,7 +33,7 @@ def inspect(
     """Look inside a base, tasks, or any safetensors file.
 
     A base: layout, savings, template diversity and entropy, coefficient similarity. A task: its coefficients
-    beside the base's. Several tasks: how alike they are.
+    beside the base's. Several tasks: how alike they are. A base drawn as .html is a page with its tasks here.
 
     \b
         recast inspect base.safetensors
@@ -52,7 +52,7 @@ def inspect(
 
         matrix = similarity(vectors)
     if plot is not None:
-        draw(looks, matrix, plot)
+        draw(looks, matrix, plot, workspace)
         out.note(f"wrote {plot}")
     value = looks[0].value if len(looks) == 1 else {"items": [each.value for each in looks], "similarity": matrix}
 
@@ -60,7 +60,7 @@ def inspect(
         for place, each in enumerate(looks):
             if place:
                 console.print()
-            each.show(console)
+            show_one(console, each.value)
         if matrix is not None:
             console.print()
             table = columns("similarity", *(str(each.value["task"]) for each in looks))
@@ -71,145 +71,15 @@ def inspect(
     out.result(value, show)
 
 
-class Look:
-    """One inspected thing: its JSON, and what is needed to show, compare and draw it."""
-
-    def __init__(
-        self,
-        value: dict[str, Any],
-        base: Base | None = None,
-        banks: list[BankDiagnosis] | None = None,
-        roles: list[RoleDiagnosis] | None = None,
-        vector: list[float] | None = None,
-        changes: list[ModuleChange] | None = None,
-    ) -> None:
-        self.value = value
-        self.base = base
-        self.banks = banks
-        self.roles = roles
-        self.vector = vector
-        self.changes = changes
-
-    def show(self, console: Console) -> None:
-        """For people."""
-        {"base": show_base, "task": show_task, "safetensors": show_file}[self.value["kind"]](console, self.value)
-
-
-def look(item: str, workspace: Workspace, base: Path | None) -> Look:
-    """Open what `item` names: a task by name, a task's folder, or a file."""
-    path = Path(item)
-    if item in workspace.task_names() or (path.name == item and path.suffix == "" and not path.exists()):
-        return look_at_task(workspace.task_folder(item), workspace, base)
-    if path.is_dir():
-        return look_at_task(path, workspace, base)
-    header = read_header(path)
-    metadata = read_metadata(path, header)
-    if metadata is not None and metadata["kind"] == "base":
-        return look_at_base(path)
-    return look_at_file(path, header)
-
-
-def look_at_base(path: Path) -> Look:
-    """A base: layout, parameters, savings, and the diagnosis of every bank."""
-    from recast_cli.engine.base import load_base, parameters
-    from recast_cli.engine.diagnose import diagnose, diagnose_roles
-
-    base = load_base(path)
-    layout, banks, roles = base.layout, diagnose(base), diagnose_roles(base)
-    saved = sum(len(bank.modules) * bank.numel for bank in layout.banks) - layout.template_parameters
-    value = {
-        "kind": "base",
-        "file": str(path),
-        "base_id": base.base_id,
-        "architecture": base.architecture.name if base.architecture else None,
-        "source": base.source,
-        "layout": layout.name,
-        "solver": base.solver,
-        "sets": layout.sets,
-        "modules": len(layout.modules),
-        "coefficients": layout.coefficients,
-        "degrees_of_freedom": layout.degrees_of_freedom,
-        "parameters": parameters(base.tensors),
-        "source_parameters": parameters(base.tensors) + saved - layout.coefficients,
-        "savings": layout.savings,
-        "bytes": path.stat().st_size,
-        "banks": [{**asdict(bank), "modules": list(bank.modules)} for bank in banks],
-        "roles": [{**asdict(role), "shape": list(role.shape), "banks": list(role.banks)} for role in roles],
-    }
-    return Look(value, base=base, banks=banks, roles=roles)
-
-
-def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
-    """A task: its coefficients by module beside the base's, where the base is at hand."""
-    from recast_cli.engine.outline import read_floats
-    from recast_cli.engine.task import COEFFICIENTS, check_bound, check_parts, read_record
-
-    record = read_record(folder)
-    shapes = check_parts(folder, record)
-    vector = read_floats(folder / COEFFICIENTS, ["coefficients"])
-    base = find_base(record["base_id"], workspace, flag)
-    value: dict[str, Any] = {
-        "kind": "task",
-        "task": record["name"],
-        "base_id": record["base_id"],
-        "base": str(base.path) if base else None,
-        "coefficients": len(vector),
-        "adapter": record.get("adapter"),
-        "head_parameters": math.prod(shapes["weight"]) + math.prod(shapes["bias"]),
-        "classes": record["classes"],
-        "image_size": record["image_size"],
-        "metrics": record["metrics"],
-        "banks": None,
-    }
-    if base is None:
-        return Look({**value, "vector": vector}, vector=vector)
-    from recast_cli.engine.diagnose import compare_to_base
-
-    check_bound(record["base_id"], len(vector), base, "the task")
-    changes = compare_to_base(base, vector)
-    moved = {change.module: asdict(change) for change in changes}
-    value["banks"] = [
-        {"name": bank.name, "group": bank.group, "modules": [moved[module] for module in bank.modules]}
-        for bank in base.layout.banks
-    ]
-    return Look(value, vector=vector, changes=changes)
-
-
-def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> Outline | None:
-    """The base that the flag names, else the workspace's where its id is `base_id`."""
-    from recast_cli.engine.outline import read_outline
-
-    if flag is not None:
-        return read_outline(flag)
-    try:
-        path = workspace.base_file(None, base_id)
-    except RecastError:
-        return None
-    return read_outline(path) if read_base_id(path) == base_id else None
-
-
-def look_at_file(path: Path, header: dict[str, Any]) -> Look:
-    """Any other safetensors file: names, shapes, types, metadata."""
-    tensors = [
-        {"name": name, "shape": entry["shape"], "dtype": entry["dtype"]}
-        for name, entry in sorted(header.items())
-        if name != "__metadata__"
-    ]
-    value = {
-        "kind": "safetensors",
-        "file": str(path),
-        "bytes": path.stat().st_size,
-        "metadata": header.get("__metadata__", {}),
-        "tensors": tensors,
-    }
-    return Look(value)
-
-
-def draw(looks: list[Look], matrix: Any, path: Path) -> None:
-    """The picture of one base, or of tasks."""
+def draw(looks: list[Look], matrix: Any, path: Path, workspace: Workspace) -> None:
+    """The picture of one base, or of tasks; of one base as HTML, the report."""
     from recast_cli.engine.plot import plot_base, plot_tasks
 
     first = looks[0]
+    if len(looks) == 1 and first.base and first.banks is not None and path.suffix.lower() == ".html":
+        from recast_cli.engine.report import write_report
+
+        return write_report(first.base, first.banks, first.roles or [], tasks_of(first.base, workspace), path)
     if len(looks) == 1 and first.base is not None and first.banks is not None:
         return plot_base(first.base, first.banks, path, first.roles or [])
     if all(each.changes is not None for each in looks):
@@ -219,9 +89,34 @@ def draw(looks: list[Look], matrix: Any, path: Path) -> None:
     raise RecastError("--plot draws one base, or tasks of one base", "Give only those.")
 
 
+def tasks_of(base: Base, workspace: Workspace) -> list[Learned]:
+    """The finished tasks of the workspace that belong to a base; one that cannot be read is left out with a warning."""
+    from recast_cli.engine.report import Learned
+
+    found = []
+    for name in workspace.task_names():
+        folder = workspace.task_folder(name)
+        try:
+            record = read_record(folder)
+            if record["base_id"] != base.base_id:
+                continue
+            seen = look_at_task(folder, workspace, base.path)
+        except RecastError as error:
+            Output().warn(f"left out the task {name}: {error}")
+            continue
+        bytes = sum((folder / file).stat().st_size for file in files_of(record) if file != RECORD)
+        found.append(Learned(record, seen.vector or [], seen.changes or [], bytes))
+    return found
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number, or `-` where it is undefined."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def show_one(console: Console, value: dict[str, Any]) -> None:
+    """One thing for people."""
+    {"base": show_base, "task": show_task, "safetensors": show_file}[value["kind"]](console, value)
 
 
 def show_base(console: Console, value: dict[str, Any]) -> None:
@@ -319,7 +214,9 @@ def describe_adapter(adapter: dict[str, Any]) -> str:
 
 def show_file(console: Console, value: dict[str, Any]) -> None:
     """Any safetensors file for people: a line a tensor."""
-    console.print(facts([("file", f"{value['file']}  ({size(value['bytes'])}, {len(value['tensors'])} tensors)")]))
+    where = f" in {value['shards']} shards" if value["shards"] > 1 else ""
+    inside = f"{size(value['bytes'])}, {len(value['tensors'])} tensors{where}"
+    console.print(facts([("file", f"{value['file']}  ({inside})")]))
     for name, text in value["metadata"].items():
         console.print(facts([(name, text if len(text) < 200 else text[:199] + "…")]))
     console.print()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,10 +116,12 @@ def mimic(
         )
     verification = None
     if verify is not None:
+        from recast_cli.engine.base import save_base
         from recast_cli.engine.verify import verify as compare
 
         with out.progress() as progress:
             verification = compare(opened, base, verify, device=device, progress=progress)
+        base = save_base(replace(base, verified=asdict(verification)), output)  # so that it travels with the base
     value = summary(opened, base, time.perf_counter() - started, verification)
     out.result(value, lambda console: show(console, base, value))
 
@@ -178,7 +181,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     fit = "exact" if exact else f"max {value['max_relative_error']:.2g}, min cosine {value['min_cosine']:.4f}"
     rows = [
         ("base", f"{value['base']}  ({size(value['bytes'])}, id {value['base_id'][:8]})"),
-        ("architecture", value["architecture"] or "unknown: can be inspected, not adapted"),
+        ("architecture", value["architecture"] or "unknown: can be inspected and exported, not adapted"),
         (
             "layout",
             f"{layout.name}: {value['modules']} modules in {value['banks']} banks of {', '.join(roles[:3])}"

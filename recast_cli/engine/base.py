@@ -40,6 +40,8 @@ class Base:
         errors: Per module, relative Frobenius error and cosine between W and the source weight.
         solver: How templates and coefficients were found, with all options.
         aliases: Other names of tensors that the source shares.
+        types: Module -> type of its weight in the source, as safetensors calls it, where that is not F32.
+        verified: What `verify` found, where it ran: `images`, `agreement`, `feature_cosine` by module.
         path: The file, where there is one.
     """
 
@@ -52,6 +54,8 @@ class Base:
     errors: dict[str, dict[str, float]]
     solver: dict[str, Any]
     aliases: dict[str, str] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
+    verified: dict[str, Any] | None = None
     path: Path | None = None
 
     def templates(self, bank: Bank) -> Tensor:
@@ -98,7 +102,7 @@ class Base:
         if self.architecture is None:
             raise RecastError(
                 f"{self.path or self.source} has no known architecture, so no network can be built from it",
-                "Mimic its source with --architecture NAME.",
+                "Mimic its source with --architecture NAME where timm has it.",
             )
         return self.architecture
 
@@ -136,6 +140,9 @@ def metadata_of(base: Base) -> dict[str, Any]:
         "errors": base.errors,
         "solver": base.solver,
         "aliases": base.aliases,
+        # files from before these were known have neither
+        **({"types": base.types} if base.types else {}),
+        **({"verified": base.verified} if base.verified else {}),
     }
 
 
@@ -178,6 +185,8 @@ def load_base(path: Path) -> Base:
             errors=metadata["errors"],
             solver=metadata["solver"],
             aliases=metadata["aliases"],
+            types=metadata.get("types", {}),
+            verified=metadata.get("verified"),
             path=path,
         )
     except (KeyError, TypeError):

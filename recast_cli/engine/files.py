@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "recast"
 FORMAT_VERSION = 1
+INDEX = ".safetensors.index.json"
+"""How the name of an index ends: JSON whose `weight_map` says in which shard each tensor lies."""
 
 
 @contextlib.contextmanager
@@ -39,14 +42,49 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes private files; a finished output has the permissions any other new file would have
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~umask())
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(home: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield a temporary folder in `home`; on success what is in it under `names` is synced and moved to `home`.
+
+    Files replace what has their names, one after the other in the order of `names`; folders only empty ones. On error
+    all is as it was. For files that are opened under their final names before they count as written.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f".{names[-1]}.", suffix=".tmp", dir=home))
+    try:
+        yield folder
+        for path in (folder, *folder.rglob("*")):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        for name in names:
+            (folder / name).replace(home / name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def umask() -> int:
+    """The permissions that new files of this process do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise RecastError unless a folder can be put at `path`: nothing is there, or an empty folder."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise RecastError(f"{path} is there already", "Remove it, or give the name of a new folder.")
+    check_writable(path)
 
 
 def check_writable(path: Path) -> None:
@@ -135,6 +173,21 @@ def read_metadata(path: Path, header: dict[str, Any] | None = None) -> dict[str,
             f"{path} is a {kind} of format {version}; this recast reads up to {FORMAT_VERSION}", "Upgrade recast-cli."
         )
     return metadata
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Name of a tensor -> name of its shard."""
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except FileNotFoundError:
+        raise RecastError(f"{index} does not exist", "Check the path.") from None
+    except PermissionError:
+        raise RecastError(f"{index}: no permission to read it", "Check its permissions.") from None
+    except (ValueError, LookupError, TypeError):
+        shards = None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise RecastError(f"{index} is not an index of safetensors: no weight_map in it", "Fetch it again.")
+    return shards
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from recast_cli.engine.solve import (
     solve_vae,
 )
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import Spec, raw, read_stored, spec_of, specs
+from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, read_stored, spec_of, specs
 from recast_cli.engine.writer import writing
 
 Progress = Callable[[int, int, str], None]
@@ -85,6 +85,7 @@ def mimic(
         errors={},
         solver={"name": name, "dtype": dtype, **(asdict(options) if options else {})},
         aliases=source.aliases,
+        types=stored_types(source, layout),
     )
     findings = Findings()
     pieces = decompose(source, layout, options, dtype, findings, progress)
@@ -98,6 +99,13 @@ def mimic(
         base = findings.complete(base)
         writer.finish(metadata_of(base))
     return replace(base, tensors=read_stored(path), path=path)
+
+
+def stored_types(source: Source, layout: Layout) -> dict[str, str]:
+    """Module -> type of its weight in the source, as safetensors calls it, where that is not F32."""
+    found = specs(source.tensors)
+    types = {module: TYPE_NAMES[found[f"{module}.weight"].dtype] for module in layout.modules}
+    return {module: name for module, name in types.items() if name != "F32"}
 
 
 def base_specs(source: Source, layout: Layout, dtype: str) -> dict[str, Spec]:

@@ -17,3 +17,20 @@ def mix(coefficients: Tensor, templates: Tensor) -> Tensor:
         row in every set the result equals the template to the bit.
     """
     return (coefficients.mean(0) @ templates.flatten(1)).view(templates.shape[1:])
+
+
+def restore(coefficients: Tensor, templates: Tensor) -> Tensor:
+    """`mix`, but a module whose weight is one template gets that template bit by bit.
+
+    Adding nothing to a negative zero makes it a positive one,.
+
+    Args:
+        coefficients: (K, n).
+        templates: (n, *shape).
+
+    Returns:
+        (*shape), perhaps a view of a template.
+    """
+    mean = coefficients.mean(0)
+    chosen = mean.nonzero().flatten().tolist()
+    return templates[chosen[0]] if len(chosen) == 1 and mean[chosen[0]] == 1 else mix(coefficients, templates)

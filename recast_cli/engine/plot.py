@@ -33,6 +33,7 @@ from recast_cli.engine.heat_maps import (
     role_maps,
     short,
 )
+from recast_cli.engine.page import document, table
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
@@ -57,10 +58,6 @@ STYLE: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
-CSS = """body{font:14px sans-serif;margin:2em auto;max-width:1000px}svg{width:100%;height:auto}
-table{border-collapse:collapse;margin:1em 0;font-size:12px;display:block;overflow-x:auto}caption{text-align:left}
-td,th{padding:2px 12px 2px 0;border-bottom:1px solid #ddd;text-align:right}:first-child{text-align:left}"""
-
 Tasks = list[tuple[str, list[ModuleChange]]]
 """Name of each task and what it changed."""
 
@@ -74,7 +71,30 @@ def plot_base(base: Base, banks: list[BankDiagnosis], path: Path, roles: Sequenc
         RecastError: `path` ends in none of SUFFIXES, or no file can be put there.
     """
     check_picture(path)
-    kinds = {bank.name: f"{bank.role}  {'×'.join(map(str, bank.shape))}" for bank in base.layout.banks}
+    with matplotlib.rc_context(STYLE):
+        plan = base.layout
+        title = f"{base.source}, layout {plan.name}: G = {plan.groups}, n = {plan.templates}, K = {plan.sets}"
+        save(base_figure(base, banks, roles), title, [bank_table(base, banks)], path)
+
+
+def kinds_of(base: Base) -> dict[str, str]:
+    """Name of each bank -> its role and shape in words."""
+    return {bank.name: f"{bank.role}  {'×'.join(map(str, bank.shape))}" for bank in base.layout.banks}
+
+
+def bank_table(base: Base, banks: list[BankDiagnosis]) -> str:
+    """A row a bank, in HTML."""
+    kinds, rows = kinds_of(base), []
+    columns = ("group", "kind", "layers", "distance", "entropy", "largest error", "similarity between layers")
+    for bank in banks:
+        numbers = map(number, (bank.frobenius, bank.entropy, bank.max_relative_error))
+        rows.append([bank.name, kinds[bank.name], str(len(bank.modules)), *numbers, span(bank.coefficient_similarity)])
+    return table("Groups", columns, rows)
+
+
+def base_figure(base: Base, banks: list[BankDiagnosis], roles: Sequence[RoleDiagnosis]) -> Figure:
+    """Curves and heat maps of a base, to be drawn and written under STYLE."""
+    kinds = kinds_of(base)
     series: Series = {}
     for bank in banks:
         series.setdefault(kinds[bank.name], []).append(bank)
@@ -89,20 +109,12 @@ def plot_base(base: Base, banks: list[BankDiagnosis], path: Path, roles: Sequenc
         "A group of one layer has no similarity between layers.": 0 < lonely(banks, "coefficient_similarity") < 1,
         "A group of one template has no distance between templates.": 0 < lonely(banks, "frobenius") < 1,
     }
-    columns = ("group", "kind", "layers", "distance", "entropy", "largest error", "similarity between layers")
-    rows = []
-    for bank in banks:
-        numbers = map(number, (bank.frobenius, bank.entropy, bank.max_relative_error))
-        rows.append([bank.name, kinds[bank.name], str(len(bank.modules)), *numbers, span(bank.coefficient_similarity)])
-    with matplotlib.rc_context(STYLE):
-        heights = [2.5 + legend_size(list(series))[1], map_sizes(maps, width)[1]]
-        figure, parts = new_figure(heights, " ".join(note for note, wanted in notes.items() if wanted))
-        draw_curves(parts[0], series)
-        if maps:
-            draw_maps(parts[1], maps, width, heading)
-        plan = base.layout
-        title = f"{base.source}, layout {plan.name}: G = {plan.groups}, n = {plan.templates}, K = {plan.sets}"
-        save(figure, title, [table("Groups", columns, rows)], path)
+    heights = [2.5 + legend_size(list(series))[1], map_sizes(maps, width)[1]]
+    figure, parts = new_figure(heights, " ".join(note for note, wanted in notes.items() if wanted))
+    draw_curves(parts[0], series)
+    if maps:
+        draw_maps(parts[1], maps, width, heading)
+    return figure
 
 
 def plot_tasks(tasks: Tasks, similarity: Matrix | None, path: Path) -> None:
@@ -114,22 +126,29 @@ def plot_tasks(tasks: Tasks, similarity: Matrix | None, path: Path) -> None:
     check_picture(path)
     names = [name for name, _ in tasks]
     modules = list(dict.fromkeys(change.module for _, changes in tasks for change in changes))
-    maps = [Map("", similarity, [short(name, 24) for name in names])] if similarity and len(tasks) > 1 else []
     moved = [{change.module: change.moved for change in changes} for _, changes in tasks]
     rows = [[module, *(number(each.get(module)) for each in moved)] for module in modules]
     tables = [table("Distance of the coefficients from the base", ("module", *names), rows)]
-    if similarity and maps:
+    if similarity and len(tasks) > 1:
         cells = [[name, *map(number, row)] for name, row in zip(names, similarity, strict=True)]
         tables.append(table("Cosine similarity between the tasks", ("task", *names), cells))
     with matplotlib.rc_context(STYLE):
-        rows_height = (0.16 + 0.03 * min(len(tasks), 12)) * len(modules)
-        heights = [min(60.0, max(1.5, 0.9 + rows_height) + legend_size(names)[1]), map_sizes(maps, 1)[1]]
-        figure, parts = new_figure(heights, "")
-        draw_moves(parts[0], modules, tasks)
-        if maps:
-            draw_maps(parts[1], maps, 1, "Cosine similarity between the tasks")
         title = ", ".join(names) if len(names) < 4 else f"{len(names)} tasks"
-        save(figure, f"{title} beside the base", tables, path)
+        save(tasks_figure(tasks, similarity), f"{title} beside the base", tables, path)
+
+
+def tasks_figure(tasks: Tasks, similarity: Matrix | None) -> Figure:
+    """What tasks moved and how alike they are, to be drawn and written under STYLE."""
+    names = [name for name, _ in tasks]
+    modules = list(dict.fromkeys(change.module for _, changes in tasks for change in changes))
+    maps = [Map("", similarity, [short(name, 24) for name in names])] if similarity and len(tasks) > 1 else []
+    rows_height = (0.16 + 0.03 * min(len(tasks), 12)) * len(modules)
+    heights = [min(60.0, max(1.5, 0.9 + rows_height) + legend_size(names)[1]), map_sizes(maps, 1)[1]]
+    figure, parts = new_figure(heights, "")
+    draw_moves(parts[0], modules, tasks)
+    if maps:
+        draw_maps(parts[1], maps, 1, "Cosine similarity between the tasks")
+    return figure
 
 
 def check_picture(path: Path) -> None:
@@ -222,25 +241,29 @@ def span(matrix: Matrix | None) -> str:
     return " to ".join(number(round(end, 2) + 0.0) for end in (min(values), max(values))) if values else "–"
 
 
-def table(caption: str, columns: Sequence[str], rows: list[list[str]]) -> str:
-    """A table in HTML."""
-    lines = ["".join(f"<th>{html.escape(short(cell, 80))}</th>" for cell in columns)]
-    lines += ["".join(f"<td>{html.escape(short(cell, 80))}</td>" for cell in row) for row in rows]
-    return f"<table><caption>{caption}</caption>\n<tr>" + "</tr>\n<tr>".join(lines) + "</tr>\n</table>"
-
-
 def save(figure: Figure, title: str, tables: list[str], path: Path) -> None:
     """Write the picture in the format that the suffix names; the tables go into HTML only, below it."""
-    kind, page = path.suffix.lower()[1:], io.BytesIO()
+    kind = path.suffix.lower()[1:]
     if kind != "html":  # there the title is text of the page
         figure.suptitle(short(title, 100), fontsize=11)
-    nothing = {"Software": None} if kind == "png" else dict.fromkeys(("Date", "Creator", "Type", "Format"))
     with atomic(path) as temporary:
-        figure.savefig(page, format="png" if kind == "png" else "svg", dpi=150, metadata=nothing)
-        content = page.getvalue()
         if kind == "html":
-            title, svg = html.escape(short(title, 200)), content.decode().partition("<svg")[2]
-            start = f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-            start += f'<style>{CSS}</style></head>\n<body><h1>{title}</h1>\n<svg role="img" aria-label="{title}"'
-            content = "\n".join([start + svg, *tables, "</body></html>\n"]).encode()
-        temporary.write_bytes(content)
+            title = short(title, 200)
+            body = f"<header><h1>{html.escape(title)}</h1></header>\n{in_page(figure, title)}\n" + "\n".join(tables)
+            temporary.write_text(document(title, body), encoding="utf-8")
+        else:
+            temporary.write_bytes(drawn(figure, kind))
+
+
+def drawn(figure: Figure, kind: str) -> bytes:
+    """A figure as png or svg, without anything of the day or the program in it."""
+    stream = io.BytesIO()
+    nothing = {"Software": None} if kind == "png" else dict.fromkeys(("Date", "Creator", "Type", "Format"))
+    figure.savefig(stream, format=kind, dpi=150, metadata=nothing)
+    return stream.getvalue()
+
+
+def in_page(figure: Figure, label: str) -> str:
+    """A figure as part of a page; narrow screens scroll it, as its letters would be too small."""
+    svg = drawn(figure, "svg").decode().partition("<svg")[2].rstrip()
+    return f'<div class="wide"><svg role="img" aria-label="{html.escape(label)}"{svg}</div>'

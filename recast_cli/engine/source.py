@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -64,7 +64,8 @@ def open_source(name: str, architecture: str | None = None, weights: Path | None
 
     Args:
         name: timm name (tags too), `hf-hub:org/name`, a folder with config.json, a weight file, or the index of shards.
-        architecture: timm name for a weight file; without it modules are found by name and shape.
+        architecture: timm name for a weight file; without it modules are found by name and shape, as in a folder
+            whose config.json is not timm's.
         weights: Local weight file, or index of shards, for a timm name.
 
     Raises:
@@ -130,7 +131,10 @@ def filtered(name: str, tensors: Mapping[str, Tensor], overlay: dict[str, Any], 
 
 
 def from_folder(path: Path) -> Source:
-    """A folder that timm's `local-dir:` opens: config.json (model arguments included) and its weights, or shards."""
+    """A folder that timm's `local-dir:` opens: config.json (model arguments included) and its weights, or shards.
+
+    Where config.json is of another library, modules are found by name and shape, as in a weight file.
+    """
     config = path / "config.json"
     if not config.is_file():
         raise RecastError(
@@ -138,6 +142,8 @@ def from_folder(path: Path) -> Source:
         )
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
+        if "architecture" not in values and (file := weights_in(path)) and is_foreign(values):
+            return replace(from_file(file, None), name=path.resolve().name)
         name = values["architecture"] if "architecture" in values else values["pretrained_cfg"]["architecture"]
     except (ValueError, KeyError, TypeError, OSError):
         raise RecastError(f"{config} is not a timm config: no architecture in it", "Write it with timm.") from None
@@ -153,6 +159,11 @@ def from_folder(path: Path) -> Source:
     except Exception as error:
         raise RecastError(f"timm cannot open {path}: {one_line(error)}", "Check config.json and weights.") from None
     return from_tensors(path.resolve().name, tensors, model, values.get("model_args", {}))
+
+
+def is_foreign(config: dict[str, Any]) -> bool:
+    """Whether a config.json is of a library that calls its networks otherwise, as transformers does."""
+    return "pretrained_cfg" not in config and bool({"architectures", "model_type"} & config.keys())
 
 
 def from_timm(name: str) -> Source:

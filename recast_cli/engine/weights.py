@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,12 +12,10 @@ import timm
 from torch import Tensor
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import read_header, read_metadata
+from recast_cli.engine.files import INDEX, read_header, read_index, read_metadata
 from recast_cli.engine.network import quiet
 from recast_cli.engine.tensors import TYPE_NAMES, StoredTensors, specs, stored_tensors
 
-INDEX = ".safetensors.index.json"
-"""How the name of an index ends: JSON whose `weight_map` says in which shard each tensor lies."""
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", INDEX)
 PREFERRED = ("model.safetensors", f"model{INDEX}", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """Names that are looked for first in a folder, as timm does."""
@@ -62,21 +59,6 @@ def read_shards(index: Path) -> StoredTensors:
             raise RecastError(f"{file} lacks {missing[0]}, which {index.name} says it holds", "Fetch both again.")
         places.update({name: found[name] for name in names})
     return StoredTensors(places)
-
-
-def read_index(index: Path) -> dict[str, str]:
-    """Name of a tensor -> name of its shard."""
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except FileNotFoundError:
-        raise RecastError(f"{index} does not exist", "Check the path.") from None
-    except PermissionError:
-        raise RecastError(f"{index}: no permission to read it", "Check its permissions.") from None
-    except (ValueError, LookupError, TypeError):
-        shards = None
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise RecastError(f"{index} is not an index of safetensors: no weight_map in it", "Fetch it again.")
-    return shards
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:

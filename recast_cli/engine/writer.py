@@ -15,19 +15,22 @@ from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of
 
 
 @contextmanager
-def writing(path: Path, specs: Mapping[str, Spec], widest: dict[str, Any]) -> Iterator[TensorWriter]:
+def writing(
+    path: Path, specs: Mapping[str, Spec], widest: dict[str, Any], key: str | None = METADATA_KEY
+) -> Iterator[TensorWriter]:
     """Yield a writer for the file at `path`, which is there, whole, once the block has ended without an error.
 
     Args:
         path: The file.
         specs: Type and shape of every tensor that will be written.
         widest: Metadata at least as long, as JSON, as what `finish` will be given; room for it is kept.
+        key: Under which metadata stand in the file as JSON; None: they are strings by name, written as they are.
 
     Raises:
         OSError: The disk is full, among others.
     """
     with atomic(path) as temporary, temporary.open("r+b", buffering=0) as stream:
-        writer = TensorWriter(path, stream, specs, widest)
+        writer = TensorWriter(path, stream, specs, widest, key)
         yield writer
         assert writer.finished, "the header is missing"
 
@@ -39,8 +42,11 @@ class TensorWriter:
     what is not needed is filled with spaces, which the format allows.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, specs: Mapping[str, Spec], widest: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, stream: BinaryIO, specs: Mapping[str, Spec], widest: dict[str, Any], key: str | None
+    ) -> None:
         self.path, self.stream, self.left, self.finished = path, stream, dict(specs), False
+        self.key = key
         self.entries: dict[str, Any] = {}
         end = 0
         # no holes are allowed, so large types come first: every tensor then starts at a multiple of its type's size
@@ -52,7 +58,8 @@ class TensorWriter:
 
     def header(self, metadata: dict[str, Any]) -> bytes:
         """The JSON header with `metadata` in it."""
-        return to_json({"__metadata__": {METADATA_KEY: to_json(metadata)}, **self.entries}).encode()
+        written = metadata if self.key is None else {self.key: to_json(metadata)}
+        return to_json({"__metadata__": written, **self.entries}).encode()
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a tensor of the type and shape that were announced. Raises OSError where the disk does not take it."""

@@ -1,0 +1,172 @@
+"""What `recast inspect` looks at: a base, a task, or any safetensors file, as plain values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.files import INDEX, read_header, read_index, read_metadata
+from recast_cli.engine.task import RECORD
+from recast_cli.workspace import Workspace, read_base_id
+
+if TYPE_CHECKING:
+    from recast_cli.engine.base import Base
+    from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis
+    from recast_cli.engine.outline import Outline
+
+
+class Look:
+    """One inspected thing: its JSON, and what is needed to show, compare and draw it."""
+
+    def __init__(
+        self,
+        value: dict[str, Any],
+        base: Base | None = None,
+        banks: list[BankDiagnosis] | None = None,
+        roles: list[RoleDiagnosis] | None = None,
+        vector: list[float] | None = None,
+        changes: list[ModuleChange] | None = None,
+    ) -> None:
+        self.value = value
+        self.base = base
+        self.banks = banks
+        self.roles = roles
+        self.vector = vector
+        self.changes = changes
+
+
+def look(item: str, workspace: Workspace, base: Path | None) -> Look:
+    """Open what `item` names: a task by name, a task's folder, or a file."""
+    path = Path(item)
+    if item in workspace.task_names() or (path.name == item and path.suffix == "" and not path.exists()):
+        return look_at_task(workspace.task_folder(item), workspace, base)
+    if path.is_dir() and ((path / RECORD).is_file() or not (path / "config.json").is_file()):
+        return look_at_task(path, workspace, base)
+    if path.is_dir() or path.name.endswith(INDEX):
+        return look_at_weights(path)
+    header = read_header(path)
+    metadata = read_metadata(path, header)
+    if metadata is not None and metadata["kind"] == "base":
+        return look_at_base(path)
+    return look_at_file(path, header)
+
+
+def look_at_base(path: Path) -> Look:
+    """A base: layout, parameters, savings, and the diagnosis of every bank."""
+    from recast_cli.engine.base import load_base, parameters
+    from recast_cli.engine.diagnose import diagnose, diagnose_roles
+
+    base = load_base(path)
+    layout, banks, roles = base.layout, diagnose(base), diagnose_roles(base)
+    saved = sum(len(bank.modules) * bank.numel for bank in layout.banks) - layout.template_parameters
+    value = {
+        "kind": "base",
+        "file": str(path),
+        "base_id": base.base_id,
+        "architecture": base.architecture.name if base.architecture else None,
+        "source": base.source,
+        "layout": layout.name,
+        "solver": base.solver,
+        "verified": base.verified,
+        "sets": layout.sets,
+        "modules": len(layout.modules),
+        "coefficients": layout.coefficients,
+        "degrees_of_freedom": layout.degrees_of_freedom,
+        "parameters": parameters(base.tensors),
+        "source_parameters": parameters(base.tensors) + saved - layout.coefficients,
+        "savings": layout.savings,
+        "bytes": path.stat().st_size,
+        "banks": [{**asdict(bank), "modules": list(bank.modules)} for bank in banks],
+        "roles": [{**asdict(role), "shape": list(role.shape), "banks": list(role.banks)} for role in roles],
+    }
+    return Look(value, base=base, banks=banks, roles=roles)
+
+
+def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
+    """A task: its coefficients by module beside the base's, where the base is at hand."""
+    from recast_cli.engine.outline import read_floats
+    from recast_cli.engine.task import COEFFICIENTS, check_bound, check_parts, read_record
+
+    record = read_record(folder)
+    shapes = check_parts(folder, record)
+    vector = read_floats(folder / COEFFICIENTS, ["coefficients"])
+    base = find_base(record["base_id"], workspace, flag)
+    value: dict[str, Any] = {
+        "kind": "task",
+        "task": record["name"],
+        "base_id": record["base_id"],
+        "base": str(base.path) if base else None,
+        "coefficients": len(vector),
+        "adapter": record.get("adapter"),
+        "head_parameters": math.prod(shapes["weight"]) + math.prod(shapes["bias"]),
+        "classes": record["classes"],
+        "image_size": record["image_size"],
+        "metrics": record["metrics"],
+        "banks": None,
+    }
+    if base is None:
+        return Look({**value, "vector": vector}, vector=vector)
+    from recast_cli.engine.diagnose import compare_to_base
+
+    check_bound(record["base_id"], len(vector), base, "the task")
+    changes = compare_to_base(base, vector)
+    moved = {change.module: asdict(change) for change in changes}
+    value["banks"] = [
+        {"name": bank.name, "group": bank.group, "modules": [moved[module] for module in bank.modules]}
+        for bank in base.layout.banks
+    ]
+    return Look(value, vector=vector, changes=changes)
+
+
+def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> Outline | None:
+    """The base that the flag names, else the workspace's where its id is `base_id`."""
+    from recast_cli.engine.outline import read_outline
+
+    if flag is not None:
+        return read_outline(flag)
+    try:
+        path = workspace.base_file(None, base_id)
+    except RecastError:
+        return None
+    return read_outline(path) if read_base_id(path) == base_id else None
+
+
+def look_at_file(path: Path, header: dict[str, Any]) -> Look:
+    """Any other safetensors file: names, shapes, types, metadata."""
+    tensors = [
+        {"name": name, "shape": entry["shape"], "dtype": entry["dtype"]}
+        for name, entry in sorted(header.items())
+        if name != "__metadata__"
+    ]
+    value = {
+        "kind": "safetensors",
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "metadata": header.get("__metadata__", {}),
+        "shards": 1,
+        "tensors": tensors,
+    }
+    return Look(value)
+
+
+def look_at_weights(path: Path) -> Look:
+    """Shards by their index, or whatever weight file is in a folder with a config.json."""
+    file: Path | None = path
+    if path.is_dir():
+        from recast_cli.engine.weights import weights_in
+
+        file = weights_in(path)
+    if file is None:
+        raise RecastError(f"{path} holds no weights", "Give a file.")
+    if not file.name.endswith(INDEX):
+        return look_at_file(file, read_header(file))
+    shards = {shard: read_header(file.parent / shard) for shard in sorted(set(read_index(file).values()))}
+    header = {name: shards[shard].get(name) for name, shard in read_index(file).items()}
+    if lost := [name for name, entry in header.items() if entry is None]:
+        raise RecastError(f"{lost[0]} is not in the shard that {file} names", "Fetch both again.")
+    found = look_at_file(file, header)
+    size = sum((file.parent / shard).stat().st_size for shard in shards)
+    return Look({**found.value, "bytes": size, "shards": len(shards)})

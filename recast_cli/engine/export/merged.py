@@ -1,0 +1,113 @@
+"""The merged network that is exported, and what it makes of a few pictures: the measure of every file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recast_cli.engine.attach import merge
+from recast_cli.engine.base import Base
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.images import normalise
+from recast_cli.engine.network import features
+from recast_cli.engine.task import Task
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit that counts as the same network."""
+PICTURES = 3
+
+
+class Classified(nn.Module):
+    """A network's features under a task's head, as `eval` measures it.
+
+    Args:
+        model: A timm network.
+        weight: (classes, features).
+        bias: (classes,).
+    """
+
+    def __init__(self, model: nn.Module, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (batch, channels, H, W) -> logits (batch, classes)."""
+        return F.linear(features(self.model, images), self.get_buffer("weight"), self.get_buffer("bias"))
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A network with plain weights.
+
+    Attributes:
+        base: Its base.
+        task: Its task; None for the source's own classifier.
+        model: timm's network; of a task, without its head.
+        network: Normalised images -> logits, with the task's head where there is one.
+        data: timm's data config at the image size of the task.
+        images: Random normalised pictures (PICTURES, channels, H, W).
+        logits: What `network` makes of them.
+    """
+
+    base: Base
+    task: Task | None
+    model: nn.Module
+    network: nn.Module
+    data: dict[str, Any]
+    images: Tensor
+    logits: Tensor
+
+    @property
+    def title(self) -> str:
+        """What it is, for messages."""
+        return f"task {self.task.name}" if self.task else self.base.source
+
+    def difference(self, logits: Tensor, what: str) -> float:
+        """The largest difference to the merged network's logits.
+
+        Args:
+            logits: (PICTURES, outputs), from what was written.
+            what: Whose logits, for the message.
+
+        Raises:
+            RecastError: It is above TOLERANCE, or undefined.
+        """
+        if logits.shape != self.logits.shape:
+            raise RecastError(
+                f"{what} gives logits of shape {tuple(logits.shape)} instead of {tuple(self.logits.shape)}", OTHERWISE
+            )
+        found = float((logits - self.logits).abs().max())
+        if not found <= TOLERANCE:
+            raise RecastError(
+                f"{what} differs from the merged network by {found:.3g} in a logit, more than {TOLERANCE:g}", OTHERWISE
+            )
+        return found
+
+
+OTHERWISE = "Nothing was written; try another --format."
+
+
+@torch.no_grad()
+def merge_task(base: Base, task: Task | None) -> Merged:
+    """Merge a task, or the source itself, into plain weights on the CPU.
+
+    Raises:
+        RecastError: The architecture is unknown, or what it takes is not images of one size.
+    """
+    data = dict(base.known_architecture().data)
+    if task is None:
+        model = network = merge(base)
+    else:
+        data["input_size"] = [data["input_size"][0], task.image_size, task.image_size]
+        model = merge(base, task.vector, task.image_size, task.adapter)
+        network = Classified(model, task.weight, task.bias).eval()
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (PICTURES, *data["input_size"]), dtype=torch.uint8, generator=generator)
+    images = normalise(pixels, data)
+    return Merged(base, task, model, network, data, images, network(images))

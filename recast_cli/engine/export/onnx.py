@@ -1,0 +1,186 @@
+"""ONNX: one file that runs without PyTorch, with how its images are prepared inside and beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.export.merged import Merged
+from recast_cli.engine.files import write_text
+from recast_cli.engine.weights import one_line
+
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+LARGEST = 2**31 - 2**20
+"""Bytes of all tensors that fit into one ONNX file: protobuf counts them in 31 bits."""
+
+
+def check_extra() -> None:
+    """Raise RecastError where a package that ONNX needs is not installed."""
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise RecastError(f"--format onnx needs {name}", "Run pip install 'recast-cli[onnx]'.") from None
+
+
+def write_onnx(merged: Merged, path: Path, notes: Path) -> float:
+    """Write the network for batches of any size, and its notes; run it with onnxruntime.
+
+    PyTorch's exporter of graphs comes first, then its older one that traces: each takes networks that the other does
+    not, and what decides is that the file gives the network's logits for one picture and for several.
+
+    Args:
+        merged: The network.
+        path: Of the ONNX file.
+        notes: Of the JSON with size, mean, std, interpolation, crop and classes. The model's metadata hold it, too.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        RecastError: It is too large, neither exporter can write it, or what was written is not the network.
+    """
+    size = sum(tensor.nbytes for tensor in merged.network.state_dict().values())
+    if size > LARGEST:
+        raise RecastError(
+            f"{merged.title} has {size / 1e9:.1f} GB of weights, and an ONNX file takes 2 GB", "Use --format timm."
+        )
+    about = json.dumps(preparation(merged), indent=2, ensure_ascii=False) + "\n"
+    refusal: RecastError | None = None
+    for exporter in (of_graph, of_trace):
+        try:
+            with silent():
+                content = exporter(merged.network, merged.images)
+            path.write_bytes(with_notes(content, about))
+            difference = run(merged, path)
+        except RecastError as error:
+            refusal = refusal or error
+            continue
+        write_text(notes, about)
+        return difference
+    assert refusal is not None
+    raise refusal
+
+
+def preparation(merged: Merged) -> dict[str, Any]:
+    """How images are made ready, in timm's words, and what comes out."""
+    names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {
+        "task": merged.task.name if merged.task else None,
+        "base_id": merged.base.base_id,
+        "input": INPUT,
+        "output": OUTPUT,
+        **{name: merged.data[name] for name in names},
+        "classes": merged.task.classes if merged.task else None,
+    }
+
+
+def of_graph(network: nn.Module, images: Tensor) -> bytes:
+    """By `torch.export`. Raises RecastError where the network, or this version of torch, cannot do it."""
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise RecastError(f"torch {torch.__version__} has no such exporter", "Upgrade torch.")
+
+    def convert() -> bytes:
+        found: Any = torch.onnx.export(
+            network,
+            (images,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+            verbose=False,
+        )
+        return found.model_proto.SerializeToString()
+
+    return attempt(convert)
+
+
+def of_trace(network: nn.Module, images: Tensor) -> bytes:
+    """By tracing. Raises RecastError as `of_graph` does."""
+
+    def convert() -> bytes:
+        stream = io.BytesIO()
+        options: dict[str, Any] = {"dynamo": False}
+        if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
+            options = {}
+        into: Any = stream  # the newer exporter takes no stream, so the types name none
+        torch.onnx.export(
+            network,
+            (images,),
+            into,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: BATCH}, OUTPUT: {0: BATCH}},
+            **options,
+        )
+        return stream.getvalue()
+
+    return attempt(convert)
+
+
+def attempt(convert: Callable[[], bytes]) -> bytes:
+    """What `convert` gives. Its errors, which have no common class, become a RecastError that names the operator."""
+    try:
+        return convert()
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps the reason in its own steps
+            cause = cause.__cause__
+        raise RecastError(
+            f"ONNX has nothing for a part of this network: {one_line(cause)}", "Use --format timm or safetensors."
+        ) from None
+
+
+def with_notes(content: bytes, about: str) -> bytes:
+    """An ONNX model with `about` as its metadata `recast`."""
+    import onnx
+
+    model = onnx.load_from_string(content)
+    onnx.helper.set_model_props(model, {"recast": about})
+    return bytes(model.SerializeToString())
+
+
+def run(merged: Merged, path: Path) -> float:
+    """Run the file on one picture and on several: the largest difference of a logit to the merged network."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        parts = [merged.images[:1], merged.images[1:]]
+        found = torch.cat([torch.from_numpy(session.run([OUTPUT], {INPUT: part.numpy()})[0]) for part in parts])
+    except Exception as error:  # onnxruntime has a class of its own for every code, and no common one
+        raise RecastError(
+            f"onnxruntime does not run {merged.title}: {one_line(error)}", "Use --format timm or safetensors."
+        ) from None
+    return merged.difference(found, f"What onnxruntime runs of {merged.title}")
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Keep the exporters' remarks about the network's own code off the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

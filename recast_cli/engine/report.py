@@ -1,0 +1,251 @@
+"""One page about a base: its layout, sizes and retention, curves and heat maps, and the tasks that belong to it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from recast_cli import __version__
+from recast_cli.engine.base import Base, parameters
+from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, similarity
+from recast_cli.engine.files import atomic
+from recast_cli.engine.layout import Bank
+from recast_cli.engine.page import Markup, cards, document, folded, section, table, text, tinted, with_bar
+from recast_cli.engine.plot import (
+    STYLE,
+    Tasks,
+    bank_table,
+    base_figure,
+    check_picture,
+    in_page,
+    number,
+    tasks_figure,
+)
+
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A task as the page shows it.
+
+    Attributes:
+        record: The content of its task.yaml.
+        vector: Its coefficients in layout order.
+        changes: The same beside the base's, by module.
+        bytes: Of its files without task.yaml.
+    """
+
+    record: dict[str, Any]
+    vector: list[float]
+    changes: list[ModuleChange]
+    bytes: int
+
+
+def write_report(
+    base: Base,
+    banks: list[BankDiagnosis],
+    roles: Sequence[RoleDiagnosis],
+    tasks: Sequence[Learned],
+    path: Path,
+) -> None:
+    """Write the page; equal input gives equal bytes.
+
+    Args:
+        base: A base that was read from a file.
+        banks: From `diagnose`.
+        roles: From `diagnose_roles`.
+        tasks: Of this base, in the order of their columns.
+        path: Ends in .html.
+
+    Raises:
+        RecastError: No file can be put there.
+    """
+    check_picture(path)
+    with matplotlib.rc_context(STYLE):
+        parts = [
+            heading(base),
+            cards(key_facts(base, tasks)),
+            about_layout(base),
+            about_retention(base),
+            section(
+                "Inside the templates",
+                "Distance and entropy of the templates over the groups, and how alike the layers of a group are. "
+                "Curves near each other and pale maps mean that templates hold different things.",
+                in_page(base_figure(base, banks, roles), "Curves and heat maps of the templates"),
+                folded("The same in numbers", bank_table(base, banks)),
+            ),
+            about_tasks(tasks),
+            f"<footer>recast-cli {__version__} &nbsp;·&nbsp; base {base.base_id}</footer>",
+        ]
+    page = document(f"{base.source}: a RECAST base", "\n".join(parts))
+    with atomic(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def heading(base: Base) -> str:
+    """Title, and where the base comes from."""
+    name = base.architecture.name if base.architecture else "architecture unknown"
+    file = base.path.name if base.path else "in memory"
+    return (
+        f"<header><h1>{text(base.source, 120)}</h1>\n<p>{text(name)}, rewritten as mixtures of shared templates: "
+        f"<code>{text(file)}</code>, base <code>{base.base_id[:8]}</code></p></header>"
+    )
+
+
+def key_facts(base: Base, tasks: Sequence[Learned]) -> list[tuple[str, str, str]]:
+    """What a reader wants to know first."""
+    layout, found, count = base.layout, base.verified, parameters(base.tensors)
+    worst = max(error["relative_error"] for error in base.errors.values())
+    source = count + layout.source_parameters - layout.template_parameters - layout.coefficients
+    weights = ("weights", "exact", "of every module")
+    if worst > 0:
+        weights = ("largest error", f"{worst:.2g}", "of a module, relative")
+    retention = ("retention", "–", "mimic --verify measures it")
+    if found and found["agreement"] is not None:
+        retention = ("retention", f"{100 * found['agreement']:.1f} %", f"of {found['images']:,} images alike")
+    together = f"{size(sum(task.bytes for task in tasks))} together" if tasks else "none yet"
+    return [
+        ("coefficients a task", f"{layout.coefficients}", f"{layout.degrees_of_freedom} degrees of freedom"),
+        weights,
+        retention,
+        ("parameters", f"{count:,}", f"source {source:,}"),
+        ("file", size(base.path.stat().st_size) if base.path else "–", f"templates in {base.solver['dtype']}"),
+        ("tasks here", f"{len(tasks)}", together),
+    ]
+
+
+def about_layout(base: Base) -> str:
+    """A row a role and shape."""
+    layout = base.layout
+    roles: dict[tuple[str, tuple[int, ...]], list[Bank]] = {}
+    for bank in layout.banks:
+        roles.setdefault((bank.role, bank.shape), []).append(bank)
+    total = parameters(base.tensors)
+    rows = []
+    for (role, shape), banks in roles.items():
+        modules = sum(len(bank.modules) for bank in banks)
+        held = sum(bank.templates * bank.numel for bank in banks)
+        n = sorted({bank.templates for bank in banks})
+        rows.append(
+            [
+                role,
+                " × ".join(map(str, shape)),
+                str(modules),
+                str(len(banks)),
+                "–".join(map(str, (n[0], n[-1]) if len(n) > 1 else n)),
+                str(sum(len(bank.modules) * bank.templates * layout.sets for bank in banks)),
+                with_bar(f"{held:,}", held / total),
+            ]
+        )
+    share = layout.template_parameters / total
+    words = (
+        f"Layout <code>{text(layout.name)}</code>: {len(layout.modules)} modules in {len(layout.banks)} banks, "
+        f"K = {layout.sets}. {100 * share:.1f} % of all parameters are in templates, which every task shares; "
+        f"the rest is the source's own. Solver: {text(str(base.solver.get('name', 'exact')))}."
+    )
+    columns = ("role", "shape", "modules", "banks", "templates a bank", "coefficients", "parameters in templates")
+    return section("Layout", words, table("", columns, rows))
+
+
+def about_retention(base: Base) -> str:
+    """How well the base stands in for its source: by its weights, and on images where that was measured."""
+    errors = sorted(base.errors.items(), key=lambda item: -item[1]["relative_error"])
+    parts = []
+    if errors[0][1]["relative_error"] == 0:
+        words = "Every weight is exactly the source's."
+    else:
+        words = (
+            f"The weights of {text(errors[0][0])} lost most: {errors[0][1]['relative_error']:.3g} relative "
+            f"to their norm (cosine {errors[0][1]['cosine']:.4f})."
+        )
+        rows = [
+            [name, number(error["relative_error"]), with_bar(f"{error['cosine']:.4f}", error["cosine"])]
+            for name, error in errors
+        ]
+        parts.append(folded("By module", table("", ("module", "relative error", "cosine"), rows, tall=True)))
+    found = base.verified
+    if found is None:
+        return section(
+            "Retention",
+            f"{words} On images it was not compared; <code>recast mimic … --verify DIR</code> does that.",
+            *parts,
+        )
+    lowest = sorted(found["feature_cosine"].items(), key=lambda item: item[1])
+    if found["agreement"] is not None:
+        share = f"{100 * found['agreement']:.1f} %"
+        words += f" On {share} of {found['images']:,} images base and source give the same class."
+    words += f" The outputs of {text(lowest[0][0])} differ most, with a mean cosine of {lowest[0][1]:.4f}."
+    rows = [[name, with_bar(f"{cosine:.4f}", cosine)] for name, cosine in lowest]
+    parts.append(folded("Outputs by module", table("", ("module", "cosine"), rows, tall=True)))
+    return section("Retention", words, *parts)
+
+
+def about_tasks(tasks: Sequence[Learned]) -> str:
+    """What was learned on the base: accuracies, moves, and every coefficient."""
+    if not tasks:
+        return section(
+            "Tasks", "No task in this folder belongs to this base. <code>recast adapt --task NAME</code> makes one."
+        )
+    named: Tasks = [(str(task.record["name"]), task.changes) for task in tasks]
+    alike = similarity([task.vector for task in tasks])
+    columns = ("task", "classes", "image size", "adapter", "size", "linear probe", "test top-1", "gain")
+    return section(
+        "Tasks",
+        "Each is its coefficients and a head; the linear probe is a head alone, on the base as it is.",
+        table("", columns, [task_row(task) for task in tasks]),
+        in_page(tasks_figure(named, alike), "How far the coefficients of each task moved"),
+        f"<p>{COLOURS}</p>",
+        coefficient_table(named),
+    )
+
+
+COLOURS = (
+    "Every coefficient, averaged over the sets. Orange is larger than the base's, blue smaller; the stronger the "
+    "colour, the further it moved."
+)
+
+
+def task_row(task: Learned) -> list[str]:
+    """A task in the words of the columns of `about_tasks`."""
+    record, metrics = task.record, task.record["metrics"]
+    top1, probe = metrics.get("test_top1"), metrics.get("linear_probe_test_top1")
+    return [
+        str(record["name"]),
+        str(len(record["classes"])),
+        f"{record['image_size']} px",
+        record["adapter"]["name"] if record.get("adapter") else "–",
+        size(task.bytes),
+        "–" if probe is None else f"{100 * probe:.1f} %",
+        "–" if top1 is None else with_bar(f"{100 * top1:.1f} %", top1),
+        "–" if top1 is None or probe is None else f"{100 * (top1 - probe):+.1f}",
+    ]
+
+
+def coefficient_table(tasks: Tasks) -> str:
+    """A row a module: the base's coefficients and each task's, tinted by how far they moved."""
+    furthest = max((change.moved for _, changes in tasks for change in changes), default=0.0) or 1.0
+    rows: list[list[str]] = []
+    for moves in zip(*(changes for _, changes in tasks), strict=True):
+        row = [moves[0].module, means(moves[0].base)]
+        for change in moves:
+            grown = sum(map(sum, change.coefficients)) >= sum(map(sum, change.base))
+            row.append(tinted(means(change.coefficients), (1 if grown else -1) * change.moved / furthest))
+        rows.append(row)
+    return table("", ("module", "base", *(name for name, _ in tasks)), rows, tall=True)
+
+
+def means(sets: list[list[float]]) -> Markup:
+    """Coefficients (K, n) averaged over the sets, as text."""
+    averaged = [sum(column) / len(sets) for column in zip(*sets, strict=True)]
+    return Markup(html.escape(" ".join(f"{value:+.3f}" for value in averaged)))
+
+
+def size(count: int) -> str:
+    """Bytes for people, in decimal units."""
+    return next((f"{count / scale:.1f} {unit}" for unit, scale in UNITS if count >= scale), f"{count} B")
