@@ -218,6 +218,12 @@ def test_the_sources_own_types_come_back(dtype, tmp_path):
     assert all(torch.equal(state[k].view(torch.int16), after[k].view(torch.int16)) for k in state)
 
 
+def test_a_data_config_of_another_size_than_the_networks_is_said():
+    base = base_of(VIT, **{**VIT_ARGS, "depth": 1})  # for 32 pixels, where timm's config has 224
+    with pytest.raises(RecastError, match=r"does not take the images of 3 x 224 x 224 .* Correct input_size"):
+        merge_task(base, None)
+
+
 def test_an_adapter_of_another_network_is_refused(vit_base):
     with pytest.raises(RecastError, match="tensor"):
         merge_task(vit_base, task_of(vit_base, adapter=Adapter("melo", {"rank": 1, "seed": 0}, {})))

@@ -15,6 +15,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import normalise
 from recast_cli.engine.network import features
 from recast_cli.engine.task import Task
+from recast_cli.engine.weights import one_line
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that counts as the same network."""
@@ -98,9 +99,10 @@ def merge_task(base: Base, task: Task | None) -> Merged:
     """Merge a task, or the source itself, into plain weights on the CPU.
 
     Raises:
-        RecastError: The architecture is unknown, or what it takes is not images of one size.
+        RecastError: The architecture is unknown, or does not take images of the size that its data config names.
     """
-    data = dict(base.known_architecture().data)
+    architecture = base.known_architecture()
+    data = dict(architecture.data)
     if task is None:
         model = network = merge(base)
     else:
@@ -110,4 +112,12 @@ def merge_task(base: Base, task: Task | None) -> Merged:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (PICTURES, *data["input_size"]), dtype=torch.uint8, generator=generator)
     images = normalise(pixels, data)
-    return Merged(base, task, model, network, data, images, network(images))
+    try:
+        logits = network(images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        shape = " x ".join(map(str, data["input_size"]))
+        raise RecastError(
+            f"{architecture.name} does not take the images of {shape} that its data config names: {one_line(error)}",
+            "Correct input_size in the source's config.json and mimic it again.",
+        ) from None
+    return Merged(base, task, model, network, data, images, logits)
