@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "recast"
 FORMAT_VERSION = 1
+CODED_VERSION = 2
+"""The format of compressed bases, which a reader of format 1 would take for damaged ones."""
 
 
 @contextlib.contextmanager
@@ -130,9 +132,9 @@ def read_metadata(path: Path, header: dict[str, Any] | None = None) -> dict[str,
         version, kind = metadata["format"], metadata["kind"]
     except (ValueError, KeyError, TypeError):
         raise RecastError(f"{path}: its recast metadata is damaged", "Write the file again.") from None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > CODED_VERSION:
         raise RecastError(
-            f"{path} is a {kind} of format {version}; this recast reads up to {FORMAT_VERSION}", "Upgrade recast-cli."
+            f"{path} is a {kind} of format {version}; this recast reads up to {CODED_VERSION}", "Upgrade recast-cli."
         )
     return metadata
 
