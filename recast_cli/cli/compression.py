@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,29 +15,22 @@ from recast_cli.engine.errors import RecastError
 if TYPE_CHECKING:
     from recast_cli.engine.compress.plan import Compression
     from recast_cli.engine.layout import Layout
-    from recast_cli.engine.solve import SolverOptions
     from recast_cli.engine.source import Source
 
 
-def choose_codes(
-    source: Source, layout: Layout, wanted: str | None, bits: int | None, group: int | None, options: SolverOptions
-) -> Compression:
-    """The plan that `--size`, `--bits` and `--group-size` ask for. Raises RecastError as `plan_codes` does."""
-    from recast_cli.engine.compress.plan import plan_codes, source_bytes
-
-    size = None if wanted is None else wanted_bytes(wanted, source_bytes(source))
-    return plan_codes(source, layout, size=size, bits=bits, group=group, options=options)
-
-
-def wanted_bytes(text: str, source_bytes: int) -> int:
-    """The bytes that `--size` means: a size, or `4x`: the source's, so many times smaller.
+def wanted_bytes(text: str | None, source: Source) -> int | None:
+    """The bytes that `--size` means: a size, or `4x`: the source's tensors, so many times smaller.
 
     Raises:
         RecastError: Neither, or not above 0.
     """
+    if text is None:
+        return None
+    from recast_cli.engine.compress.plan import source_bytes
+
     times = re.fullmatch(r"([0-9]*\.?[0-9]+) *x", text.strip().lower())
     if times and float(times[1]) > 0:
-        return int(source_bytes / float(times[1]))
+        return int(source_bytes(source) / float(times[1]))
     try:
         found = 0 if times else parse_size(text)
     except RecastError:
@@ -47,14 +40,18 @@ def wanted_bytes(text: str, source_bytes: int) -> int:
     return found
 
 
-def show_plan(console: Console, plan: Compression) -> None:
-    """The plan as a table: what goes to how many bits."""
+def show_plan(console: Console, plan: Compression, layout: Layout) -> None:
+    """The plan as a table: what goes to how many bits, and what is shared."""
     table = columns("plan", "tensors", "values", "bits", "bytes")
     for row in plan.roles():
         table.add_row(
             row["role"], str(row["tensors"]), f"{row['values']:,}", widths(row["bits"]), readable(row["bytes"])
         )
     console.print(table)
+    shared = [bank for bank in layout.banks if not bank.exact]
+    if shared:
+        modules, templates = sum(len(bank.modules) for bank in shared), sum(bank.templates for bank in shared)
+        console.print(f"shared: {modules} modules are mixtures of {templates} templates", soft_wrap=True)
     console.print(
         f"at most {readable(plan.nbytes)} of {readable(plan.source_bytes)}: {plan.ratio:.2f}x smaller", soft_wrap=True
     )
@@ -64,12 +61,3 @@ def widths(bits: dict[str, int]) -> str:
     """`4` where all tensors of a role have as many bits, else `3-5`."""
     found = sorted(int(each) for each in bits)
     return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
-
-
-def plan_json(plan: Compression) -> dict[str, Any]:
-    """The plan for `--json`."""
-    return {
-        "bytes": plan.nbytes,
-        "source_bytes": plan.source_bytes,
-        "roles": plan.roles(),
-    }

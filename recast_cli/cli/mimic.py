@@ -65,6 +65,9 @@ def mimic(
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale.  [default: 64 with --bits, else chosen]")
     ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Compress: round by what these pictures need; no labels.")
+    ] = None,
     verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare base and source on these images.")] = None,
     device: Device = None,
     as_json: Json = False,
@@ -78,7 +81,7 @@ def mimic(
         recast mimic vit_tiny_patch16_224 --weights vit.safetensors -o base.safetensors
         recast mimic weights.pth --architecture resnet50 --layout paper-resnet -o base.safetensors
         recast mimic vit_base_patch16_224 --modules 'blocks.*.mlp.fc?' --templates 1 -o base.safetensors
-        recast mimic vit_tiny_patch16_224 --size 4x --verify pictures -o small.safetensors
+        recast mimic vit_tiny_patch16_224 --size 6x --calibrate pictures -o small.safetensors
     """
     out = Output(as_json, quiet)
     started = time.perf_counter()
@@ -98,6 +101,8 @@ def mimic(
     if dtype not in DTYPES:
         raise RecastError(f"--dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
     compressing = any(value is not None for value in (size, bits, group_size))
+    if calibrate is not None and not compressing:
+        raise RecastError("--calibrate decides how weights are rounded", "Give --size or --bits, too, or leave it out.")
     if compressing and dtype != "float32":
         raise RecastError(f"--dtype {dtype} does not go with --size and --bits", "Leave it out; --bits 16 is float16.")
     choose_device(device)
@@ -117,15 +122,25 @@ def mimic(
     )
     if plan.coefficients > budget:
         out.note(f"note: {plan.coefficients} coefficients, over the budget of {budget}; built as asked.")
-    codes = None
-    if compressing:
-        from recast_cli.cli.compression import choose_codes, show_plan
-
-        compression = choose_codes(opened, plan, size, bits, group_size, options)
-        out.explain(lambda console: show_plan(console, compression))
-        codes = compression.codes
     with out.progress() as progress:
-        base = make_base(opened, plan, options=options, dtype=dtype, codes=codes, path=output, progress=progress)
+        if compressing:
+            from recast_cli.cli.compression import show_plan, wanted_bytes
+            from recast_cli.engine.compress.compress import compress
+
+            base = compress(
+                opened,
+                plan,
+                options=options,
+                size=wanted_bytes(size, opened),
+                bits=bits,
+                group=group_size,
+                pictures=calibrate,
+                path=output,
+                announce=lambda chosen: out.explain(lambda console: show_plan(console, chosen, plan)),
+                progress=progress,
+            )
+        else:
+            base = make_base(opened, plan, options=options, dtype=dtype, path=output, progress=progress)
     lossy = max(error["relative_error"] for error in base.errors.values())
     if not all(bank.exact for bank in plan.banks):
         out.warn(
@@ -138,6 +153,10 @@ def mimic(
 
         with out.progress() as progress:
             verification = compare(opened, base, verify, device=device, progress=progress)
+        if base.codes:
+            from recast_cli.engine.compress.compress import record
+
+            base = record(base, verification)
     value = summary(opened, base, time.perf_counter() - started, verification)
     out.result(value, lambda console: show(console, base, value))
 

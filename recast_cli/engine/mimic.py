@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ def mimic(
     options: SolverOptions = None,
     dtype: str = "float32",
     codes: Mapping[str, Code] | None = None,
+    compression: Mapping[str, Any] | None = None,
     path: Path | None = None,
     progress: Progress | None = None,
 ) -> Base:
@@ -65,6 +67,7 @@ def mimic(
         options: Solver and recipe; default: exact.
         dtype: Stored type of the templates: float32, bfloat16 or float16.
         codes: Tensors of the base that are stored in fewer bits, each value rounded to the nearest; from `plan_codes`.
+        compression: What the file says about how `codes` were chosen.
         path: Where the base goes. It is written while it is made, so that no more than one bank is in memory; without
             it the base is made in memory, and `save_base` writes the same file.
         progress: Called after every bank (exact) or step.
@@ -74,7 +77,7 @@ def mimic(
         OSError: The base cannot be written.
     """
     check_memory(layout, kept=layout.template_parameters if path is None else 0, copies=4 if options is None else 7)
-    base = unmade(source, layout, options, dtype, codes or {})
+    base = replace(unmade(source, layout, options, dtype, codes or {}), compression=dict(compression or {}))
     findings = Findings()
     pieces = decompose(source, base, options, findings, progress)
     if path is None:

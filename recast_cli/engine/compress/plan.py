@@ -47,6 +47,13 @@ class Compression:
         """How many times smaller than the source."""
         return self.source_bytes / self.nbytes
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the base's metadata says of the plan."""
+        counts: dict[str, int] = {}
+        for code in self.codes.values():
+            counts[str(code.bits)] = counts.get(str(code.bits), 0) + code.numel
+        return {"source_bytes": self.source_bytes, "values_by_bits": counts}
+
     @property
     def quantised(self) -> bool:
         """Whether any tensor has fewer than 16 bits."""
