@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -38,6 +38,16 @@ def wanted_bytes(text: str | None, source: Source) -> int | None:
     if found < 1:
         raise RecastError(f"--size {text} is not a size", "Give e.g. 4x (of the source) or 6MB.")
     return found
+
+
+def stored_as(compression: dict[str, Any]) -> str:
+    """How a compressed base is stored, in words."""
+    counts = {int(bits): count for bits, count in compression["values_by_bits"].items() if int(bits) < 16}
+    total = sum(counts.values())
+    mean = f"{sum(bits * count for bits, count in counts.items()) / total:.2g} bits" if total else "float16"
+    calibrated = compression["calibrated"]
+    how = f"calibrated on {calibrated['pictures']} pictures" if calibrated else "rounded to the nearest"
+    return f"{mean} a weight, {how}" if total else mean
 
 
 def show_plan(console: Console, plan: Compression, layout: Layout) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from recast_cli.cli.compression import stored_as
 from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
 from recast_cli.cli.output import Output, columns, facts, size
 from recast_cli.engine.errors import RecastError
@@ -134,6 +135,7 @@ def look_at_base(path: Path) -> Look:
         "savings": layout.savings,
         "bytes": path.stat().st_size,
         "banks": [{**asdict(bank), "modules": list(bank.modules)} for bank in banks],
+        **({"compression": base.compression} if base.codes else {}),
         "roles": [{**asdict(role), "shape": list(role.shape), "banks": list(role.banks)} for role in roles],
     }
     return Look(value, base=base, banks=banks, roles=roles)
@@ -242,6 +244,7 @@ def show_base(console: Console, value: dict[str, Any]) -> None:
                     f"{value['parameters']:,} (source {value['source_parameters']:,}, "
                     f"savings S = {value['savings']:,})",
                 ),
+                *([("stored", stored_as(value["compression"]))] if "compression" in value else []),
             ]
         )
     )

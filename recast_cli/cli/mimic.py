@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from recast_cli.cli.compression import stored_as
 from recast_cli.cli.options import Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, facts, percent
 from recast_cli.cli.output import size as readable
@@ -200,6 +201,8 @@ def summary(source: Source, base: Base, seconds: float, verification: Verificati
         "bytes": base.path.stat().st_size,
         "seconds": round(seconds, 3),
     }
+    if base.codes:
+        value["compression"] = base.compression
     if verification is not None:
         value["verify"] = {
             "images": verification.images,
@@ -229,6 +232,12 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
         ("parameters", f"{value['base_parameters']:,} (source {value['source_parameters']:,})"),
         ("seconds", f"{value['seconds']:.1f}"),
     ]
+    if base.codes:
+        before = value["compression"]["source_bytes"]
+        rows.insert(
+            1,
+            ("size", f"{before / value['bytes']:.2f}x smaller than {readable(before)}: {stored_as(base.compression)}"),
+        )
     if "verify" in value:
         found = value["verify"]
         lowest = min(found["feature_cosine"].values())

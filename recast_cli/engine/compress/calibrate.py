@@ -13,7 +13,7 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base, identify
 from recast_cli.engine.compress.code import HALF, Code
 from recast_cli.engine.compress.inputs import Inputs, groups_of, measurable, measure
-from recast_cli.engine.compress.rounding import damped, round_weights
+from recast_cli.engine.compress.rounding import round_weights, shrunk
 from recast_cli.engine.digest import hashed
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout import Bank, template_key
@@ -33,9 +33,8 @@ def calibrate(
     """Store the tensors of a base in their codes, rounded so that layers' outputs on pictures change little.
 
     The network runs once, all pictures at a time and each picture twice: as in the source, and through what has been
-    rounded so far. When a layer is about to run, its inputs of both kinds are known, and its weight is rounded then.
-    The weight aimed at is the one that makes most of the source's outputs out of the rounded inputs (as GPTAQ does,
-    arXiv:2504.02692), and the bias takes the difference of the means.
+    rounded so far. When a layer is about to run, its inputs of both kinds are known, and its weight is rounded then,
+    for the rounded inputs. The bias takes the difference of the mean outputs.
 
     Convolutions are unfolded; of grouped and depthwise ones every group has its own statistics. What is no plain linear
     layer or convolution (position embeddings, weights that are not used by calling their module) is rounded to the
@@ -80,6 +79,7 @@ class Rounder:
         model: The base merged; its weights become the rounded ones.
         progress: Called after every layer.
         stored: What is stored of each tensor with a code, once `run` is through.
+        pictures: How many are looked at.
         seen: Layers that were called.
         shared: By tensor of a shared bank and by layer: inputs, until all layers were called.
         parts: By tensor and number of the template: codes and scales, until all are there.
@@ -90,6 +90,7 @@ class Rounder:
     model: nn.Module
     progress: Progress | None = None
     stored: dict[str, Tensor] = field(default_factory=dict)
+    pictures: int = 0
     seen: set[str] = field(default_factory=set)
     shared: dict[str, dict[int, Inputs]] = field(default_factory=dict)
     parts: dict[str, dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
@@ -105,6 +106,7 @@ class Rounder:
         self.round_others({template_key(homes[n][0]) if n in homes else f"{n}.weight" for n in layers})
         data = self.base.known_architecture().data
         pictures = normalise(pixels[: self.limit(pixels, data)], data)
+        self.pictures = len(pictures)
         for name, module in layers.items():
             self.watch(name, module, len(layers), homes.get(name))
         self.model(torch.cat([pictures, pictures]))
@@ -145,7 +147,9 @@ class Rounder:
             kept = forward(module, source)
             if name not in self.seen:  # a layer that is called several times is rounded by its first inputs
                 self.seen.add(name)
-                self.round(name, module, measure(module, source, rounded), home)
+                alone = home is None or template_of(self.base, *home) is not None
+                seen = measure(module, source, rounded, centred=alone and self.corrected(name, module))
+                self.round(name, module, seen, home)
                 if self.progress:
                     self.progress(len(self.seen), total, f"rounding {name}")
             return torch.cat([kept, forward(module, rounded)])
@@ -159,21 +163,23 @@ class Rounder:
             return
         bank, place = home
         key = template_key(bank)
-        weights = torch.stack([self.base.coefficients(each).mean(0) for each in bank.modules])  # (layers, n)
-        own = weights[place].nonzero().flatten().tolist()
-        if len(own) == 1 and int((weights[:, own[0]] != 0).sum()) == 1:
-            self.round_alone(name, module, seen, key, own[0], float(weights[place, own[0]]))
+        number = template_of(self.base, bank, place)
+        if number is not None:
+            coefficient = float(self.base.coefficients(name).mean(0)[number])
+            self.round_alone(name, module, seen, key, number, coefficient)
             return
         waiting = self.shared.setdefault(key, {})
         waiting[place] = seen
         if len(waiting) < len(bank.modules):
             return
-        templates = self.base.templates(bank)
+        templates, weights = self.base.templates(bank), coefficients_of(self.base, bank)
         for number, template in enumerate(templates):
             # the cross products of templates are left out: each is rounded as if the others were exact
-            hessian = sum(weights[row, number] ** 2 * waiting[row].own for row in range(len(bank.modules)))
+            hessian = sum(weights[row, number] ** 2 * waiting[row].products for row in range(len(bank.modules)))
             rows = template.reshape(groups_of(module), -1, self.codes[key].columns)
-            template.copy_(self.keep(key, number, rows, damped(cast(Tensor, hessian))).view(template.shape))
+            template.copy_(
+                self.keep(key, number, rows, shrunk(cast(Tensor, hessian), self.pictures)).view(template.shape)
+            )
         for each in bank.modules:
             self.model.get_parameter(f"{each}.weight").copy_(mix(self.base.coefficients(each), templates))
 
@@ -182,20 +188,18 @@ class Rounder:
     ) -> None:
         """Round a template, or a weight, that this layer alone uses, and have the bias take the difference of means."""
         weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
-        corrected = bias is not None and f"{name}.bias" in self.base.tensors
-        about = seen.centred() if corrected else seen
-        hessian = damped(about.own)
         rows = weight.reshape(groups_of(module), -1, weight[0].numel())
-        # the best weight for inputs that are rounded already: least squares of the source's outputs on them
-        moved = torch.linalg.solve(hessian, (about.cross - about.own).double().mT).mT
-        wanted = (rows.double() + rows.double() @ moved).float()
-        kept = coefficient * self.keep(key, number, wanted / coefficient, hessian)
-        if corrected and bias is not None:
-            shift = rows @ seen.source[..., None] - kept @ seen.rounded[..., None]
-            bias += shift.flatten() / seen.count
+        hessian = shrunk(seen.products, self.pictures)
+        kept = coefficient * self.keep(key, number, rows / coefficient, hessian)
+        if bias is not None and self.corrected(name, module):
+            bias += (rows @ seen.source[..., None] - kept @ seen.rounded[..., None]).flatten()
             code = self.codes.get(f"{name}.bias")
             self.stored |= code.encode(f"{name}.bias", bias) if code else {f"{name}.bias": bias.clone()}
         weight.copy_(kept.view(weight.shape))
+
+    def corrected(self, name: str, module: nn.Module) -> bool:
+        """Whether the layer has a bias of its own, which can take the difference of means."""
+        return module.bias is not None and f"{name}.bias" in self.base.tensors
 
     def keep(self, key: str, number: int, rows: Tensor, hessian: Tensor) -> Tensor:
         """Round rows (G, rows, columns), which are template `number` of a tensor, and return what is left of them."""
@@ -208,3 +212,15 @@ class Rounder:
             first, second = (torch.cat([parts[place][kind] for place in range(count)]) for kind in (0, 1))
             self.stored |= code.store(key, first, second)
         return code.grid.decode(codes, scales)
+
+
+def coefficients_of(base: Base, bank: Bank) -> Tensor:
+    """What each module of a bank takes of each template: (layers, n)."""
+    return torch.stack([base.coefficients(module).mean(0) for module in bank.modules])
+
+
+def template_of(base: Base, bank: Bank, place: int) -> int | None:
+    """Number of the one template that module `place` of a bank is made of, if no other module takes it, else None."""
+    weights = coefficients_of(base, bank)
+    own = weights[place].nonzero().flatten().tolist()
+    return own[0] if len(own) == 1 and int((weights[:, own[0]] != 0).sum()) == 1 else None

@@ -12,33 +12,23 @@ from torch.nn import functional as F
 
 CHUNK = 2**24
 """Values of unfolded inputs that are in memory at a time."""
-POSITIONS = 784
-"""Positions of a picture that a convolution is looked at; there are many more in early layers, all alike."""
+SAMPLES = 2**14
+"""Samples that a layer's inputs are judged by, evenly spaced: twenty for each of 800 columns."""
 
 
 @dataclass
 class Inputs:
-    """Sums over samples of a layer's inputs, as they are in the source (x) and after rounding what stands before (y).
+    """Of a layer's inputs, as they are in the source (x) and after rounding what stands before (y).
 
     Attributes:
-        own: sum of y y^T, (G, columns, columns).
-        cross: sum of x y^T, of the same shape.
-        source: sum of x, (G, columns).
-        rounded: sum of y, of the same shape.
-        count: Samples.
+        products: sum of y y^T over samples, (G, columns, columns); about the means where `measure` was asked for that.
+        source: Mean of x, (G, columns).
+        rounded: Mean of y, of the same shape.
     """
 
-    own: Tensor
-    cross: Tensor
+    products: Tensor
     source: Tensor
     rounded: Tensor
-    count: int
-
-    def centred(self) -> Inputs:
-        """The same about the means: what is left to the weights where the bias takes care of the means."""
-        own = self.own - self.rounded[..., None] * self.rounded[:, None] / self.count
-        cross = self.cross - self.source[..., None] * self.rounded[:, None] / self.count
-        return Inputs(own, cross, self.source, self.rounded, self.count)
 
 
 def measurable(module: nn.Module) -> bool:
@@ -54,25 +44,38 @@ def groups_of(module: nn.Module) -> int:
     return module.groups if isinstance(module, nn.Conv2d) else 1
 
 
-def measure(module: nn.Module, source: Tensor, rounded: Tensor) -> Inputs:
-    """The inputs of a module that is `measurable`: `source` and `rounded` are the same pictures, in the same order."""
+def measure(module: nn.Module, source: Tensor, rounded: Tensor, centred: bool) -> Inputs:
+    """The inputs of a module that is `measurable`.
+
+    Args:
+        module: The layer.
+        source: Its inputs in the source.
+        rounded: The same pictures, in the same order, through what is rounded already.
+        centred: Products about the means: what is left to the weights where the bias takes care of the means.
+    """
     weight = cast(Tensor, module.weight)
     groups, columns = groups_of(module), weight[0].numel()
-    own = torch.zeros(groups, columns, columns)
-    found = Inputs(own, own.clone(), torch.zeros(groups, columns), torch.zeros(groups, columns), 0)
-    for x, y in zip(samples(module, source), samples(module, rounded), strict=True):  # (G, columns, samples)
-        found.own += y @ y.mT
-        found.cross += x @ y.mT
-        found.source += x.sum(-1)
-        found.rounded += y.sum(-1)
-        found.count += x.shape[-1]
-    return found
+    products, about = torch.zeros(groups, columns, columns), mean(module, rounded)
+    for part in samples(module, rounded):  # (G, columns, samples)
+        # subtracted before and not after: float32 products of large means would leave nothing of small deviations
+        part = part - about[..., None] * centred
+        products += part @ part.mT
+    return Inputs(products, mean(module, source), about)
+
+
+def mean(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Mean of all samples: (G, columns)."""
+    total, count = torch.zeros(1), 0
+    for part in samples(module, inputs):
+        total, count = total + part.sum(-1, dtype=torch.float64), count + part.shape[-1]
+    return (total / count).float()
 
 
 def samples(module: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
     """What each output is a product with: (G, columns, samples), a few pictures at a time."""
     if isinstance(module, nn.Linear):
-        for part in inputs.reshape(-1, inputs.shape[-1]).split(max(1, CHUNK // inputs.shape[-1])):
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        for part in rows[:: max(1, len(rows) // SAMPLES)].split(max(1, CHUNK // inputs.shape[-1])):
             yield part.T[None]
         return
     assert isinstance(module, nn.Conv2d)
@@ -80,5 +83,5 @@ def samples(module: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
     for part in inputs.split(max(1, CHUNK // size)):
         padding = cast("tuple[int, int]", module.padding)
         unfolded = F.unfold(part, module.kernel_size, module.dilation, padding, module.stride)
-        unfolded = unfolded[..., :: max(1, unfolded.shape[-1] // POSITIONS)]
+        unfolded = unfolded[..., :: max(1, unfolded.shape[-1] * len(inputs) // SAMPLES)]
         yield unfolded.unflatten(1, (module.groups, -1)).permute(1, 2, 0, 3).flatten(2)

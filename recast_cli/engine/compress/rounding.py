@@ -20,16 +20,23 @@ from recast_cli.engine.compress.grid import SMALLEST, Grid, stored
 
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean; the paper's value."""
-PASSES = 3
+PASSES = 2
 """Of scales and codes, after the error feedback."""
 
 
-def damped(hessian: Tensor) -> Tensor:
-    """H (G, columns, columns) in float64 with a little on its diagonal, so that it can be inverted."""
-    hessian = hessian.double()
-    mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)
-    share = torch.where(mean > 0, DAMPING * mean, torch.ones_like(mean))  # inputs that are all 0 decide nothing
-    return hessian + torch.diag_embed(share[:, None].expand(hessian.shape[:2]))
+def shrunk(products: Tensor, pictures: int) -> Tensor:
+    """H for `round_weights` from products of inputs, (G, columns, columns), in float64.
+
+    Samples of one picture are alike, and a few hundred pictures do not settle all products of hundreds of columns. So
+    H is drawn to its diagonal by columns / (columns + pictures), as covariances are that few samples make (Ledoit and
+    Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), and has a little more on it, so that it can be inverted.
+    """
+    products = products.double()
+    diagonal = products.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal.mean(-1, keepdim=True)
+    extra = torch.where(mean > 0, DAMPING * mean, torch.ones_like(mean))  # inputs that are all 0 decide nothing
+    share = products.shape[-1] / (products.shape[-1] + pictures)
+    return (1 - share) * products + torch.diag_embed(share * diagonal + extra)
 
 
 def round_weights(weights: Tensor, hessian: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -37,7 +44,7 @@ def round_weights(weights: Tensor, hessian: Tensor, grid: Grid) -> tuple[Tensor,
 
     Args:
         weights: (G, rows, columns).
-        hessian: (G, columns, columns), positive definite; see `damped`.
+        hessian: (G, columns, columns), positive definite; see `shrunk`.
         grid: Bits and group size.
 
     Returns:
