@@ -249,6 +249,9 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
             )
         )
     console.print(facts(rows))
+    if base.codes and "verify" in value:
+        console.print()
+        console.print(facts([(name, f"{cosine:.4f}") for name, cosine in value["verify"]["feature_cosine"].items()]))
     if not exact and not (base.codes and all(bank.exact for bank in layout.banks)):
         worst = sorted(base.errors.items(), key=lambda item: -item[1]["relative_error"])
         console.print()
