@@ -27,6 +27,7 @@ PUBLIC = {
     "solve": ("GradientOptions", "VaeOptions"),
     "mimic": ("mimic",),
     "base": ("Base", "load_base", "save_base"),
+    "compress.compress": ("compress",),
     "adapters": ("Adapter",),
     "attach": ("attach", "merge"),
     "switch": ("Switcher",),
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.base import Base, load_base, save_base
     from recast_cli.engine.compare import compare
     from recast_cli.engine.comparison import read_comparison
+    from recast_cli.engine.compress.compress import compress
     from recast_cli.engine.diagnose import BankDiagnosis, compare_to_base, diagnose, similarity
     from recast_cli.engine.errors import RecastError
     from recast_cli.engine.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict

@@ -242,3 +242,13 @@ def test_memory_is_that_of_a_bank(tmp_path):
     assert int(result.stdout) < 0.4 * size
     base = load_base(tmp_path / "base")
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in base.state().items())
+
+
+def test_a_base_that_is_written_anew_over_its_own_file_is_read_from_the_new_one(vit_source, tmp_path):
+    """What `--verify` adds makes the header longer, so every tensor then stands elsewhere."""
+    base = mimic(vit_source, plan_layout(vit_source.modules), path=tmp_path / "base")
+    before = {name: tensor.clone() for name, tensor in base.tensors.items()}
+    verified = {"images": 1, "agreement": 1.0, "feature_cosine": dict.fromkeys(base.layout.modules, 1.0)}
+    again = save_base(replace(base, verified=verified), tmp_path / "base")
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in before.items())
+    assert load_base(tmp_path / "base").verified == verified

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from recast_cli.cli.compression import stored_as
 from recast_cli.cli.look import Look, look, look_at_task
 from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
 from recast_cli.cli.output import Output, columns, facts, size
@@ -137,6 +138,7 @@ def show_base(console: Console, value: dict[str, Any]) -> None:
                     f"{value['parameters']:,} (source {value['source_parameters']:,}, "
                     f"savings S = {value['savings']:,})",
                 ),
+                *([("stored", stored_as(value["compression"]))] if "compression" in value else []),
             ]
         )
     )

@@ -75,10 +75,11 @@ def look_at_base(path: Path) -> Look:
         "modules": len(layout.modules),
         "coefficients": layout.coefficients,
         "degrees_of_freedom": layout.degrees_of_freedom,
-        "parameters": parameters(base.tensors),
-        "source_parameters": parameters(base.tensors) + saved - layout.coefficients,
+        "parameters": parameters(base.specs),
+        "source_parameters": parameters(base.specs) + saved - layout.coefficients,
         "savings": layout.savings,
         "bytes": path.stat().st_size,
+        **({"compression": base.compression} if base.codes else {}),
         "banks": [{**asdict(bank), "modules": list(bank.modules)} for bank in banks],
         "roles": [{**asdict(role), "shape": list(role.shape), "banks": list(role.banks)} for role in roles],
     }

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from recast_cli.cli.compression import stored_as
 from recast_cli.cli.options import Debug, Device, Json, Quiet
-from recast_cli.cli.output import Output, facts, percent, size
+from recast_cli.cli.output import Output, facts, percent
+from recast_cli.cli.output import size as readable
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.plan import BUDGET, PAPER_LAYOUTS
 
@@ -58,6 +60,16 @@ def mimic(
     dtype: Annotated[
         str, typer.Option(metavar="float32|bfloat16|float16", help="Stored type of the templates.")
     ] = "float32",
+    size: Annotated[
+        str | None, typer.Option(metavar="4x|6MB", help="Compress the base to so little; bits are chosen by tensor.")
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="Compress: 2 to 8 bits a weight, or 16.")] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale.  [default: 64 with --bits, else chosen]")
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Compress: round by what these pictures need; no labels.")
+    ] = None,
     verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare base and source on these images.")] = None,
     device: Device = None,
     as_json: Json = False,
@@ -71,6 +83,7 @@ def mimic(
         recast mimic vit_tiny_patch16_224 --weights vit.safetensors -o base.safetensors
         recast mimic weights.pth --architecture resnet50 --layout paper-resnet -o base.safetensors
         recast mimic vit_base_patch16_224 --modules 'blocks.*.mlp.fc?' --templates 1 -o base.safetensors
+        recast mimic vit_tiny_patch16_224 --size 6x --calibrate pictures -o small.safetensors
     """
     out = Output(as_json, quiet)
     started = time.perf_counter()
@@ -89,6 +102,11 @@ def mimic(
 
     if dtype not in DTYPES:
         raise RecastError(f"--dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
+    compressing = any(value is not None for value in (size, bits, group_size))
+    if calibrate is not None and not compressing:
+        raise RecastError("--calibrate decides how weights are rounded", "Give --size or --bits, too, or leave it out.")
+    if compressing and dtype != "float32":
+        raise RecastError(f"--dtype {dtype} does not go with --size and --bits", "Leave it out; --bits 16 is float16.")
     choose_device(device)
     opened = open_source(source, architecture, weights)
     if verify is not None:
@@ -107,7 +125,24 @@ def mimic(
     if plan.coefficients > budget:
         out.note(f"note: {plan.coefficients} coefficients, over the budget of {budget}; built as asked.")
     with out.progress() as progress:
-        base = make_base(opened, plan, options=options, dtype=dtype, path=output, progress=progress)
+        if compressing:
+            from recast_cli.cli.compression import show_plan, wanted_bytes
+            from recast_cli.engine.compress.compress import compress
+
+            base = compress(
+                opened,
+                plan,
+                options=options,
+                size=wanted_bytes(size, opened),
+                bits=bits,
+                group=group_size,
+                pictures=calibrate,
+                path=output,
+                announce=lambda chosen: out.explain(lambda console: show_plan(console, chosen, plan)),
+                progress=progress,
+            )
+        else:
+            base = make_base(opened, plan, options=options, dtype=dtype, path=output, progress=progress)
     lossy = max(error["relative_error"] for error in base.errors.values())
     if not all(bank.exact for bank in plan.banks):
         out.warn(
@@ -140,6 +175,7 @@ def check_output(output: Path, source: Path, weights: Path | None) -> None:
 def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:
     """The JSON of `recast mimic`."""
     from recast_cli.engine.base import parameters
+    from recast_cli.engine.tensors import specs
 
     assert base.path is not None
     layout, errors = base.layout, base.errors.values()
@@ -158,12 +194,14 @@ def summary(source: Source, base: Base, seconds: float, verification: Verificati
         "max_relative_error": max(error["relative_error"] for error in errors),
         "min_cosine": min(error["cosine"] for error in errors),
         "savings": layout.savings,
-        "source_parameters": parameters(source.tensors),
-        "base_parameters": parameters(base.tensors),
+        "source_parameters": parameters(specs(source.tensors)),
+        "base_parameters": parameters(base.specs),
         "solver": base.solver["name"],
         "bytes": base.path.stat().st_size,
         "seconds": round(seconds, 3),
     }
+    if base.codes:
+        value["compression"] = base.compression
     if verification is not None:
         value["verify"] = {
             "images": verification.images,
@@ -180,7 +218,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     exact = value["max_relative_error"] == 0
     fit = "exact" if exact else f"max {value['max_relative_error']:.2g}, min cosine {value['min_cosine']:.4f}"
     rows = [
-        ("base", f"{value['base']}  ({size(value['bytes'])}, id {value['base_id'][:8]})"),
+        ("base", f"{value['base']}  ({readable(value['bytes'])}, id {value['base_id'][:8]})"),
         ("architecture", value["architecture"] or "unknown: can be inspected and exported, not adapted"),
         (
             "layout",
@@ -193,6 +231,12 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
         ("parameters", f"{value['base_parameters']:,} (source {value['source_parameters']:,})"),
         ("seconds", f"{value['seconds']:.1f}"),
     ]
+    if base.codes:
+        before = value["compression"]["source_bytes"]
+        rows.insert(
+            1,
+            ("size", f"{before / value['bytes']:.2f}x smaller than {readable(before)}: {stored_as(base.compression)}"),
+        )
     if "verify" in value:
         found = value["verify"]
         lowest = min(found["feature_cosine"].values())
@@ -204,7 +248,10 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
             )
         )
     console.print(facts(rows))
-    if not exact:
+    if base.codes and "verify" in value:
+        console.print()
+        console.print(facts([(name, f"{cosine:.4f}") for name, cosine in value["verify"]["feature_cosine"].items()]))
+    if not exact and not (base.codes and all(bank.exact for bank in layout.banks)):
         worst = sorted(base.errors.items(), key=lambda item: -item[1]["relative_error"])
         console.print()
         console.print(

@@ -36,6 +36,13 @@ class Output:
         if not self.quiet:
             self.say(Text(text))
 
+    def explain(self, show: Callable[[Console], None]) -> None:
+        """What `show` prints, for a person who watches."""
+        if not self.quiet:
+            with self.stderr.capture() as shown:
+                show(self.stderr)
+            sys.stderr.writelines(line.rstrip() + "\n" for line in shown.get().splitlines())
+
     def warn(self, text: str) -> None:
         """A warning; `--quiet` keeps it."""
         if not leads():

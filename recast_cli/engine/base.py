@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from recast_cli.engine.compress.code import Code
 from recast_cli.engine.digest import Hashed, digest
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import FORMAT_VERSION, read_header, read_metadata, read_tensors
+from recast_cli.engine.files import CODED_VERSION, FORMAT_VERSION, read_header, read_metadata, read_tensors
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.mixture import mix
-from recast_cli.engine.tensors import specs
+from recast_cli.engine.tensors import Spec, StoredTensors, read_stored, specs
 from recast_cli.engine.writer import writing
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ class Base:
 
     Attributes:
         layout: Which modules are in which bank.
-        tensors: `banks.<bank>.templates` (n, *shape), `coefficients.<module>` (K, n), all else of the source. Those of
-            a base that `mimic` has just written are read from its file whenever they are asked for.
+        tensors: `banks.<bank>.templates` (n, *shape), `coefficients.<module>` (K, n), all else of the source; those
+            that `codes` names as they are stored. Those of a base that `mimic` has just written are read from its file
+            whenever they are asked for.
         base_id: Digest of layout and tensor bytes; tasks are bound to it.
         architecture: None where nobody knows it.
         source: Name of the source; `source_digest` its digest.
@@ -42,6 +44,8 @@ class Base:
         aliases: Other names of tensors that the source shares.
         types: Module -> type of its weight in the source, as safetensors calls it, where that is not F32.
         verified: What `verify` found, where it ran: `images`, `agreement`, `feature_cosine` by module.
+        codes: Name of a tensor -> how it is stored; of a base that is not compressed empty.
+        compression: What was done to compress it and what was measured; metadata alone, base_id does not depend on it.
         path: The file, where there is one.
     """
 
@@ -56,11 +60,18 @@ class Base:
     aliases: dict[str, str] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
     verified: dict[str, Any] | None = None
+    codes: dict[str, Code] = field(default_factory=dict)
+    compression: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+
+    def value(self, name: str) -> Tensor:
+        """A tensor by name; one that is stored in a code is decoded, to float32."""
+        code = self.codes.get(name)
+        return self.tensors[name] if code is None else code.decode(name, self.tensors)
 
     def templates(self, bank: Bank) -> Tensor:
         """(n, *shape) in float32, whatever type they are stored in."""
-        return self.tensors[template_key(bank)].float()
+        return self.value(template_key(bank)).float()
 
     def coefficients(self, module: str) -> Tensor:
         """(K, n), float32."""
@@ -74,9 +85,20 @@ class Base:
     @cached_property
     def rest(self) -> dict[str, Tensor]:
         """Everything of the source that is not reparameterised, under its own name."""
-        ours = {template_key(bank) for bank in self.layout.banks}
-        ours |= {coefficient_key(module) for module in self.layout.modules}
-        return {name: tensor for name, tensor in self.tensors.items() if name not in ours}
+        return {name: self.value(name) for name in self.rest_specs}
+
+    @cached_property
+    def rest_specs(self) -> dict[str, Spec]:
+        """Types and shapes of `rest`; none is read for it."""
+        ours = {*map(template_key, self.layout.banks), *map(coefficient_key, self.layout.modules)}
+        return {name: spec for name, spec in self.specs.items() if name not in ours}
+
+    @cached_property
+    def specs(self) -> dict[str, Spec]:
+        """Types and shapes of all tensors as `value` gives them, none of which is decoded for it."""
+        stored = {part for name, code in self.codes.items() for part in code.specs(name)}
+        plain = {name: spec for name, spec in specs(self.tensors).items() if name not in stored}
+        return plain | {name: Spec(torch.float32, code.shape) for name, code in self.codes.items()}
 
     def state(self, vector: Tensor | None = None) -> dict[str, Tensor]:
         """The merged state dict: plain weights W under the source's own names.
@@ -113,9 +135,18 @@ def shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
     return templates | {coefficient_key(module): shape for module, (_, shape) in layout.slices().items()}
 
 
-def identify(layout: Layout, tensors: Mapping[str, Hashed]) -> str:
-    """The base_id: 32 hexadecimal digits of a digest of layout and tensors; of a bank, one part a template."""
-    return digest(tensors, layout.to_dict()).removeprefix("sha256:")[:32]
+def identify(layout: Layout, tensors: Mapping[str, Hashed], codes: Mapping[str, Code] | None = None) -> str:
+    """The base_id: 32 hexadecimal digits of a digest of layout, codes and stored tensors.
+
+    A bank that is not quantised has one part a template. Without codes the digest is that of layout and tensors.
+    """
+    extra = layout.to_dict() | (plain_codes(codes) if codes else {})
+    return digest(tensors, extra).removeprefix("sha256:")[:32]
+
+
+def plain_codes(codes: Mapping[str, Code]) -> dict[str, Any]:
+    """The codes of a base as metadata."""
+    return {"codes": {name: code.to_dict() for name, code in codes.items()}}
 
 
 def save_base(base: Base, path: Path) -> Base:
@@ -124,14 +155,17 @@ def save_base(base: Base, path: Path) -> Base:
         for name, tensor in base.tensors.items():
             writer.write(name, tensor)
         writer.finish(metadata_of(base))
-    return replace(base, path=path)
+    # what was read when it was asked for may now stand elsewhere
+    tensors = read_stored(path) if isinstance(base.tensors, StoredTensors) else base.tensors
+    return replace(base, tensors=tensors, path=path)
 
 
 def metadata_of(base: Base) -> dict[str, Any]:
     """What the file says of `base` besides its tensors."""
+    compressed = {**plain_codes(base.codes), "compression": base.compression} if base.codes else {}
     return {
         "kind": "base",
-        "format": FORMAT_VERSION,
+        "format": CODED_VERSION if compressed else FORMAT_VERSION,
         "base_id": base.base_id,
         "layout": base.layout.to_dict(),
         "architecture": asdict(base.architecture) if base.architecture else None,
@@ -143,6 +177,7 @@ def metadata_of(base: Base) -> dict[str, Any]:
         # files from before these were known have neither
         **({"types": base.types} if base.types else {}),
         **({"verified": base.verified} if base.verified else {}),
+        **compressed,
     }
 
 
@@ -171,7 +206,13 @@ def load_base(path: Path) -> Base:
             f"{path} is a task's {metadata['kind']} file, and a base is wanted here", "Give the base it was made with."
         )
     layout = Layout.from_dict(metadata.get("layout", {}))
-    for name, shape in shapes(layout).items():
+    try:
+        codes = {name: Code.from_dict(value) for name, value in metadata.get("codes", {}).items()}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise RecastError(f"{path}: the codes in its metadata are damaged", "Run `recast mimic` again.") from None
+    wanted = {name: shape for name, shape in shapes(layout).items() if name not in codes}
+    wanted |= {part: spec.shape for name, code in codes.items() for part, spec in code.specs(name).items()}
+    for name, shape in wanted.items():
         if tuple(header.get(name, {}).get("shape", ())) != shape:
             raise RecastError(f"{path} is damaged: {name} is missing or of another shape", "Run `recast mimic` again.")
     try:
@@ -187,16 +228,18 @@ def load_base(path: Path) -> Base:
             aliases=metadata["aliases"],
             types=metadata.get("types", {}),
             verified=metadata.get("verified"),
+            codes=codes,
+            compression=metadata.get("compression", {}),
             path=path,
         )
     except (KeyError, TypeError):
         raise RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.") from None
 
 
-def parameters(tensors: Mapping[str, Tensor]) -> int:
+def parameters(tensors: Mapping[str, Spec]) -> int:
     """Scalars in all floating-point tensors but the running statistics of batch norm."""
     return sum(
         spec.numel
-        for name, spec in specs(tensors).items()
+        for name, spec in tensors.items()
         if spec.dtype.is_floating_point and not name.endswith(("running_mean", "running_var"))
     )

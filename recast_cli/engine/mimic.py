@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recast_cli.engine.base import (
+    LONGEST_NUMBER,
     Base,
     identify,
     metadata_of,
     shapes,
     widest,
 )
+from recast_cli.engine.compress.code import Code
 from recast_cli.engine.digest import Hashed, digest, hash_bytes, hash_view, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
@@ -34,7 +37,7 @@ from recast_cli.engine.solve import (
 )
 from recast_cli.engine.source import Source
 from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, read_stored, spec_of, specs
-from recast_cli.engine.writer import writing
+from recast_cli.engine.writer import file_bytes, writing
 
 Progress = Callable[[int, int, str], None]
 """Called with what is done, what there is in all, and a few words."""
@@ -54,6 +57,8 @@ def mimic(
     *,
     options: SolverOptions = None,
     dtype: str = "float32",
+    codes: Mapping[str, Code] | None = None,
+    compression: Mapping[str, Any] | None = None,
     path: Path | None = None,
     progress: Progress | None = None,
 ) -> Base:
@@ -64,6 +69,8 @@ def mimic(
         layout: From `plan_layout(source.modules)`.
         options: Solver and recipe; default: exact.
         dtype: Stored type of the templates: float32, bfloat16 or float16.
+        codes: Tensors of the base that are stored in fewer bits, each value rounded to the nearest; from `plan_codes`.
+        compression: What the file says about how `codes` were chosen.
         path: Where the base goes. It is written while it is made, so that no more than one bank is in memory, and its
             tensors are read when they are asked for; without it the base is made in memory, and `save_base` writes
             the same file.
@@ -74,8 +81,25 @@ def mimic(
         OSError: The base cannot be written.
     """
     check_memory(layout, kept=layout.template_parameters if path is None else 0, copies=4 if options is None else 7)
+    base = replace(unmade(source, layout, options, dtype, codes or {}), compression=dict(compression or {}))
+    findings = Findings()
+    pieces = decompose(source, base, options, findings, progress)
+    if path is None:
+        tensors = dict(pieces)
+        return replace(findings.complete(base), tensors=tensors)
+    path = Path(path)
+    with writing(path, stored_specs(base_specs(source, layout, dtype), base.codes), widest(base)) as writer:
+        for key, tensor in pieces:
+            writer.write(key, tensor)
+        base = findings.complete(base)
+        writer.finish(metadata_of(base))
+    return replace(base, tensors=read_stored(path), path=path)
+
+
+def unmade(source: Source, layout: Layout, options: SolverOptions, dtype: str, codes: Mapping[str, Code]) -> Base:
+    """The base without tensors and without what is known only once they are there."""
     name = {type(None): "exact", GradientOptions: "gradient", VaeOptions: "vae"}[type(options)]
-    base = Base(
+    return Base(
         layout=layout,
         tensors={},
         base_id="",
@@ -86,19 +110,8 @@ def mimic(
         solver={"name": name, "dtype": dtype, **(asdict(options) if options else {})},
         aliases=source.aliases,
         types=stored_types(source, layout),
+        codes=dict(codes),
     )
-    findings = Findings()
-    pieces = decompose(source, layout, options, dtype, findings, progress)
-    if path is None:
-        tensors = dict(pieces)
-        return replace(findings.complete(base), tensors=tensors)
-    path = Path(path)
-    with writing(path, base_specs(source, layout, dtype), widest(base)) as writer:
-        for key, tensor in pieces:
-            writer.write(key, tensor)
-        base = findings.complete(base)
-        writer.finish(metadata_of(base))
-    return replace(base, tensors=read_stored(path), path=path)
 
 
 def stored_types(source: Source, layout: Layout) -> dict[str, str]:
@@ -108,6 +121,14 @@ def stored_types(source: Source, layout: Layout) -> dict[str, str]:
     return {module: name for module, name in types.items() if name != "F32"}
 
 
+def stored_bytes(source: Source, layout: Layout, options: SolverOptions, codes: Mapping[str, Code]) -> int:
+    """Size of the file that `mimic` writes with these codes, in bytes, with room for what `verify` finds."""
+    verified: dict[str, Any] = {"images": 10**9, "agreement": LONGEST_NUMBER}
+    verified["feature_cosine"] = dict.fromkeys(layout.modules, LONGEST_NUMBER)
+    base = replace(unmade(source, layout, options, "float32", codes), verified=verified)
+    return file_bytes(stored_specs(base_specs(source, layout, "float32"), codes), widest(base))
+
+
 def base_specs(source: Source, layout: Layout, dtype: str) -> dict[str, Spec]:
     """Type and shape of every tensor of the base."""
     mixed = {f"{module}.weight" for module in layout.modules}
@@ -115,6 +136,12 @@ def base_specs(source: Source, layout: Layout, dtype: str) -> dict[str, Spec]:
     types = {template_key(bank): DTYPES[dtype] for bank in layout.banks}
     rest = {name: spec for name, spec in specs(source.tensors).items() if name not in mixed}
     return rest | {name: Spec(types.get(name, torch.float32), shape) for name, shape in ours.items()}
+
+
+def stored_specs(tensors: Mapping[str, Spec], codes: Mapping[str, Code]) -> dict[str, Spec]:
+    """Type and shape of everything in the file of a base whose tensors are `tensors` before they are encoded."""
+    stored = {name: spec for name, spec in tensors.items() if name not in codes}
+    return stored | {part: spec for name, code in codes.items() for part, spec in code.specs(name).items()}
 
 
 @dataclass
@@ -134,15 +161,17 @@ class Findings:
     def complete(self, base: Base) -> Base:
         """`base` with its errors and digests."""
         return replace(
-            base, base_id=identify(base.layout, self.base), source_digest=digest(self.source), errors=self.errors
+            base,
+            base_id=identify(base.layout, self.base, base.codes),
+            source_digest=digest(self.source),
+            errors=self.errors,
         )
 
 
 def decompose(
     source: Source,
-    layout: Layout,
+    base: Base,
     options: SolverOptions,
-    dtype: str,
     findings: Findings,
     progress: Progress | None,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -150,13 +179,14 @@ def decompose(
 
     Every byte of the source is hashed once, by threads, while it is solved or written.
     """
+    layout, codes, dtype = base.layout, base.codes, DTYPES[base.solver["dtype"]]
     solver = partial(solve, layout=layout, options=options, progress=progress)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         behind: deque[tuple[int, Callable[[], None]]] = deque()
         for number, bank in enumerate(layout.banks):
             # a generator of its own, so that nothing of a bank is left in memory when the next one is read
             yield from decompose_bank(
-                source, bank, partial(solver, number=number), DTYPES[dtype], findings, pool, behind
+                source, bank, partial(solver, number=number), dtype, codes, findings, pool, behind
             )
             # small banks are read and written while those before them are hashed; of a large one nothing is kept
             while sum(size for size, _ in behind) >= BEHIND:
@@ -165,9 +195,14 @@ def decompose(
             behind.popleft()[1]()
         for batch in batches(source, findings.source):
             hashing = begin_hashes(pool, batch.values())
-            yield from batch.items()
+            plain = {name: tensor for name, tensor in batch.items() if name not in codes}
+            yield from plain.items()
+            for name in batch.keys() - plain.keys():
+                yield from encode(name, batch[name], codes[name], findings).items()
             for (name, tensor), known in zip(batch.items(), hashing(), strict=True):
-                findings.source[name] = findings.base[name] = spec_of(tensor), [known]
+                findings.source[name] = spec_of(tensor), [known]
+                if name in plain:
+                    findings.base[name] = findings.source[name]
 
 
 def decompose_bank(
@@ -175,6 +210,7 @@ def decompose_bank(
     bank: Bank,
     solver: Callable[[Tensor, Bank], Solution],
     dtype: torch.dtype,
+    codes: Mapping[str, Code],
     findings: Findings,
     pool: ThreadPoolExecutor,
     behind: deque[tuple[int, Callable[[], None]]],
@@ -189,21 +225,31 @@ def decompose_bank(
     if not torch.stack(stacked.aminmax()).isfinite().all():
         raise RecastError(f"{source.name}: weights of {bank.name} are NaN or infinite", "Give a sound checkpoint.")
     solution = solver(stacked, bank)
-    templates = solution.templates.to(dtype)
-    errors = Solution(templates.float(), solution.coefficients).errors(stacked)
-    findings.errors |= zip(bank.modules, errors, strict=True)
-    yield template_key(bank), templates
+    key = template_key(bank)
+    templates, code = solution.templates.to(dtype), codes.get(key)
+    stored = {key: templates} if code is None else encode(key, templates, code, findings)
+    kept = templates.float() if code is None else code.decode(key, stored)
+    findings.errors |= zip(bank.modules, Solution(kept, solution.coefficients).errors(stacked), strict=True)
+    yield from stored.items()
 
     def record() -> None:
         hashes = hashing()
         for module, weight, known in zip(bank.modules, weights, hashes, strict=True):
             findings.source[f"{module}.weight"] = spec_of(weight), [known]
-        findings.base[template_key(bank)] = spec_of(templates), hash_templates(templates, weights, hashes)
+        if code is None:
+            findings.base[key] = spec_of(templates), hash_templates(templates, weights, hashes)
 
     behind.append((templates.nbytes + sum(weight.nbytes for weight in weights), record))
     for module, coefficients in zip(bank.modules, solution.coefficients, strict=True):
         findings.base[coefficient_key(module)] = hashed(coefficients)
         yield coefficient_key(module), coefficients.contiguous()
+
+
+def encode(name: str, tensor: Tensor, code: Code, findings: Findings) -> dict[str, Tensor]:
+    """What is stored of a tensor that has a code."""
+    stored = code.encode(name, tensor)
+    findings.base |= {part: hashed(value) for part, value in stored.items()}
+    return stored
 
 
 def batches(source: Source, done: Container[str]) -> Iterator[dict[str, Tensor]]:

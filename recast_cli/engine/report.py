@@ -100,7 +100,7 @@ def heading(base: Base) -> str:
 
 def key_facts(base: Base, tasks: Sequence[Learned]) -> list[tuple[str, str, str]]:
     """What a reader wants to know first."""
-    layout, found, count = base.layout, base.verified, parameters(base.tensors)
+    layout, found, count = base.layout, base.verified, parameters(base.specs)
     worst = max(error["relative_error"] for error in base.errors.values())
     source = count + layout.source_parameters - layout.template_parameters - layout.coefficients
     weights = ("weights", "exact", "of every module")
@@ -126,7 +126,7 @@ def about_layout(base: Base) -> str:
     roles: dict[tuple[str, tuple[int, ...]], list[Bank]] = {}
     for bank in layout.banks:
         roles.setdefault((bank.role, bank.shape), []).append(bank)
-    total = parameters(base.tensors)
+    total = parameters(base.specs)
     rows = []
     for (role, shape), banks in roles.items():
         modules = sum(len(bank.modules) for bank in banks)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from recast_cli.engine.base import Base
 from recast_cli.engine.digest import Hashed, digest, hashed
-from recast_cli.engine.layout import coefficient_key, template_key
 from recast_cli.engine.mixture import restore
-from recast_cli.engine.tensors import TYPES, Spec, read_stored, specs
+from recast_cli.engine.tensors import TYPES, Spec, read_stored
 from recast_cli.engine.writer import writing
 
 PLAIN = {"format": "pt"}
@@ -20,7 +20,7 @@ PLAIN = {"format": "pt"}
 
 def source_specs(base: Base) -> dict[str, Spec]:
     """Type and shape of every tensor of the source; none is read for it."""
-    found = specs(base.rest)
+    found = dict(base.rest_specs)
     for bank in base.layout.banks:
         for module in bank.modules:
             found[f"{module}.weight"] = Spec(TYPES[base.types.get(module, "F32")], bank.shape)
@@ -32,15 +32,15 @@ def source_tensors(base: Base) -> Iterator[tuple[str, Tensor]]:
 
     They are read from the base's file where it has one, as what is mapped counts as memory of the process.
     """
-    stored: Mapping[str, Tensor] = read_stored(base.path) if base.path else base.tensors
+    stored = replace(base, tensors=read_stored(base.path)) if base.path else base
     for bank in base.layout.banks:
-        templates = stored[template_key(bank)].float()
+        templates = stored.templates(bank)
         for module in bank.modules:
-            weight = restore(stored[coefficient_key(module)], templates)
+            weight = restore(stored.coefficients(module), templates)
             yield f"{module}.weight", weight.to(TYPES[base.types.get(module, "F32")])
         del templates, weight  # before the next bank is read
-    for name in base.rest:
-        yield name, stored[name]
+    for name in base.rest_specs:
+        yield name, stored.value(name)
 
 
 def write_source(base: Base, path: Path) -> bool:

@@ -35,6 +35,33 @@ def writing(
         assert writer.finished, "the header is missing"
 
 
+def file_bytes(specs: Mapping[str, Spec], widest: dict[str, Any], key: str | None = METADATA_KEY) -> int:
+    """Size in bytes of the file that `writing` makes of these arguments."""
+    return 8 + header_bytes(entries_of(specs), widest, key) + sum(spec.nbytes for spec in specs.values())
+
+
+def entries_of(specs: Mapping[str, Spec]) -> dict[str, Any]:
+    """The header's entries: every tensor and its place."""
+    entries: dict[str, Any] = {}
+    end = 0
+    # no holes are allowed, so large types come first: every tensor then starts at a multiple of its type's size
+    for name, spec in sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        start, end = end, end + spec.nbytes
+        entries[name] = {"dtype": TYPE_NAMES[spec.dtype], "shape": spec.shape, "data_offsets": [start, end]}
+    return entries
+
+
+def header_of(entries: dict[str, Any], metadata: dict[str, Any], key: str | None) -> bytes:
+    """The JSON header with `metadata` in it."""
+    written = metadata if key is None else {key: to_json(metadata)}
+    return to_json({"__metadata__": written, **entries}).encode()
+
+
+def header_bytes(entries: dict[str, Any], widest: dict[str, Any], key: str | None) -> int:
+    """Bytes kept for the header; tensors start at a multiple of 8, as in every such file."""
+    return -(-len(header_of(entries, widest, key)) // 8) * 8
+
+
 class TensorWriter:
     """Writes each tensor to its place as it comes, in any order, and the header last.
 
@@ -47,19 +74,8 @@ class TensorWriter:
     ) -> None:
         self.path, self.stream, self.left, self.finished = path, stream, dict(specs), False
         self.key = key
-        self.entries: dict[str, Any] = {}
-        end = 0
-        # no holes are allowed, so large types come first: every tensor then starts at a multiple of its type's size
-        for name, spec in sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-            start, end = end, end + spec.nbytes
-            kind = TYPE_NAMES[spec.dtype]
-            self.entries[name] = {"dtype": kind, "shape": spec.shape, "data_offsets": [start, end]}
-        self.length = -(-len(self.header(widest)) // 8) * 8  # tensors start at a multiple of 8, as in every such file
-
-    def header(self, metadata: dict[str, Any]) -> bytes:
-        """The JSON header with `metadata` in it."""
-        written = metadata if self.key is None else {self.key: to_json(metadata)}
-        return to_json({"__metadata__": written, **self.entries}).encode()
+        self.entries = entries_of(specs)
+        self.length = header_bytes(self.entries, widest, key)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write a tensor of the type and shape that were announced. Raises OSError where the disk does not take it."""
@@ -69,7 +85,7 @@ class TensorWriter:
     def finish(self, metadata: dict[str, Any]) -> None:
         """Write the header, once all tensors are there."""
         assert not self.left, f"not written: {', '.join(self.left)}"
-        header = self.header(metadata)
+        header = header_of(self.entries, metadata, self.key)
         assert len(header) <= self.length, "the metadata needs more room than was kept"
         self.put(memoryview(struct.pack("<Q", self.length) + header.ljust(self.length)), 0)
         self.finished = True

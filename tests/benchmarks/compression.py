@@ -1,0 +1,195 @@
+"""What compressing costs: bytes, decisions kept and accuracy of a base, calibrated and not, beside plain rounding.
+
+    python tests/benchmarks/compression.py vit_tiny.safetensors pictures --model vit_tiny_patch16_224
+
+`pictures` has class folders named by index or wnid. Pictures are cut into two halves, every second one. A calibrated
+base is judged on the half that it has not seen, and there are two of them, so that all pictures are judged. Other
+bases are judged on all pictures. Plain rounding has one width, one bit more for as many tensors as fit, 64 values a
+scale, and scales that reach the largest value. torchao's rows are there where it can be imported; it rounds linear
+layers alone, and the rest counts in float16.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import arguments, report
+from torch import Tensor, nn
+
+from recast_cli.engine.base import Base
+from recast_cli.engine.compress.calibrate import finished
+from recast_cli.engine.compress.code import HALF, Code
+from recast_cli.engine.compress.compress import compress
+from recast_cli.engine.compress.plan import plan_codes, source_bytes
+from recast_cli.engine.evaluate import class_indices, labelled_items
+from recast_cli.engine.images import Images, decode
+from recast_cli.engine.layout import Layout
+from recast_cli.engine.mimic import mimic
+from recast_cli.engine.network import build
+from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.run import infer, ready
+from recast_cli.engine.source import Source, open_source
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("weights", type=Path, help="weight file of the source")
+    parser.add_argument("pictures", type=Path, help="class folders named by index or wnid")
+    parser.add_argument("--model", default="vit_tiny_patch16_224", help="timm name (default: %(default)s)")
+    parser.add_argument("--times", type=float, nargs="+", default=[4, 6, 8], help="times smaller (default: 4 6 8)")
+    chosen = parser.parse_args()
+    source = open_source(chosen.model, weights=chosen.weights)
+    judge = Judge(source, chosen.pictures)
+    rows = []
+    for row in cases(source, judge, chosen.times):
+        print(row, file=sys.stderr, flush=True)
+        rows.append(row)
+    report("compression", rows, chosen.json, model=chosen.model, pictures=len(judge.images))
+
+
+class Judge:
+    """The source's decisions on all pictures, and how many of them another network keeps."""
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        assert source.architecture is not None
+        self.architecture, self.folder = source.architecture, folder
+        items = labelled_items(folder, class_indices(int(source.architecture.args["num_classes"])))
+        self.images: Images = decode(folder, items, source.architecture.data)
+        plain = dict(source.tensors) | {alias: source.tensors[name] for alias, name in source.aliases.items()}
+        self.decisions = self.decide(build(source.architecture, plain), slice(None))
+
+    def decide(self, model: nn.Module, part: slice) -> Tensor:
+        """The class of each picture."""
+        logits = infer(ready(model, CPU), self.images.pixels[part], self.architecture.data, CPU, 32)
+        return logits.argmax(1)
+
+    def halves(self, folder: Path) -> Iterator[tuple[Path, slice]]:
+        """A folder of pictures to calibrate with, and which pictures are judged then."""
+        for half in (0, 1):
+            root = folder / str(half)
+            for place, path in enumerate(self.images.paths):
+                if place % 2 == half:
+                    link = root / path
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to((self.folder / path).resolve())
+            yield root, slice(1 - half, None, 2)
+
+    def row(self, name: str, nbytes: int, original: int, parts: list[tuple[slice, Tensor]], seconds: float) -> dict:
+        """A row of the table."""
+        kept = sum(int((found == self.decisions[part]).sum()) for part, found in parts)
+        right = sum(int((found == self.images.labels[part]).sum()) for part, found in parts)
+        count = sum(len(found) for _, found in parts)
+        return {
+            "base": name,
+            "MB": nbytes / 1e6,
+            "times smaller": original / nbytes,
+            "agreement %": 100 * kept / count,
+            "top-1 %": 100 * right / count,
+            "seconds": seconds,
+        }
+
+
+def cases(source: Source, judge: Judge, times: list[float]) -> Iterator[dict[str, Any]]:
+    """All rows."""
+    original = source_bytes(source)
+    yield judge.row("source", original, original, [(slice(None), judge.decisions)], 0.0)
+    layout = plan_layout(source.modules)
+    yield whole("float16", source, judge, lambda path: compress(source, layout, bits=HALF, path=path))
+    for each in times:
+        yield from at_size(source, judge, layout, each)
+    yield from torchao(source, judge, original)
+
+
+def at_size(source: Source, judge: Judge, layout: Layout, times: float) -> Iterator[dict[str, Any]]:
+    """Plain, planned and calibrated, so many times smaller."""
+    original = source_bytes(source)
+    size = int(original / times)
+    yield whole(f"{times:g}x, plain rounding", source, judge, lambda path: plain(source, layout, size, path))
+    yield whole(f"{times:g}x", source, judge, lambda path: compress(source, layout, size=size, path=path))
+    parts, spent, nbytes = [], 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for pictures, judged in judge.halves(Path(folder)):
+            start = time.perf_counter()
+            base = compress(source, layout, size=size, pictures=pictures, path=Path(folder) / "base.safetensors")
+            spent += time.perf_counter() - start
+            assert base.path is not None
+            nbytes = max(nbytes, base.path.stat().st_size)
+            parts.append((judged, judge.decide(build(judge.architecture, base.state()), judged)))
+    yield judge.row(f"{times:g}x, calibrated", nbytes, original, parts, spent / 2)
+
+
+def whole(name: str, source: Source, judge: Judge, make: Callable[[Path], Base]) -> dict[str, Any]:
+    """The row of a base that is judged on all pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        base = make(Path(folder) / "base.safetensors")
+        seconds = time.perf_counter() - start
+        assert base.path is not None
+        found = judge.decide(build(judge.architecture, base.state()), slice(None))
+        return judge.row(name, base.path.stat().st_size, source_bytes(source), [(slice(None), found)], seconds)
+
+
+def plain(source: Source, layout: Layout, size: int, path: Path) -> Base:
+    """Rounding to the nearest in about one width, at most `size` bytes."""
+    from recast_cli.engine.base import save_base
+
+    narrow = max((b for b in range(2, 9) if plan_codes(source, layout, bits=b, group=64).nbytes <= size), default=2)
+    plan = plan_codes(source, layout, bits=narrow, group=64)
+    codes, wider = dict(plan.codes), plan_codes(source, layout, bits=min(8, narrow + 1), group=64).codes
+    left = size - plan.nbytes
+    for key, code in codes.items():
+        if (more := wider[key].nbytes - code.nbytes) <= left:
+            codes[key], left = wider[key], left - more
+    base = mimic(source, layout)
+    tensors = {key: tensor for key, tensor in base.tensors.items() if key not in codes}
+    for key, code in codes.items():
+        tensors |= rounded(key, base.tensors[key], code)
+    return save_base(finished(replace(base, tensors=tensors, codes=codes), source), path)
+
+
+def rounded(key: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
+    """A tensor as stored, with scales that reach its largest values."""
+    if code.bits == HALF:
+        return code.encode(key, tensor)
+    rows = tensor.reshape(-1, code.columns)
+    scales = code.grid.widest(rows)
+    return code.store(key, code.grid.encode(rows, scales), scales)
+
+
+def torchao(source: Source, judge: Judge, original: int) -> Iterator[dict[str, Any]]:
+    """Weight-only rounding of linear layers by torchao, where it is installed."""
+    try:
+        from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
+    except ImportError:
+        print("torchao cannot be imported: its rows are left out", file=sys.stderr)
+        return
+    for name, width, granularity in (
+        ("torchao int8, a scale a row", torch.int8, PerAxis(0)),
+        ("torchao int4, 64 values a scale", torch.int4, PerGroup(64)),
+    ):
+        plain = dict(source.tensors) | {alias: source.tensors[key] for alias, key in source.aliases.items()}
+        model = build(judge.architecture, plain)
+        bits = 8 if width == torch.int8 else 4
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        count = sum(module.weight.numel() for module in linear)
+        scales = sum(m.weight.numel() // 64 if bits == 4 else m.out_features for m in linear)
+        others = sum(parameter.numel() for parameter in model.parameters()) - count
+        start = time.perf_counter()
+        quantize_(model, IntxWeightOnlyConfig(weight_dtype=width, granularity=granularity))
+        seconds = time.perf_counter() - start
+        found = judge.decide(model, slice(None))
+        nbytes = count * bits // 8 + 2 * scales + 2 * others
+        yield judge.row(name, nbytes, original, [(slice(None), found)], seconds)
+
+
+if __name__ == "__main__":
+    main()

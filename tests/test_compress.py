@@ -1,0 +1,178 @@
+"""Bases in fewer bits: what is stored, what is read back, and that the rest of the tool does not notice."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import perturbed, pictures
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from recast_cli.engine.attach import attach, merge
+from recast_cli.engine.base import load_base, save_base
+from recast_cli.engine.compress.compress import compress
+from recast_cli.engine.compress.plan import plan_codes, source_bytes
+from recast_cli.engine.diagnose import diagnose
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.layout import template_key
+from recast_cli.engine.mimic import mimic
+from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.switch import Switcher
+
+
+@pytest.fixture(scope="module")
+def source(request):
+    return request.getfixturevalue("vit_source")
+
+
+@pytest.fixture(scope="module")
+def layout(source):
+    return plan_layout(source.modules)
+
+
+@pytest.fixture
+def small(source, layout, tmp_path):
+    return compress(source, layout, bits=4, group=16, path=tmp_path / "base.safetensors")
+
+
+def by_hand(path):
+    """Every quantised tensor of a file, as docs/formats.md says, with NumPy alone."""
+    tensors = load_file(path)
+    with safe_open(path, "np") as file:
+        codes = json.loads(file.metadata()["recast"])["codes"]
+    found = {}
+    for name, code in codes.items():
+        if code["bits"] == 16:
+            found[name] = tensors[name].astype(np.float32)
+            continue
+        bits, columns, count = code["bits"], code["columns"], int(np.prod(code["shape"]))
+        stream = np.unpackbits(tensors[f"{name}.codes"], bitorder="little")[: count * bits]
+        values = stream.reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits))
+        scales = np.repeat(tensors[f"{name}.scales"].astype(np.float32), code["group"], 1)[:, :columns]
+        centre = np.float32((2**bits - 1) / 2)
+        found[name] = ((values.reshape(-1, columns).astype(np.float32) - centre) * scales).reshape(code["shape"])
+    return found
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 16])
+def test_the_file_can_be_read_without_this_tool(bits, source, layout, tmp_path):
+    base = compress(source, layout, bits=bits, path=tmp_path / "base.safetensors")
+    read = by_hand(base.path)
+    assert read.keys() == base.codes.keys()
+    for name, value in read.items():
+        assert np.array_equal(value, base.value(name).numpy()), name
+    for bank in layout.banks:
+        assert np.array_equal(base.templates(bank).numpy(), read[template_key(bank)])
+
+
+def test_no_value_is_further_than_half_a_step_from_its_own_unless_it_was_cut_off(source, layout, small):
+    for bank in layout.banks[:4]:
+        code = small.codes[template_key(bank)]
+        codes, scales = code.codes(template_key(bank), small.tensors)
+        weights = source.tensors[f"{bank.modules[0]}.weight"].float()
+        off = (small.templates(bank)[0] - weights).abs()
+        steps = code.grid.spread(scales, code.columns)
+        inside = (codes > 0) & (codes < 15)
+        assert float((off / steps)[inside].max()) <= 0.5 + 1e-3
+
+
+def test_more_bits_err_less_and_the_errors_are_those_of_the_weights(source, layout, tmp_path):
+    worst = []
+    for bits in (2, 4, 6, 8):
+        base = compress(source, layout, bits=bits)
+        module = layout.modules[5]
+        weight = source.tensors[f"{module}.weight"].float()
+        error = float((base.state()[f"{module}.weight"] - weight).norm() / weight.norm())
+        assert base.errors[module]["relative_error"] == pytest.approx(error, rel=1e-4)
+        worst.append(error)
+    assert worst == sorted(worst, reverse=True)
+    assert worst[0] > 0.2
+    assert worst[-1] < 0.01
+
+
+def test_everything_else_sees_floats(small):
+    model, merged, x = attach(small), merge(small), pictures()
+    with torch.no_grad():
+        assert torch.allclose(model(x), merged(x), atol=1e-5)
+        vector = perturbed(small)
+        switched = Switcher(small, "cpu").switch(vector)
+        assert torch.allclose(switched(x), merge(small, vector)(x), atol=1e-5)
+    assert len(diagnose(small)) == len(small.layout.banks)
+    assert all(tensor.dtype == torch.float32 for tensor in small.state().values())
+
+
+def test_read_written_and_made_in_memory_it_is_the_same_file(source, layout, small, tmp_path):
+    again = save_base(load_base(small.path), tmp_path / "again.safetensors")
+    made = save_base(compress(source, layout, bits=4, group=16), tmp_path / "made.safetensors")
+    assert again.path.read_bytes() == made.path.read_bytes() == small.path.read_bytes()
+
+
+def test_the_id_is_of_what_is_stored_and_of_nothing_that_was_measured(source, layout, small, tmp_path):
+    ids = {small.base_id, mimic(source, layout).base_id, compress(source, layout, bits=5).base_id}
+    assert len(ids) == 3
+    path = save_base(small, tmp_path / "measured.safetensors").path
+    verified = {"images": 3, "agreement": 0.5, "feature_cosine": {}}
+    measured = load_base(save_base(replace(small, verified=verified), path).path)
+    assert measured.verified == verified
+    assert measured.base_id == small.base_id
+
+
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_the_file_is_as_small_as_asked_and_no_smaller_than_need_be(times, source, layout, tmp_path):
+    wanted = source_bytes(source) // times
+    plan = plan_codes(source, layout, size=wanted)
+    base = compress(source, layout, size=wanted, path=tmp_path / "base.safetensors")
+    assert base.path.stat().st_size <= plan.nbytes <= wanted
+    assert base.path.stat().st_size > 0.97 * wanted
+    assert base.codes == plan.codes
+
+
+def test_a_size_that_cannot_be_met_says_what_can(source, layout):
+    with pytest.raises(RecastError, match=r"smallest base of this source and layout takes [0-9,]+") as caught:
+        plan_codes(source, layout, size=10_000)
+    least = int(str(caught.value).split("takes ")[1].split(" ")[0].replace(",", ""))
+    assert plan_codes(source, layout, size=least).nbytes <= least
+    with pytest.raises(RecastError):
+        plan_codes(source, layout, size=least - 2000)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ({"bits": 1}, "--bits 1 is out of range"),
+        ({"bits": 9}, "2 to 8, or 16"),
+        ({"bits": 4, "size": 100}, "not both"),
+        ({"bits": 4, "group": 4}, "--group-size 4 is out of range"),
+        ({"group": 32}, "Give --size or --bits"),
+    ],
+)
+def test_numbers_out_of_range(numbers, says, source, layout):
+    with pytest.raises(RecastError, match=says):
+        plan_codes(source, layout, **numbers)
+
+
+def test_shared_templates_are_quantised_too(source, tmp_path):
+    layout = plan_layout(source.modules, groups=6, templates=1)
+    base = compress(source, layout, bits=6, path=tmp_path / "base.safetensors")
+    plain = mimic(source, layout)
+    for bank in layout.banks:
+        off = (base.templates(bank) - plain.templates(bank)).norm() / plain.templates(bank).norm()
+        assert 0 < float(off) < 0.05
+
+
+def test_a_damaged_code_is_an_error_in_one_line(small, tmp_path):
+    text = small.path.read_bytes()
+    (tmp_path / "damaged").write_bytes(text.replace(b'\\"bits\\":4', b'\\"bits\\":9', 1))
+    with pytest.raises(RecastError, match="codes in its metadata are damaged"):
+        load_base(tmp_path / "damaged")
+
+
+def test_small_tensors_and_integers_keep_their_values(conv_source, tmp_path):
+    base = compress(conv_source, plan_layout(conv_source.modules), bits=4)
+    for name, tensor in conv_source.tensors.items():
+        if tensor.ndim < 2 or tensor.numel() < 1024:
+            if f"{name.removesuffix('.weight')}" in base.layout.modules:
+                continue
+            assert torch.allclose(base.value(name).double(), tensor.double(), rtol=1e-3), name
