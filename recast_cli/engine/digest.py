@@ -7,9 +7,12 @@ two digests (the source's and the base's), its bytes are hashed once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from recast_cli.engine.files import to_json
@@ -17,6 +20,8 @@ from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of
 
 Hashed = tuple[Spec, Sequence[str]]
 """Type and shape of a tensor, and the SHA-256 of its bytes, or of each of its parts."""
+THREAD_WORTH = 2**16
+"""Bytes from which a thread hashes a tensor."""
 
 
 def hash_bytes(tensor: Tensor) -> str:
@@ -43,3 +48,28 @@ def tensors_digest(tensors: Mapping[str, Tensor], extra: Any = None) -> str:
 def hashed(tensor: Tensor) -> Hashed:
     """A tensor as `digest` takes it, in one part."""
     return spec_of(tensor), [hash_bytes(tensor)]
+
+
+def begin_hashes(pool: ThreadPoolExecutor, tensors: Iterable[Tensor]) -> Callable[[], list[str]]:
+    """Hash tensors, large ones in threads; what is returned waits for those and gives `hash_bytes` of each."""
+    begun: list[Callable[[], str]] = []
+    for tensor in tensors:
+        view = raw(tensor)
+        # a thread takes longer to be woken than a small tensor to be hashed
+        small = view.nbytes < THREAD_WORTH
+        begun.append(partial(hash_view, view) if small else pool.submit(hash_view, view).result)
+    return lambda: [wait() for wait in begun]
+
+
+def hash_templates(templates: Tensor, weights: Sequence[Tensor], hashes: Sequence[str]) -> list[str]:
+    """`hash_bytes` of each template. In an exact bank templates are weights, whose `hashes` are known."""
+    return [
+        hashes[place] if same_bytes(template, weights[place]) else hash_bytes(template)
+        for place, template in enumerate(templates)  # n is at most the number of layers
+    ]
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """True where two tensors have one type and the same bits; 0.0 and -0.0 are different here."""
+    integers = {2: torch.int16, 4: torch.int32}.get(one.element_size())
+    return one.dtype == other.dtype and integers is not None and torch.equal(one.view(integers), other.view(integers))

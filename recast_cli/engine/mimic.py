@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -23,7 +23,7 @@ from recast_cli.engine.base import (
     widest,
 )
 from recast_cli.engine.compress.code import Code
-from recast_cli.engine.digest import Hashed, digest, hash_bytes, hash_view, hashed
+from recast_cli.engine.digest import Hashed, begin_hashes, digest, hash_templates, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.solve import (
@@ -36,7 +36,7 @@ from recast_cli.engine.solve import (
     solve_vae,
 )
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, read_stored, spec_of, specs
+from recast_cli.engine.tensors import TYPE_NAMES, Spec, read_stored, spec_of, specs
 from recast_cli.engine.writer import file_bytes, writing
 
 Progress = Callable[[int, int, str], None]
@@ -47,8 +47,6 @@ BATCH = 2**22
 """Bytes of the source's other tensors that are read at a time."""
 BEHIND = 2**22
 """Bytes of small banks that are kept until they are hashed."""
-THREAD_WORTH = 2**16
-"""Bytes from which a thread hashes a tensor."""
 
 
 def mimic(
@@ -264,31 +262,6 @@ def batches(source: Source, done: Container[str]) -> Iterator[dict[str, Tensor]]
             batch, size = {}, 0
     if batch:
         yield batch
-
-
-def begin_hashes(pool: ThreadPoolExecutor, tensors: Iterable[Tensor]) -> Callable[[], list[str]]:
-    """Hash tensors, large ones in threads; what is returned waits for those and gives `hash_bytes` of each."""
-    begun: list[Callable[[], str]] = []
-    for tensor in tensors:
-        view = raw(tensor)
-        # a thread takes longer to be woken than a small tensor to be hashed
-        small = view.nbytes < THREAD_WORTH
-        begun.append(partial(hash_view, view) if small else pool.submit(hash_view, view).result)
-    return lambda: [wait() for wait in begun]
-
-
-def hash_templates(templates: Tensor, weights: Sequence[Tensor], hashes: Sequence[str]) -> list[str]:
-    """`hash_bytes` of each template. In an exact bank templates are weights, whose `hashes` are known."""
-    return [
-        hashes[place] if same_bytes(template, weights[place]) else hash_bytes(template)
-        for place, template in enumerate(templates)  # n is at most the number of layers
-    ]
-
-
-def same_bytes(one: Tensor, other: Tensor) -> bool:
-    """True where two tensors have one type and the same bits; 0.0 and -0.0 are different here."""
-    integers = {2: torch.int16, 4: torch.int32}.get(one.element_size())
-    return one.dtype == other.dtype and integers is not None and torch.equal(one.view(integers), other.view(integers))
 
 
 def solve(

@@ -14,7 +14,7 @@ from typing import Any
 
 import peft
 import torch
-from common import arguments, race, report, synchronise
+from common import arguments, race, report
 from step import Step, add_step_options, bare, learn, make_batch, with_peft
 
 from recast_cli.engine.join import make_learner
@@ -49,14 +49,7 @@ def main() -> None:
         steps[name] = step(adapter=name, coefficients=False)
         steps[f"recast + {name}"] = step(adapter=name)
 
-    def timed(one: Step) -> Step:
-        def run() -> None:
-            one()
-            synchronise(options.device)
-
-        return run
-
-    seconds = race({name: timed(one) for name, one in steps.items()}, options.rounds, warmup=2)
+    seconds = race(steps, options.rounds, warmup=2, device=options.device)
     rows = [
         {
             "step": name,

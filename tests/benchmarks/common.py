@@ -48,13 +48,24 @@ def open_network(options: argparse.Namespace) -> Any:
     return from_model(options.model, timm.create_model(options.model).eval(), {})
 
 
-def race(cases: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, float]:
-    """Median seconds of each case. The cases take turns, so that a noisy machine is noisy for all of them alike."""
+def race(
+    cases: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1, device: str | None = None
+) -> dict[str, float]:
+    """Median seconds of each case. The cases take turns, so that a noisy machine is noisy for all of them alike.
+
+    Args:
+        cases: Name -> what is measured.
+        rounds: Measurements of each.
+        warmup: Runs of each before them.
+        device: That a case leaves work to, which is waited for.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(warmup + rounds):
         for name, case in cases.items():
             start = time.perf_counter()
             case()
+            if device:
+                synchronise(device)
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -18,7 +18,7 @@ from typing import Any
 
 import peft
 import torch
-from common import add_network_options, arguments, matrix_rate, open_network, race, report, synchronise
+from common import add_network_options, arguments, matrix_rate, open_network, race, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,14 +61,7 @@ def main() -> None:
         "PEFT TinyLoRA on qkv": with_peft(batch, peft.TinyLoraConfig(target_modules=r"blocks\.\d+\.attn\.qkv")),
     }
 
-    def timed(step: Step) -> Step:
-        def run() -> None:
-            step()
-            synchronise(options.device)
-
-        return run
-
-    seconds = race({name: timed(step) for name, step in steps.items()}, options.rounds, warmup=2)
+    seconds = race(steps, options.rounds, warmup=2, device=options.device)
     with FlopCounterMode(display=False) as counter:
         steps["bare loop"]()
     flops = counter.get_total_flops()
