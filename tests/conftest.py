@@ -1,5 +1,7 @@
 """Fixtures: a tiny vision transformer and a tiny residual network as sources and as bases."""
 
+import signal
+
 import pytest
 import torch
 from helpers import CONV, CONV_ARGS, draw_images, save_folder
@@ -31,6 +33,14 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible():
+    """A shell's background jobs ignore Ctrl-C, and so would the processes that tests start to interrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="session")
