@@ -338,7 +338,7 @@ def test_ctrl_c_in_a_process_leaves_nothing(tmp_path, folder, pictures, worker):
 
 
 WORKER = """
-import sys, time
+import select, sys
 sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
 import torch
@@ -348,7 +348,9 @@ items = [images.Item(f"{i}.png", i) for i in range(5)]
 def wait(done, total, text):
     if done == 1:
         print("building", flush=True)
-        sys.stdin.readline()
+        # not in one long read: a signal that comes just before it would not end it
+        while not select.select([sys.stdin], [], [], 0.1)[0]:
+            pass
 found = images.decode(Path(sys.argv[2]), items, CONFIG, progress=wait)
 torch.save(found.pixels, sys.argv[3])
 """
