@@ -22,8 +22,8 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION
 from recast_cli.engine.images import Images, decode
-from recast_cli.engine.join import choose_places, make_learner
-from recast_cli.engine.learn import class_weights, learn, probe_model, start_state
+from recast_cli.engine.join import begin, make_learner
+from recast_cli.engine.learn import class_weights, learn, probe_model
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.run import Progress, choose_device, infer, ready, take_features, training_precision
@@ -109,9 +109,7 @@ def adapt(
         if state is None:
             with timed(timings, "probe"):
                 probe = solve_probe()
-            if adapter:
-                choose_places(adapter, base, options, images["train"], probe)
-            state = start_state(learner.parameters, probe, options, adapter.fixed if adapter else None)
+            state = begin(learner, base, options, images["train"], probe)
         elif adapter:
             adapter.fix(state.fixed)
         if on_epoch:

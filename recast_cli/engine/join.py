@@ -12,10 +12,11 @@ from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.images import Images
 from recast_cli.engine.importance import squared_gradients
+from recast_cli.engine.learn import start_state
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import ready
-from recast_cli.engine.train import Part
+from recast_cli.engine.train import Part, State
 
 
 class Learner(NamedTuple):
@@ -64,21 +65,25 @@ def make_learner(base: Base, options: AdaptOptions, device: torch.device) -> Lea
     return Learner(model, coefficients, adapter)
 
 
-def choose_places(adapter: Installed, base: Base, options: AdaptOptions, images: Images, probe: Probe) -> None:
-    """Let an adapter that is sparse change the entries that matter most to the linear probe.
+def begin(learner: Learner, base: Base, options: AdaptOptions, images: Images, probe: Probe) -> State:
+    """Epoch 0. An adapter that is sparse changes the entries that matter most to the linear probe.
 
     Args:
-        adapter: In the network of the base.
+        learner: On its device.
         base: Its source's weights are looked at.
         options: Of the task.
         images: Of training.
         probe: The head.
     """
-    device = next(iter(adapter.parameters.values())).device
+    device = next(learner.model.parameters()).device
 
     def importance(names: list[str]) -> dict[str, Tensor]:
         plain = ready(merge(base, image_size=options.image_size), device)
         data = base.known_architecture().data
         return squared_gradients(plain, names, images, probe, data, options.seed)
 
-    adapter.choose(importance)
+    fixed = None
+    if learner.adapter:
+        learner.adapter.choose(importance)
+        fixed = learner.adapter.fixed
+    return start_state(learner.parameters, probe, options, fixed)

@@ -23,8 +23,8 @@ from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
 from recast_cli.engine.contender import prepare, put
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
-from recast_cli.engine.join import choose_places
-from recast_cli.engine.learn import class_weights, learn, probe_model, start_state
+from recast_cli.engine.join import begin
+from recast_cli.engine.learn import class_weights, learn, probe_model
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.run import choose_device, ready, training_precision
 from recast_cli.engine.stock import (
@@ -177,9 +177,7 @@ def train_line(work: Work) -> Line:
     start = time.perf_counter()
     learner = prepare(work.method, base, options, device)
     model, adapter, parameters = learner.model, learner.adapter, learner.parameters
-    if adapter:
-        choose_places(adapter, base, options, images["train"], probe)
-    state = start_state(parameters, probe, options, adapter.fixed if adapter else None)
+    state = begin(learner, base, options, images["train"], probe)
     weights = class_weights(images["train"].labels, len(probe.bias), options)
     precision = training_precision(model, device, options.precision)
     about, degrees, base_id, vector = shared(work, base), base.layout.degrees_of_freedom, base.base_id, base.vector
