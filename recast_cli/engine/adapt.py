@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine import ranks, resume
-from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION
@@ -26,7 +25,7 @@ from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.learn import class_weights, learn, probe_model
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.run import Progress, choose_device, infer, ready, take_features, training_precision
+from recast_cli.engine.run import Progress, choose_device, infer, take_features, training_precision
 from recast_cli.engine.splits import Split, split_folder
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
@@ -145,10 +144,7 @@ def adapt(
         with timed(timings, "test"):
             switcher, size = Switcher(base, device), options.image_size
             probe_top1 = measure(switcher.switch(base.vector, size), state.probe, images["test"], architecture.data)
-            if learned is None:
-                model = switcher.switch(vector, size)
-            else:
-                model = ready(merge(base, vector, size, learned), where)
+            model = switcher.switch(vector, size, learned)
             metrics = {
                 "val_top1": state.val_top1,
                 "test_top1": measure(model, (weight, bias), images["test"], architecture.data),

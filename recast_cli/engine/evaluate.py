@@ -144,11 +144,11 @@ def task_logits(
     progress: Progress | None = None,
     switcher: Switcher | None = None,
 ) -> Tensor:
-    """Logits (N, classes) of the merged network, the switcher's where it can make it, with the task's head."""
-    if switcher is None or task.adapter is not None:
+    """Logits (N, classes) of the merged network, the switcher's where there is one, with the task's head."""
+    if switcher is None:
         model = ready(merge(base, task.vector, task.image_size, task.adapter), device)
     else:
-        model = switcher.switch(task.vector, task.image_size)
+        model = switcher.switch(task.vector, task.image_size, task.adapter)
     found = infer(take_features(model), pixels, base.known_architecture().data, device, 64, progress, task.name)
     return F.linear(found, task.weight, task.bias)
 

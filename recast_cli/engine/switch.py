@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.adapters import Adapter
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
@@ -46,12 +47,14 @@ class Switcher:
         self.stacks = [Stack(base, banks, self.device) for banks in alike.values()]
         self.networks: dict[int, nn.Module] = {}
 
-    def switch(self, vector: Tensor, image_size: int | None = None) -> nn.Module:
+    def switch(self, vector: Tensor, image_size: int | None = None, adapter: Adapter | None = None) -> nn.Module:
         """Write the weights of a task and return the network, in eval mode.
 
         Args:
             vector: Coefficients in layout order, (layout.coefficients,) on any device.
             image_size: In pixels; default: the network's own.
+            adapter: Of a task that has one. It changes more than the layout's weights, so it gets a network of its own,
+                which takes as long as `merge`.
 
         Raises:
             RecastError: `vector` is of another length, or the network does not take this image size.
@@ -61,6 +64,8 @@ class Switcher:
                 f"The vector has shape {tuple(vector.shape)}, the base wants {tuple(self.base.vector.shape)}",
                 "Give the vector of a task of this base.",
             )
+        if adapter is not None:
+            return ready(merge(self.base, vector, image_size, adapter), self.device)
         size = image_size or self.image_size
         if size not in self.networks:
             self.networks[size] = self.build(size)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from recast_cli.engine.adapt import measure, now, versions
 from recast_cli.engine.adapters import Adapter
-from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
 from recast_cli.engine.contender import prepare, put
@@ -26,7 +25,7 @@ from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
 from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn, probe_model
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.run import choose_device, ready, training_precision
+from recast_cli.engine.run import choose_device, training_precision
 from recast_cli.engine.stock import (
     CannotRun,
     base_of,
@@ -230,10 +229,9 @@ def test_stored(work: Work) -> float:
     vector, head = read_tensors(work.values_file)["coefficients"], read_tensors(work.head_file)
     images = pictures(work.plan, work.run.task, base, "test", work.cache_size)
     options, device = work.options, work.device
-    if work.method.adapter:
-        model = ready(merge(base, vector, options.image_size, read_adapter(work.adapter_file)), device)
-    elif work.method.kind in OWN_KINDS:
-        model = Switcher(base, str(device)).switch(vector, options.image_size)
+    if work.method.kind in OWN_KINDS:
+        adapter = read_adapter(work.adapter_file) if work.method.adapter else None
+        model = Switcher(base, str(device)).switch(vector, options.image_size, adapter)
     else:
         learner = prepare(work.method, base, options, device)
         put(learner.parameters, vector)
