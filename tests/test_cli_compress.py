@@ -70,8 +70,8 @@ def test_sizes(source):
         (("--group-size", 32), "Give --size or --bits"),
         (("--bits", 4, "--dtype", "float16"), "--dtype float16 does not go with"),
         (("--calibrate", "pictures"), "Give --size or --bits"),
-        (("--bits", 4, "--calibrate", "nothing"), "--calibrate nothing is no folder"),
-        (("--bits", 4, "--calibrate", "empty"), "--calibrate empty has no pictures"),
+        (("--bits", 4, "--calibrate", "nothing"), "The folder of pictures nothing does not exist"),
+        (("--bits", 4, "--calibrate", "empty"), "There are no pictures in empty"),
         (("--bits", 16, "--calibrate", "pictures"), "nothing is rounded"),
     ],
 )

@@ -70,6 +70,9 @@ def mimic(
     calibrate: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Compress: round by what these pictures need; no labels.")
     ] = None,
+    heal: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Fit shared templates to what these pictures need; no labels.")
+    ] = None,
     verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare base and source on these images.")] = None,
     device: Device = None,
     as_json: Json = False,
@@ -84,6 +87,7 @@ def mimic(
         recast mimic weights.pth --architecture resnet50 --layout paper-resnet -o base.safetensors
         recast mimic vit_base_patch16_224 --modules 'blocks.*.mlp.fc?' --templates 1 -o base.safetensors
         recast mimic vit_tiny_patch16_224 --size 6x --calibrate pictures -o small.safetensors
+        recast mimic vit_tiny_patch16_224 --modules 'blocks.*' --groups 1 --templates 9 --heal pictures -o b.safetensors
     """
     out = Output(as_json, quiet)
     started = time.perf_counter()
@@ -105,6 +109,8 @@ def mimic(
     compressing = any(value is not None for value in (size, bits, group_size))
     if calibrate is not None and not compressing:
         raise RecastError("--calibrate decides how weights are rounded", "Give --size or --bits, too, or leave it out.")
+    if heal is not None and compressing and calibrate is None:
+        raise RecastError("--heal with --size or --bits needs --calibrate", "The same folder will do.")
     if compressing and dtype != "float32":
         raise RecastError(f"--dtype {dtype} does not go with --size and --bits", "Leave it out; --bits 16 is float16.")
     choose_device(device)
@@ -124,7 +130,23 @@ def mimic(
     )
     if plan.coefficients > budget:
         out.note(f"note: {plan.coefficients} coefficients, over the budget of {budget}; built as asked.")
+    if heal is not None:
+        from recast_cli.engine.compress.pictures import list_pictures
+        from recast_cli.engine.heal.heal import MOST, check_healable
+
+        check_healable(opened, plan)
+        list_pictures(heal, MOST)
+    unfinished = output.with_name(f".{output.name}.heal")
+    healed = None
     with out.progress() as progress:
+        if heal is not None:
+            from recast_cli.engine.compress.pictures import read_pictures
+            from recast_cli.engine.heal.heal import heal as heal_base
+
+            assert opened.architecture is not None
+            pixels = read_pictures(heal, opened.architecture, progress, most=MOST)
+            healed = make_base(opened, plan, options=options, dtype=dtype, progress=progress)
+            healed = heal_base(opened, healed, pixels, device=device, state_path=unfinished, progress=progress)
         if compressing:
             from recast_cli.cli.compression import show_plan, wanted_bytes
             from recast_cli.engine.compress.compress import compress
@@ -137,17 +159,23 @@ def mimic(
                 bits=bits,
                 group=group_size,
                 pictures=calibrate,
+                base=healed,
                 path=output,
                 announce=lambda chosen: out.explain(lambda console: show_plan(console, chosen, plan)),
                 progress=progress,
             )
+        elif healed is not None:
+            from recast_cli.engine.base import save_base
+
+            base = save_base(healed, output)
         else:
             base = make_base(opened, plan, options=options, dtype=dtype, path=output, progress=progress)
+    unfinished.unlink(missing_ok=True)
     lossy = max(error["relative_error"] for error in base.errors.values())
-    if not all(bank.exact for bank in plan.banks):
+    if healed is None and not all(bank.exact for bank in plan.banks):
         out.warn(
             f"fewer templates than layers lose weights: the worst module keeps {percent(max(0.0, 1 - lossy**2))} of "
-            "its energy, and accuracy goes with it; leave out --templates to be exact."
+            "its energy, and accuracy goes with it; leave out --templates to be exact, or --heal with pictures."
         )
     verification = None
     if verify is not None:
@@ -200,6 +228,8 @@ def summary(source: Source, base: Base, seconds: float, verification: Verificati
         "bytes": base.path.stat().st_size,
         "seconds": round(seconds, 3),
     }
+    if "healed" in base.solver:
+        value["healed"] = base.solver["healed"]
     if base.codes:
         value["compression"] = base.compression
     if verification is not None:
@@ -237,6 +267,10 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
             1,
             ("size", f"{before / value['bytes']:.2f}x smaller than {readable(before)}: {stored_as(base.compression)}"),
         )
+    if "healed" in value:
+        found = value["healed"]
+        steps = " -> ".join(f"{found['divergence'][step]:.3g}" for step in ("mimicked", "layers", "healed"))
+        rows.append(("healed", f"{found['pictures']} pictures, divergence from the source {steps}"))
     if "verify" in value:
         found = value["verify"]
         lowest = min(found["feature_cosine"].values())

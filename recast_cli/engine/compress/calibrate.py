@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import Base, identify
+from recast_cli.engine.base import Base
 from recast_cli.engine.compress.code import HALF, Code
 from recast_cli.engine.compress.inputs import Inputs, groups_of, measurable, measure
 from recast_cli.engine.compress.rounding import round_weights, shrunk
-from recast_cli.engine.digest import hashed
+from recast_cli.engine.finish import finished
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout import Bank, template_key
 from recast_cli.engine.mixture import mix
-from recast_cli.engine.solve import Solution
 from recast_cli.engine.source import Source
 
 Progress = Callable[[int, int, str], None]
@@ -55,18 +54,6 @@ def calibrate(
     tensors = {name: tensor for name, tensor in base.tensors.items() if name not in codes} | rounder.stored
     coded = replace(base, tensors=tensors, codes=dict(codes))
     return finished(coded, source)
-
-
-def finished(base: Base, source: Source) -> Base:
-    """A base of new tensors with its id and the errors of its modules."""
-    errors: dict[str, dict[str, float]] = {}
-    for bank in base.layout.banks:
-        weights = torch.stack([source.tensors[f"{module}.weight"].float() for module in bank.modules])
-        coefficients = torch.stack([base.coefficients(module) for module in bank.modules])
-        errors |= zip(bank.modules, Solution(base.templates(bank), coefficients).errors(weights), strict=True)
-    found = {name: hashed(tensor) for name, tensor in base.tensors.items()}
-    fresh = replace(base, base_id=identify(base.layout, found, base.codes), errors=errors)
-    return fresh
 
 
 @dataclass

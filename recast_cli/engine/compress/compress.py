@@ -29,6 +29,7 @@ def compress(
     group: int | None = None,
     pictures: Path | None = None,
     options: SolverOptions = None,
+    base: Base | None = None,
     path: Path | None = None,
     announce: Callable[[Compression], None] | None = None,
     progress: Progress | None = None,
@@ -45,6 +46,7 @@ def compress(
         group: Values a scale.
         pictures: Folder to calibrate with: bits by how much each tensor matters on them, rounding by `calibrate`.
         options: Solver and recipe, as of `mimic`.
+        base: What is rounded, with pictures; default: what `mimic` makes.
         path: Where the base goes; without it it stays in memory, and `save_base` writes the same file.
         announce: Called with the plan before it is carried out.
         progress: Called as the work goes on.
@@ -63,7 +65,7 @@ def compress(
     if source.architecture is None:
         raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --calibrate.")
     list_pictures(pictures)  # before a solver may run for long
-    base = mimic(source, layout, options=options, progress=progress)
+    base = base or mimic(source, layout, options=options, progress=progress)
     pixels = read_pictures(pictures, source.architecture, progress)
     weights = sensitivity(base, pixels, progress) if size is not None else None
     plan = plan_codes(source, layout, size=size, bits=bits, group=group, options=options, sensitivity=weights)

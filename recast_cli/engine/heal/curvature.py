@@ -1,0 +1,125 @@
+"""How much a change of a layer's weight changes the source's decisions: Fisher information as a Kronecker product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recast_cli.engine.compress.inputs import groups_of, samples
+from recast_cli.engine.images import normalise
+from recast_cli.engine.run import batches
+
+Progress = Callable[[int, int, str], None]
+BATCH = 16
+"""Pictures at a time."""
+MOST = 256
+"""More pictures than that change little."""
+DAMPING = 0.05
+"""Added to the diagonal of either factor, as a share of its mean: few pictures leave directions without any."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Of a layer with weight (G, rows, columns), G the groups of a convolution, else 1.
+
+    Attributes:
+        inputs: E[x x^T], (G, columns, columns).
+        outputs: E[sum over samples of g g^T], (G, rows, rows), g the gradient of the loss at the layer's output.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+def curvature(
+    model: nn.Module,
+    names: Sequence[str],
+    pixels: Tensor,
+    data: dict[str, Any],
+    *,
+    classifies: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Curvature]:
+    """The Fisher information of some layers of the source, each as a Kronecker product.
+
+    For a small change D of a weight, KL(source | changed) is about 1/2 tr(D^T A D B), with A = `outputs` and
+    B = `inputs` (Martens and Grosse 2015, arXiv:1503.05671; of convolutions Grosse and Martens 2016, arXiv:1602.01407).
+    Labels are drawn from the source's own probabilities. Without a classifier the same stands for squared distances of
+    features, by gradients of random projections of them.
+
+    Args:
+        model: The source, frozen.
+        names: Of modules that are `measurable`.
+        pixels: (N, 3, H, W) uint8; at most `MOST` of them are used, evenly spaced.
+        data: The network's data config.
+        classifies: Whether its outputs are logits; else they are features.
+        progress: Called after every batch.
+    """
+    chosen = pixels[:: -(-len(pixels) // MOST)]
+    device = next(model.parameters()).device
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    counts = dict.fromkeys(names, 0)
+
+    def watch(name: str, module: nn.Module) -> Any:
+        def seen(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+            for part in samples(module, args[0].detach()):
+                add(inputs, name, part @ part.mT)
+                counts[name] += part.shape[-1]
+            output.register_hook(lambda gradient: add(outputs, name, outer(module, gradient)))
+
+        return module.register_forward_hook(seen)
+
+    hooks = [watch(name, model.get_submodule(name)) for name in names]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for part in batches(len(chosen), BATCH):
+            # the network is frozen: gradients reach the outputs of its layers because the pictures want theirs
+            images = normalise(chosen[part].to(device), data).requires_grad_(True)
+            with torch.enable_grad():
+                loss = drawn_loss(model(images), classifies, generator)
+            torch.autograd.grad(loss, images)
+            if progress:
+                progress(part.stop, len(chosen), "weighing layers")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        name: Curvature(damped(inputs[name] / counts[name]), damped(outputs[name] / len(chosen)))
+        for name in names
+        if name in outputs
+    }
+
+
+def drawn_loss(found: Tensor, classifies: bool, generator: torch.Generator) -> Tensor:
+    """A loss, summed over pictures, whose gradients' outer products have the Fisher information for a mean.
+
+    That is -log p(y) with y drawn from p, or the product of features with a drawn vector.
+    """
+    if not classifies:
+        return (found * torch.randn(found.shape, generator=generator).to(found.device)).sum()
+    labels = torch.multinomial(found.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
+    return F.cross_entropy(found.float(), labels.to(found.device), reduction="sum")
+
+
+def outer(module: nn.Module, gradient: Tensor) -> Tensor:
+    """sum of g g^T over samples, (G, rows, rows): of a linear layer's (..., rows), a convolution's (B, rows, H, W)."""
+    rows = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
+    rows = rows.reshape(-1, groups_of(module), rows.shape[-1] // groups_of(module)).permute(1, 2, 0)
+    return rows @ rows.mT
+
+
+def add(total: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Add to the sum of that name."""
+    total[name] = total[name] + value if name in total else value
+
+
+def damped(factor: Tensor) -> Tensor:
+    """(G, m, m) with `DAMPING` of its mean diagonal on the diagonal."""
+    mean = factor.diagonal(dim1=-2, dim2=-1).mean((-2, -1), keepdim=True)[..., None]
+    return factor + DAMPING * mean * torch.eye(factor.shape[-1], device=factor.device)

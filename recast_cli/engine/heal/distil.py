@@ -1,0 +1,169 @@
+"""End to end: the base's templates, coefficients and vectors trained to give the source's outputs on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recast_cli.engine.attach import Mixture, Templates, attach
+from recast_cli.engine.base import Base
+from recast_cli.engine.heal.state import LEAST_LR, State, advance
+from recast_cli.engine.images import normalise
+from recast_cli.engine.layout import coefficient_key, template_key
+from recast_cli.engine.run import (
+    augment,
+    batches,
+    draw_windows,
+    infer,
+    precision,
+    quick_attention,
+    ready,
+    take,
+    training_precision,
+)
+from recast_cli.engine.verify import listen
+
+Progress = Callable[[int, int, str], None]
+Judge = Callable[[nn.Module], float]
+"""The `distance` of a network from the source on pictures that it was not trained on."""
+BATCH = 16
+"""Pictures a step."""
+EPOCHS = 60
+"""At most."""
+
+
+def distil(
+    teacher: nn.Module,
+    base: Base,
+    pixels: Tensor,
+    state: State | None,
+    judge: Judge,
+    *,
+    keep: Callable[[State], None],
+    progress: Progress | None = None,
+) -> State:
+    """Train what is shared, and all vectors, until pictures that were held out see no better result.
+
+    The loss is the divergence of the base's decisions from the source's (Hinton et al. 2015, arXiv:1503.02531; of
+    features their relative squared distance, where there is no classifier), plus the mean relative squared distance of
+    the outputs of all shared modules. Trained are the templates and coefficients of banks with fewer templates than
+    layers, and the vectors of the network: biases, norms. The classifier stays.
+
+    Args:
+        teacher: The source, frozen, on its device.
+        base: As of `heal_layers`.
+        pixels: (N, 3, H, W) uint8.
+        state: Of a run that goes on; None for one that starts from `base`.
+        judge: Says which epoch is the best.
+        keep: Called with the state at the start and after every epoch.
+        progress: Called after every step.
+    """
+    device = next(teacher.parameters()).device
+    student = ready(attach(base), device)
+    trained = trainable(student, base)
+    if state is None:
+        values = {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
+        state = State(values, values, [judge(student)])
+        keep(state)
+    dtype = training_precision(student, device)
+    shared = tuple(name for bank in base.layout.banks if not bank.exact for name in bank.modules)
+    features: dict[str, Tensor] = {}
+    targets: dict[str, Tensor] = {}
+    listen(student, shared, features)
+    listen(teacher, shared, targets)
+    data, classifies = base.known_architecture().data, decides(base)
+
+    def loss_of(images: Tensor) -> Tensor:
+        with precision(device, dtype):
+            with torch.no_grad():
+                wanted = teacher(images)
+            loss = distance(student(images), wanted, classifies)
+        return loss + torch.stack([relative(features[name], targets[name]) for name in features]).mean()
+
+    with quick_attention(student, device, dtype), quick_attention(teacher, device, dtype):
+        while state.rate >= LEAST_LR and len(state.losses) <= EPOCHS:
+            number, optimizer = len(state.losses), begin(trained, state)
+            for step, (rows, windows) in enumerate(shuffled(len(pixels), number)):
+                images = augment(normalise(take(pixels, rows, device), data), windows.to(device))
+                gradients = torch.autograd.grad(loss_of(images), list(trained.values()), allow_unused=True)
+                for tensor, gradient in zip(trained.values(), gradients, strict=True):
+                    tensor.grad = gradient
+                optimizer.step()
+                if progress:
+                    done = (number - 1) * len(pixels) + step * BATCH + len(rows)
+                    text = f"healing, epoch {number}, divergence {min(state.losses):.3f}"
+                    progress(done, EPOCHS * len(pixels), text)
+            state = advance(state, trained, judge(student), optimizer)
+            keep(state)
+    return state
+
+
+def judge_by(teacher: nn.Module, pixels: Tensor, base: Base) -> Judge:
+    """The judge that asks the source once for its outputs on pixels (N, 3, H, W)."""
+    device, data, classifies = next(teacher.parameters()).device, base.known_architecture().data, decides(base)
+    wanted = infer(teacher, pixels, data, device, BATCH)
+    return lambda model: float(distance(infer(model, pixels, data, device, BATCH), wanted, classifies))
+
+
+def decides(base: Base) -> bool:
+    """Whether the network has a classifier."""
+    return bool(base.known_architecture().args.get("num_classes"))
+
+
+def trainable(model: nn.Module, base: Base) -> dict[str, Tensor]:
+    """By name in the base: what of an attached model is trained; all of it wants gradients from here on."""
+    found: dict[str, Tensor] = {}
+    for bank in base.layout.banks:
+        if bank.exact:
+            continue
+        for name in bank.modules:
+            found[coefficient_key(name)] = model.get_parameter(f"{name}.parametrizations.weight.original")
+            mixture = cast(Mixture, model.get_submodule(f"{name}.parametrizations.weight")[0])  # type: ignore[index]
+        holder = cast(Templates, mixture.templates)
+        holder.tensor = holder.get_buffer("tensor").clone()  # on a CPU it is the base's own
+        found[template_key(bank)] = holder.tensor
+    classifier = base.known_architecture().config.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 and name in base.tensors and not name.startswith(tuple(f"{head}." for head in heads)):
+            found[name] = parameter
+    model.requires_grad_(False)
+    for tensor in found.values():
+        tensor.requires_grad_(True)
+    return found
+
+
+def distance(found: Tensor, wanted: Tensor, classifies: bool) -> Tensor:
+    """KL(wanted | found) of decisions in nats, mean over pictures; of features the relative squared distance."""
+    found, wanted = found.float(), wanted.float()
+    if not classifies:
+        return relative(found, wanted)
+    return F.kl_div(found.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
+
+
+def relative(found: Tensor, wanted: Tensor) -> Tensor:
+    """|found - wanted|^2 / |wanted|^2."""
+    found, wanted = found.float(), wanted.float()
+    return (found - wanted).square().sum() / wanted.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def shuffled(count: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
+    """Rows and windows of every step of an epoch, the same for a run that goes on as for one that was not killed."""
+    generator = torch.Generator().manual_seed(epoch)
+    order, windows = torch.randperm(count, generator=generator), draw_windows(count, generator)
+    return [(order[part], windows[part]) for part in batches(count, BATCH)]
+
+
+def begin(trained: dict[str, Tensor], state: State) -> torch.optim.Optimizer:
+    """The optimizer at the state's rate, and its values in place."""
+    with torch.no_grad():
+        for name, tensor in trained.items():
+            tensor.copy_(state.values[name])
+    optimizer = torch.optim.AdamW(trained.values(), lr=state.rate, weight_decay=0.0)
+    if state.optimizer is not None:
+        optimizer.load_state_dict(state.optimizer)
+    return optimizer

@@ -1,0 +1,102 @@
+"""A base with fewer templates than layers, healed: layer-wise first, then end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recast_cli.engine.base import Base
+from recast_cli.engine.digest import digest, hashed
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.finish import finished
+from recast_cli.engine.heal.distil import distil, judge_by
+from recast_cli.engine.heal.layers import heal_layers, source_model
+from recast_cli.engine.heal.state import State, load, save
+from recast_cli.engine.layout import Layout
+from recast_cli.engine.network import build
+from recast_cli.engine.run import choose_device, ready
+from recast_cli.engine.source import Source
+
+Progress = Callable[[int, int, str], None]
+MOST = 4096
+"""Pictures that are used of a large folder; each takes as much memory as its values."""
+HELD_OUT = 8
+"""Every eighth picture is not fitted to: it says when to stop."""
+
+
+def heal(
+    source: Source,
+    base: Base,
+    pixels: Tensor,
+    *,
+    device: str | None = None,
+    state_path: Path | None = None,
+    progress: Progress | None = None,
+) -> Base:
+    """Fit the shared templates and their coefficients to what the source makes of pictures.
+
+    `heal_layers` first, then `distil`. The base never gets worse on the pictures that are held out than it was after
+    the first.
+
+    Args:
+        source: The source.
+        base: From `mimic`, in memory and without codes.
+        pixels: (N, 3, H, W) uint8, without labels.
+        device: cpu, cuda, …; default: CUDA where it is.
+        state_path: Where the state is kept, so that a run that was killed goes on after its last whole epoch. The
+            caller removes it once the base is safe.
+        progress: Called as the work goes on.
+
+    Returns:
+        The healed base, with an id and errors of its own; `solver["healed"]` says what was done and measured.
+
+    Raises:
+        RecastError: As of `check_healable`, or there are too few pictures.
+    """
+    check_healable(source, base.layout)
+    if len(pixels) < 2 * HELD_OUT:
+        raise RecastError(f"--heal needs {2 * HELD_OUT} pictures that can be read", "Give some hundreds.")
+    architecture = base.known_architecture()
+    where = choose_device(device)
+    teacher = ready(source_model(source, architecture), where)
+    held = torch.arange(len(pixels)) % HELD_OUT == 0
+    judge = judge_by(teacher, pixels[held], base)
+    # the source makes the base, and the base's id the rest of what is fitted
+    identity = digest({"pixels": hashed(pixels)}, base.base_id)
+    state = load(state_path, identity) if state_path else None
+    if state is None:
+        mimicked = judge(ready(build(architecture, base.state()), where))
+        base = heal_layers(source, base, pixels[~held], where, progress)
+    else:
+        mimicked = state.mimicked
+
+    def keep(state: State) -> None:
+        state.mimicked = mimicked
+        if state_path:
+            save(state_path, identity, state)
+
+    state = distil(teacher, base, pixels[~held], state, judge, keep=keep, progress=progress)
+    tensors = {name: tensor.to(base.tensors[name].dtype) for name, tensor in state.best.items()}
+    healed = {
+        "pictures": len(pixels),
+        "epochs": len(state.losses) - 1,
+        "best_epoch": state.best_epoch,
+        "divergence": {"mimicked": mimicked, "layers": state.losses[0], "healed": min(state.losses)},
+    }
+    base = replace(base, tensors={**base.tensors, **tensors}, solver={**base.solver, "healed": healed})
+    return finished(base, source)
+
+
+def check_healable(source: Source, layout: Layout) -> None:
+    """Raise RecastError where nothing is shared, or nobody knows the source's architecture."""
+    if source.architecture is None:
+        raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --heal.")
+    if all(bank.exact for bank in layout.banks):
+        raise RecastError(
+            "--heal fits what layers share, and here every layer has a template of its own",
+            "Give fewer --templates than layers, or leave it out.",
+        )

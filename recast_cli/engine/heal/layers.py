@@ -1,0 +1,77 @@
+"""Layer-wise healing: every shared bank fitted to the source's layers, weighed by how much each error would matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from recast_cli.engine.base import Base
+from recast_cli.engine.compress.inputs import groups_of, measurable
+from recast_cli.engine.heal.bank import fit_bank
+from recast_cli.engine.heal.curvature import Curvature, curvature
+from recast_cli.engine.layout import Bank, coefficient_key, template_key
+from recast_cli.engine.network import Architecture, build
+from recast_cli.engine.solve import Solution
+from recast_cli.engine.source import Source
+
+Progress = Callable[[int, int, str], None]
+
+
+def heal_layers(
+    source: Source, base: Base, pixels: Tensor, device: torch.device, progress: Progress | None = None
+) -> Base:
+    """A base whose shared banks are fitted to what their layers do to the source's decisions; see `fit_bank`.
+
+    Args:
+        source: The source.
+        base: In memory, without codes, of a known architecture. Exact banks stay as they are, and so does a bank with
+            a module that is no plain linear layer or convolution.
+        pixels: (N, 3, H, W) uint8.
+        device: Where it is computed.
+        progress: Called after every batch, and after every bank.
+    """
+    architecture = base.known_architecture()
+    model = source_model(source, architecture).to(device)
+    modules = dict(model.named_modules())
+    shared = [bank for bank in base.layout.banks if not bank.exact]
+    shared = [bank for bank in shared if all(measurable(modules[name]) for name in bank.modules)]
+    names = [name for bank in shared for name in bank.modules]
+    classifies = bool(architecture.args.get("num_classes"))
+    found = curvature(model, names, pixels, architecture.data, classifies=classifies, progress=progress)
+    fitted: dict[str, Tensor] = {}
+    for number, bank in enumerate(shared):
+        if all(name in found for name in bank.modules):
+            weights = torch.stack([source.tensors[f"{name}.weight"].float() for name in bank.modules]).to(device)
+            groups = groups_of(modules[bank.modules[0]])
+            fitted |= heal_bank(base, bank, weights, groups, [found[name] for name in bank.modules])
+        if progress:
+            progress(number + 1, len(shared), f"fitting {bank.name}")
+    return replace(base, tensors={**base.tensors, **fitted})
+
+
+def source_model(source: Source, architecture: Architecture) -> torch.nn.Module:
+    """The source itself, frozen, in eval mode."""
+    plain = dict(source.tensors)
+    plain |= {alias: plain[name] for alias, name in source.aliases.items()}
+    return build(architecture, plain).requires_grad_(False)
+
+
+def heal_bank(base: Base, bank: Bank, weights: Tensor, groups: int, found: list[Curvature]) -> dict[str, Tensor]:
+    """The tensors of one bank, fitted to weights (layers, *shape)."""
+
+    def cut(values: Tensor) -> Tensor:
+        """(m, *shape) -> (m, G, rows, columns)."""
+        return values.reshape(len(values), groups, -1, bank.numel // bank.shape[0])
+
+    coefficients = torch.stack([base.coefficients(name) for name in bank.modules])
+    start = Solution(cut(base.templates(bank).to(weights)), coefficients.to(weights))
+    inputs, outputs = (torch.stack([getattr(each, kind) for each in found]) for kind in ("inputs", "outputs"))
+    solution = fit_bank(cut(weights), start, inputs, outputs)
+    templates = solution.templates.reshape(bank.templates, *bank.shape)
+    return {
+        template_key(bank): templates.cpu().to(base.tensors[template_key(bank)].dtype),
+        **{coefficient_key(n): each.cpu() for n, each in zip(bank.modules, solution.coefficients, strict=True)},
+    }

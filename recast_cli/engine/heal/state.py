@@ -1,0 +1,76 @@
+"""Where healing stands after an epoch, what comes next, and what a killed run leaves behind."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recast_cli.engine.files import atomic
+
+LR, LEAST_LR = 3e-4, 1e-5
+"""AdamW's learning rate at the start, and the least."""
+PATIENCE = 2
+"""Epochs without a better result, after which training goes on from the best one at a third of the rate."""
+
+
+@dataclass
+class State:
+    """Where training stands, after an epoch; all that a killed run needs.
+
+    Attributes:
+        values: By name of a tensor of the base.
+        best: The same at the best epoch.
+        losses: On pictures that were held out, from epoch 0, which is before training.
+        best_epoch: Number of that epoch.
+        rate: Learning rate of the next epoch.
+        tries: Epochs since the best one, or since the rate was lowered.
+        optimizer: AdamW's state dict; None at a new rate.
+        mimicked: The loss before any healing.
+    """
+
+    values: dict[str, Tensor]
+    best: dict[str, Tensor]
+    losses: list[float]
+    best_epoch: int = 0
+    rate: float = LR
+    tries: int = 0
+    optimizer: dict[str, Any] | None = None
+    mimicked: float = math.nan
+
+
+def advance(state: State, trained: dict[str, Tensor], loss: float, optimizer: torch.optim.Optimizer) -> State:
+    """The state after an epoch; without a better one for as long as patience lasts, from the best at a lower rate."""
+    losses = [*state.losses, loss]
+    values = {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
+    if loss < min(state.losses):
+        better = replace(state, best=values, best_epoch=len(losses) - 1, tries=0)
+        return replace(better, values=values, losses=losses, optimizer=optimizer.state_dict())
+    if state.tries + 1 < PATIENCE and math.isfinite(loss):
+        tries = state.tries + 1
+        return replace(state, values=values, losses=losses, tries=tries, optimizer=optimizer.state_dict())
+    return replace(state, values=state.best, losses=losses, tries=0, rate=state.rate / 3, optimizer=None)
+
+
+def save(path: Path, identity: str, state: State) -> None:
+    """Keep the state, bound to base and pictures by `identity`."""
+    buffer = io.BytesIO()
+    torch.save({"identity": identity, **vars(state)}, buffer)
+    with atomic(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load(path: Path, identity: str) -> State | None:
+    """The state to go on from; None where there is none, one of another base or other pictures, or a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return State(**content) if content.pop("identity") == identity else None
+    except Exception:  # a damaged file shows itself in many ways
+        return None
