@@ -6,7 +6,8 @@
 base is judged on the half that it has not seen, and there are two of them, so that all pictures are judged. Other
 bases are judged on all pictures. Plain rounding has one width, one bit more for as many tensors as fit, 64 values a
 scale, and scales that reach the largest value. torchao's rows are there where it can be imported; it rounds linear
-layers alone, and the rest counts in float16.
+layers alone, and the rest counts in float16. Shared bases have fewer templates than layers, before and after healing on
+the half that does not judge. `--rows` makes some of the rows alone.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ import torch
 from common import arguments, report
 from torch import Tensor, nn
 
-from recast_cli.engine.base import Base
+from recast_cli.engine.base import Base, save_base
 from recast_cli.engine.compress.calibrate import finished
 from recast_cli.engine.compress.code import HALF, Code
 from recast_cli.engine.compress.compress import compress
+from recast_cli.engine.compress.pictures import read_pictures
 from recast_cli.engine.compress.plan import plan_codes, source_bytes
+from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import class_indices, labelled_items
+from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.images import Images, decode
 from recast_cli.engine.layout import Layout
 from recast_cli.engine.mimic import mimic
@@ -38,6 +42,13 @@ from recast_cli.engine.run import infer, ready
 from recast_cli.engine.source import Source, open_source
 
 CPU = torch.device("cpu")
+MLP, ALL = ["blocks.*.mlp.fc?"], ["blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc?"]
+SHARING: dict[str, dict[str, Any]] = {
+    "MLP 2:1": {"patterns": MLP, "groups": 6, "templates": 1},
+    "all 12:11": {"patterns": ALL, "groups": 1, "templates": 11},
+    "all 12:8": {"patterns": ALL, "groups": 1, "templates": 8},
+}
+ROWS = ("float16", "sizes", "sharing", "torchao")
 
 
 def main() -> None:
@@ -46,11 +57,12 @@ def main() -> None:
     parser.add_argument("pictures", type=Path, help="class folders named by index or wnid")
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="timm name (default: %(default)s)")
     parser.add_argument("--times", type=float, nargs="+", default=[4, 6, 8], help="times smaller (default: 4 6 8)")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="(default: all)")
     chosen = parser.parse_args()
     source = open_source(chosen.model, weights=chosen.weights)
     judge = Judge(source, chosen.pictures)
     rows = []
-    for row in cases(source, judge, chosen.times):
+    for row in cases(source, judge, chosen.times, chosen.rows):
         print(row, file=sys.stderr, flush=True)
         rows.append(row)
     report("compression", rows, chosen.json, model=chosen.model, pictures=len(judge.images))
@@ -98,15 +110,19 @@ class Judge:
         }
 
 
-def cases(source: Source, judge: Judge, times: list[float]) -> Iterator[dict[str, Any]]:
-    """All rows."""
+def cases(source: Source, judge: Judge, times: list[float], wanted: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of the source and of some of ROWS."""
     original = source_bytes(source)
     yield judge.row("source", original, original, [(slice(None), judge.decisions)], 0.0)
     layout = plan_layout(source.modules)
-    yield whole("float16", source, judge, lambda path: compress(source, layout, bits=HALF, path=path))
-    for each in times:
+    if "float16" in wanted:
+        yield whole("float16", source, judge, lambda path: compress(source, layout, bits=HALF, path=path))
+    for each in times if "sizes" in wanted else ():
         yield from at_size(source, judge, layout, each)
-    yield from torchao(source, judge, original)
+    for name in SHARING if "sharing" in wanted else ():
+        yield from sharing(name, source, judge)
+    if "torchao" in wanted:
+        yield from torchao(source, judge, original)
 
 
 def at_size(source: Source, judge: Judge, layout: Layout, times: float) -> Iterator[dict[str, Any]]:
@@ -127,6 +143,27 @@ def at_size(source: Source, judge: Judge, layout: Layout, times: float) -> Itera
     yield judge.row(f"{times:g}x, calibrated", nbytes, original, parts, spent / 2)
 
 
+def sharing(name: str, source: Source, judge: Judge) -> Iterator[dict[str, Any]]:
+    """Fewer templates than layers, before and after healing."""
+    try:
+        layout = plan_layout(source.modules, sets=1, **SHARING[name])
+    except RecastError as error:
+        print(f"{name} is left out: {error.what}", file=sys.stderr)
+        return
+    yield whole(name, source, judge, lambda path: mimic(source, layout, path=path))
+    parts, spent, nbytes = [], 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for pictures, judged in judge.halves(Path(folder)):
+            start = time.perf_counter()
+            base = heal(source, mimic(source, layout), read_pictures(pictures, judge.architecture))
+            spent += time.perf_counter() - start
+            path = Path(folder) / "base.safetensors"
+            nbytes = max(nbytes, save_base(base, path).path.stat().st_size)
+            parts.append((judged, judge.decide(build(judge.architecture, base.state()), judged)))
+            print(name, base.solver["healed"], file=sys.stderr, flush=True)
+    yield judge.row(f"{name}, healed", nbytes, source_bytes(source), parts, spent / 2)
+
+
 def whole(name: str, source: Source, judge: Judge, make: Callable[[Path], Base]) -> dict[str, Any]:
     """The row of a base that is judged on all pictures."""
     with tempfile.TemporaryDirectory() as folder:
@@ -140,8 +177,6 @@ def whole(name: str, source: Source, judge: Judge, make: Callable[[Path], Base])
 
 def plain(source: Source, layout: Layout, size: int, path: Path) -> Base:
     """Rounding to the nearest in about one width, at most `size` bytes."""
-    from recast_cli.engine.base import save_base
-
     narrow = max((b for b in range(2, 9) if plan_codes(source, layout, bits=b, group=64).nbytes <= size), default=2)
     plan = plan_codes(source, layout, bits=narrow, group=64)
     codes, wider = dict(plan.codes), plan_codes(source, layout, bits=min(8, narrow + 1), group=64).codes

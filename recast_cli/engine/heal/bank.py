@@ -7,9 +7,9 @@ from torch import Tensor
 
 from recast_cli.engine.solve.solution import Solution
 
-ROUNDS, STEPS = 60, 5
+ROUNDS, STEPS = 150, 5
 """Rounds of templates and coefficients by turns, and steps of conjugate gradients in each."""
-ENOUGH = 0.01
+ENOUGH = 0.002
 """Rounds end when one lowers the loss by less than this share."""
 RIDGE = 1e-8
 """Added to the diagonal of the coefficients' equations, as a share of its mean."""
