@@ -16,14 +16,12 @@ from recast_cli.engine.heal.bank import fit_bank, fit_templates, loss, reduced
 from recast_cli.engine.heal.curvature import DAMPING, curvature, damped, outer
 from recast_cli.engine.heal.distil import decides, judge_by
 from recast_cli.engine.heal.heal import heal
-from recast_cli.engine.heal.layers import heal_layers, source_model
+from recast_cli.engine.heal.layers import heal_layers
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout import coefficient_key, template_key
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.solve import Solution, solve_exact
-
-CPU = torch.device("cpu")
 
 
 def metric(layers, groups, size, generator):
@@ -131,7 +129,7 @@ def test_outer_products_of_gradients(groups):
 def test_curvature_against_autograd_of_the_weight(vit_source, data):
     """A layer that is called with one token a picture: there the Kronecker product of one picture is exact."""
     pixels = read_pictures(data, vit_source.architecture)[:1]
-    model = source_model(vit_source, vit_source.architecture)
+    model = vit_source.network()
     name = "blocks.11.mlp.fc2"
     found = curvature(model, [name], pixels, vit_source.architecture.data)[name]
     layer = model.get_submodule(name)
@@ -156,7 +154,7 @@ def divergence(source, base, folder):
     architecture = base.known_architecture()
     images = normalise(read_pictures(folder, architecture), architecture.data)
     with torch.no_grad():
-        mine, its = merge(base)(images).softmax(1), source_model(source, architecture)(images).softmax(1)
+        mine, its = merge(base)(images).softmax(1), source.network()(images).softmax(1)
     return float((its * (its.log() - mine.log())).sum(1).mean())
 
 
@@ -167,7 +165,7 @@ def unseen(tmp_path_factory):
 
 def test_a_healed_base_decides_like_its_source_on_pictures_it_never_saw(vit_source, data, unseen):
     base, pixels = shared(vit_source), read_pictures(data, vit_source.architecture)
-    layers = heal_layers(vit_source, base, pixels, CPU)
+    layers = heal_layers(vit_source, base, vit_source.network(), pixels)
     healed = heal(vit_source, base, pixels)
     far, nearer, nearest = (divergence(vit_source, each, unseen) for each in (base, layers, healed))
     assert nearer < 0.7 * far
@@ -256,5 +254,5 @@ def test_only_what_is_shared_and_vectors_move(vit_source, data, monkeypatch):
     for name, tensor in base.tensors.items():
         same = torch.equal(tensor, healed.tensors[name])
         assert same == (name not in ours and (tensor.ndim != 1 or name.startswith("head."))), name
-    judge = judge_by(source_model(vit_source, vit_source.architecture), pixels[::8], base)
+    judge = judge_by(vit_source.network(), pixels[::8], base)
     assert judge(merge(healed)) == pytest.approx(healed.solver["healed"]["divergence"]["healed"], rel=1e-3)

@@ -15,12 +15,13 @@ from urllib.parse import urlparse
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recast_cli.engine.digest import tensors_digest
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.network import (
     Architecture,
+    build,
     check_fit,
     check_name,
     describe,
@@ -57,6 +58,14 @@ class Source:
     def digest(self) -> str:
         """`sha256:…` over names and bytes of all tensors, whatever file they came in."""
         return tensors_digest(self.tensors)
+
+    def network(self) -> nn.Module:
+        """The network itself, frozen, in eval mode. Raises RecastError where nobody knows the architecture."""
+        if self.architecture is None:
+            raise RecastError(f"{self.name} has no known architecture, so it cannot run", "Give --architecture.")
+        tensors = dict(self.tensors)
+        tensors |= {alias: tensors[name] for alias, name in self.aliases.items()}
+        return build(self.architecture, tensors).requires_grad_(False)
 
 
 def open_source(name: str, architecture: str | None = None, weights: Path | None = None) -> Source:

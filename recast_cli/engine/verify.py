@@ -13,7 +13,6 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import Item, decode, list_classes, list_items, normalise
-from recast_cli.engine.network import build
 from recast_cli.engine.run import Progress, batches, choose_device
 from recast_cli.engine.source import Source
 from recast_cli.engine.splits import part_folders
@@ -46,9 +45,7 @@ def verify(
     architecture = base.known_architecture()
     where = choose_device(device)
     images = decode(data, items_to_compare(data), architecture.data, progress=progress)
-    plain = dict(source.tensors)
-    plain |= {alias: plain[name] for alias, name in source.aliases.items()}
-    models = [build(architecture, plain).to(where), merge(base).to(where)]
+    models = [source.network().to(where), merge(base).to(where)]
     outputs: list[dict[str, Tensor]] = [{}, {}]
     for model, seen in zip(models, outputs, strict=True):
         listen(model, base.layout.modules, seen)

@@ -76,8 +76,7 @@ class Judge:
         self.architecture, self.folder = source.architecture, folder
         items = labelled_items(folder, class_indices(int(source.architecture.args["num_classes"])))
         self.images: Images = decode(folder, items, source.architecture.data)
-        plain = dict(source.tensors) | {alias: source.tensors[name] for alias, name in source.aliases.items()}
-        self.decisions = self.decide(build(source.architecture, plain), slice(None))
+        self.decisions = self.decide(source.network(), slice(None))
 
     def decide(self, model: nn.Module, part: slice) -> Tensor:
         """The class of each picture."""
@@ -211,8 +210,7 @@ def torchao(source: Source, judge: Judge, original: int) -> Iterator[dict[str, A
         ("torchao int8, a scale a row", torch.int8, PerAxis(0)),
         ("torchao int4, 64 values a scale", torch.int4, PerGroup(64)),
     ):
-        plain = dict(source.tensors) | {alias: source.tensors[key] for alias, key in source.aliases.items()}
-        model = build(judge.architecture, plain)
+        model = source.network()
         bits = 8 if width == torch.int8 else 4
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         count = sum(module.weight.numel() for module in linear)

@@ -95,7 +95,7 @@ def distil(
                 optimizer.step()
                 if progress:
                     done = (number - 1) * len(pixels) + step * BATCH + len(rows)
-                    text = f"healing, epoch {number}, divergence {min(state.losses):.3f}"
+                    text = f"healing, epoch {number}, divergence {state.losses[state.best_epoch]:.3f}"
                     progress(done, EPOCHS * len(pixels), text)
             state = advance(state, trained, judge(student), optimizer)
             keep(state)

@@ -14,7 +14,7 @@ from recast_cli.engine.digest import digest, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.finish import finished
 from recast_cli.engine.heal.distil import distil, judge_by
-from recast_cli.engine.heal.layers import heal_layers, source_model
+from recast_cli.engine.heal.layers import heal_layers
 from recast_cli.engine.heal.state import State, load, save
 from recast_cli.engine.layout import Layout
 from recast_cli.engine.network import build
@@ -62,7 +62,7 @@ def heal(
         raise RecastError(f"--heal needs {2 * HELD_OUT} pictures that can be read", "Give some hundreds.")
     architecture = base.known_architecture()
     where = choose_device(device)
-    teacher = ready(source_model(source, architecture), where)
+    teacher = ready(source.network(), where)
     held = torch.arange(len(pixels)) % HELD_OUT == 0
     judge = judge_by(teacher, pixels[held], base)
     # the source makes the base, and the base's id the rest of what is fitted
@@ -70,7 +70,7 @@ def heal(
     state = load(state_path, identity) if state_path else None
     if state is None:
         mimicked = judge(ready(build(architecture, base.state()), where))
-        base = heal_layers(source, base, pixels[~held], where, progress)
+        base = heal_layers(source, base, teacher, pixels[~held], progress)
     else:
         mimicked = state.mimicked
 
@@ -85,7 +85,7 @@ def heal(
         "pictures": len(pixels),
         "epochs": len(state.losses) - 1,
         "best_epoch": state.best_epoch,
-        "divergence": {"mimicked": mimicked, "layers": state.losses[0], "healed": min(state.losses)},
+        "divergence": {"mimicked": mimicked, "layers": state.losses[0], "healed": state.losses[state.best_epoch]},
     }
     base = replace(base, tensors={**base.tensors, **tensors}, solver={**base.solver, "healed": healed})
     return finished(base, source)

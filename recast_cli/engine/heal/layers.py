@@ -6,36 +6,32 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recast_cli.engine.base import Base
 from recast_cli.engine.compress.inputs import groups_of, measurable
 from recast_cli.engine.heal.bank import fit_bank
 from recast_cli.engine.heal.curvature import Curvature, curvature
 from recast_cli.engine.layout import Bank, coefficient_key, template_key
-from recast_cli.engine.network import Architecture, build
 from recast_cli.engine.solve import Solution
 from recast_cli.engine.source import Source
 
 Progress = Callable[[int, int, str], None]
 
 
-def heal_layers(
-    source: Source, base: Base, pixels: Tensor, device: torch.device, progress: Progress | None = None
-) -> Base:
+def heal_layers(source: Source, base: Base, model: nn.Module, pixels: Tensor, progress: Progress | None = None) -> Base:
     """A base whose shared banks are fitted to what their layers do to the source's decisions; see `fit_bank`.
 
     Args:
         source: The source.
         base: In memory, without codes, of a known architecture. Exact banks stay as they are, and so does a bank with
             a module that is no plain linear layer or convolution.
+        model: The source's network, frozen; all is computed on its device.
         pixels: (N, 3, H, W) uint8.
-        device: Where it is computed.
         progress: Called after every batch, and after every bank.
     """
     architecture = base.known_architecture()
-    model = source_model(source, architecture).to(device)
-    modules = dict(model.named_modules())
+    device, modules = next(model.parameters()).device, dict(model.named_modules())
     shared = [bank for bank in base.layout.banks if not bank.exact]
     shared = [bank for bank in shared if all(measurable(modules[name]) for name in bank.modules)]
     names = [name for bank in shared for name in bank.modules]
@@ -50,13 +46,6 @@ def heal_layers(
         if progress:
             progress(number + 1, len(shared), f"fitting {bank.name}")
     return replace(base, tensors={**base.tensors, **fitted})
-
-
-def source_model(source: Source, architecture: Architecture) -> torch.nn.Module:
-    """The source itself, frozen, in eval mode."""
-    plain = dict(source.tensors)
-    plain |= {alias: plain[name] for alias, name in source.aliases.items()}
-    return build(architecture, plain).requires_grad_(False)
 
 
 def heal_bank(base: Base, bank: Bank, weights: Tensor, groups: int, found: list[Curvature]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def advance(state: State, trained: dict[str, Tensor], loss: float, optimizer: to
     """The state after an epoch; without a better one for as long as patience lasts, from the best at a lower rate."""
     losses = [*state.losses, loss]
     values = {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
-    if loss < min(state.losses):
+    if loss < state.losses[state.best_epoch]:
         better = replace(state, best=values, best_epoch=len(losses) - 1, tries=0)
         return replace(better, values=values, losses=losses, optimizer=optimizer.state_dict())
     if state.tries + 1 < PATIENCE and math.isfinite(loss):
