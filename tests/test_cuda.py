@@ -7,9 +7,13 @@ from helpers import perturbed, pictures
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.batch import Accumulator
+from recast_cli.engine.compress.pictures import read_pictures
 from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.gradients import cheap_gradients
+from recast_cli.engine.heal.heal import heal
+from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.run import choose_device, precision, ready
 from recast_cli.engine.switch import Switcher
 
@@ -109,3 +113,12 @@ def test_switching_writes_what_merging_gives(vit_base):
     switched, merged = switcher.switch(vector).state_dict(), merge(vit_base, vector).state_dict()
     for name, weight in merged.items():
         torch.testing.assert_close(switched[name].cpu(), weight, atol=1e-5, rtol=1e-5)
+
+
+def test_healing_brings_decisions_nearer(vit_source, data):
+    layout = plan_layout(vit_source.modules, patterns=["blocks.*"], groups=1, templates=6, sets=1)
+    pixels = read_pictures(data, vit_source.architecture)
+    healed = heal(vit_source, mimic(vit_source, layout), pixels, device="cuda")
+    steps = healed.solver["healed"]["divergence"]
+    assert steps["healed"] <= steps["layers"] < 0.5 * steps["mimicked"]
+    assert all(tensor.device.type == "cpu" for tensor in healed.tensors.values())
