@@ -12,6 +12,7 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.compress.pictures import read_pictures
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.heal import bank, distil, state
+from recast_cli.engine.heal import heal as healing
 from recast_cli.engine.heal.bank import fit_bank, fit_templates, loss, reduced
 from recast_cli.engine.heal.curvature import DAMPING, curvature, damped, outer
 from recast_cli.engine.heal.distil import decides, judge_by
@@ -256,3 +257,25 @@ def test_only_what_is_shared_and_vectors_move(vit_source, data, monkeypatch):
         assert same == (name not in ours and (tensor.ndim != 1 or name.startswith("head."))), name
     judge = judge_by(vit_source.network(), pixels[::8], base)
     assert judge(merge(healed)) == pytest.approx(healed.solver["healed"]["divergence"]["healed"], rel=1e-3)
+
+
+def test_nothing_is_fitted_to_pictures_that_judge(vit_source, data, monkeypatch):
+    seen = {}
+
+    def watch(name, place):
+        own = getattr(healing, name)
+
+        def wrapped(*arguments, **options):
+            seen[name] = {picture.numpy().tobytes() for picture in arguments[place]}
+            return own(*arguments, **options)
+
+        monkeypatch.setattr(healing, name, wrapped)
+
+    monkeypatch.setattr(distil, "EPOCHS", 1)
+    for name, place in (("judge_by", 1), ("heal_layers", 3), ("distil", 2)):
+        watch(name, place)
+    heal(vit_source, shared(vit_source), read_pictures(data, vit_source.architecture))
+    assert len(seen["judge_by"]) == 5
+    assert len(seen["distil"]) == 31
+    assert seen["heal_layers"] == seen["distil"]
+    assert not seen["judge_by"] & seen["distil"]
