@@ -35,6 +35,8 @@ def test_people_are_told_what_it_did_instead_of_being_warned(vit_folder, data):
     assert "--heal" in plain.stderr
     result = recast("mimic", vit_folder, "-o", "base.safetensors", *SHARED, "--heal", data)
     assert "36 pictures, divergence from the source" in result.stdout
+    assert "blocks.0.mlp.fc1" in plain.stdout  # how far its weights are from the source's
+    assert "blocks.0.mlp.fc1" not in result.stdout
     assert "warning" not in result.stderr
 
 

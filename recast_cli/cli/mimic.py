@@ -285,7 +285,8 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     if base.codes and "verify" in value:
         console.print()
         console.print(facts([(name, f"{cosine:.4f}") for name, cosine in value["verify"]["feature_cosine"].items()]))
-    if not exact and not (base.codes and all(bank.exact for bank in layout.banks)):
+    # a healed base is not meant to have the source's weights
+    if not exact and "healed" not in value and not (base.codes and all(bank.exact for bank in layout.banks)):
         worst = sorted(base.errors.items(), key=lambda item: -item[1]["relative_error"])
         console.print()
         console.print(
