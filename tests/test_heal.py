@@ -15,7 +15,7 @@ from recast_cli.engine.heal import bank, distil, state
 from recast_cli.engine.heal import heal as healing
 from recast_cli.engine.heal.bank import fit_bank, fit_templates, loss, reduced
 from recast_cli.engine.heal.curvature import DAMPING, curvature, damped, outer
-from recast_cli.engine.heal.distil import decides, judge_by
+from recast_cli.engine.heal.distil import judge_by
 from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.heal.layers import heal_layers
 from recast_cli.engine.images import normalise
@@ -191,7 +191,7 @@ def test_convolutions_and_features_without_a_classifier(conv_source, data, unsee
     tensors = {name: tensor for name, tensor in conv_source.tensors.items() if not name.startswith("fc.")}
     headless = replace(conv_source, tensors=tensors, architecture=architecture)
     base = mimic(headless, layout)
-    assert not decides(base)
+    assert not base.known_architecture().classifies
     steps = heal(headless, base, pixels).solver["healed"]["divergence"]
     assert steps["healed"] <= steps["layers"] < steps["mimicked"]
 

@@ -45,6 +45,11 @@ class Architecture:
         """Height of the images the network was made for, in pixels."""
         return int(self.data["input_size"][-2])
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the network has a classifier; without one it gives features."""
+        return bool(self.args.get("num_classes"))
+
 
 def describe(model: nn.Module, args: dict[str, Any]) -> Architecture:
     """The architecture of a model that timm built with `args`."""
@@ -163,8 +168,7 @@ def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
     In an attached network, too, where weights are made by parametrizations.
     """
-    classifier = config_of(model).get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    heads = classifiers(config_of(model))
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -182,6 +186,12 @@ def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
         and of_its_own(module)
         and not any(name == head or name.startswith(f"{head}.") for head in heads)
     }
+
+
+def classifiers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classifier's modules, by timm's pretrained config: none, one, or two in distilled networks."""
+    names = config.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def verify(
     for part in batches(len(images), 32):
         batch = normalise(images.pixels[part].to(where), architecture.data)
         first, second = (model(batch) for model in models)
-        same += int((first.argmax(1) == second.argmax(1)).sum()) if architecture.args.get("num_classes") else 0
+        same += int((first.argmax(1) == second.argmax(1)).sum()) if architecture.classifies else 0
         for name in outputs[0].keys() & outputs[1].keys():
             here, there = (seen[name].flatten(1).double() for seen in outputs)
             if len(here) % (part.stop - part.start):
@@ -62,7 +62,7 @@ def verify(
             cosines[name] += float(F.cosine_similarity(here, there, dim=1).mean()) * (part.stop - part.start)
         if progress:
             progress(part.stop, len(images), "comparing")
-    agreement = same / len(images) if architecture.args.get("num_classes") else None
+    agreement = same / len(images) if architecture.classifies else None
     return Verification(len(images), agreement, {name: value / len(images) for name, value in cosines.items()})
 
 

@@ -36,7 +36,7 @@ def sensitivity(base: Base, pixels: Tensor, progress: Progress | None = None) ->
         Tensors of the base's own shapes; None where there is no classifier, so nothing is decided.
     """
     architecture = base.known_architecture()
-    if not architecture.args.get("num_classes"):
+    if not architecture.classifies:
         return None
     model = merge(base).requires_grad_(True)
     found = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}

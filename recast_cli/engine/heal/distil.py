@@ -14,6 +14,7 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.heal.state import LEAST_LR, State, advance
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout import coefficient_key, template_key
+from recast_cli.engine.network import classifiers
 from recast_cli.engine.run import (
     augment,
     batches,
@@ -75,7 +76,7 @@ def distil(
     targets: dict[str, Tensor] = {}
     listen(student, shared, features)
     listen(teacher, shared, targets)
-    data, classifies = base.known_architecture().data, decides(base)
+    data, classifies = base.known_architecture().data, base.known_architecture().classifies
 
     def loss_of(images: Tensor) -> Tensor:
         with precision(device, dtype):
@@ -104,14 +105,10 @@ def distil(
 
 def judge_by(teacher: nn.Module, pixels: Tensor, base: Base) -> Judge:
     """The judge that asks the source once for its outputs on pixels (N, 3, H, W)."""
-    device, data, classifies = next(teacher.parameters()).device, base.known_architecture().data, decides(base)
+    device, architecture = next(teacher.parameters()).device, base.known_architecture()
+    data, classifies = architecture.data, architecture.classifies
     wanted = infer(teacher, pixels, data, device, BATCH)
     return lambda model: float(distance(infer(model, pixels, data, device, BATCH), wanted, classifies))
-
-
-def decides(base: Base) -> bool:
-    """Whether the network has a classifier."""
-    return bool(base.known_architecture().args.get("num_classes"))
 
 
 def trainable(model: nn.Module, base: Base) -> dict[str, Tensor]:
@@ -126,10 +123,9 @@ def trainable(model: nn.Module, base: Base) -> dict[str, Tensor]:
         holder = cast(Templates, mixture.templates)
         holder.tensor = holder.get_buffer("tensor").clone()  # on a CPU it is the base's own
         found[template_key(bank)] = holder.tensor
-    classifier = base.known_architecture().config.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    heads = tuple(f"{head}." for head in classifiers(base.known_architecture().config))
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 and name in base.tensors and not name.startswith(tuple(f"{head}." for head in heads)):
+        if parameter.ndim == 1 and name in base.tensors and not name.startswith(heads):
             found[name] = parameter
     model.requires_grad_(False)
     for tensor in found.values():
