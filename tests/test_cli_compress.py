@@ -29,8 +29,9 @@ def test_the_plan_is_printed_before_and_the_file_is_as_small(source, tmp_path):
 def test_json_says_what_was_done_and_the_file_what_was_measured(source):
     draw_images(draw := source.parent / "pictures", count=3)
     value = recast_json("mimic", source, "-o", "base.safetensors", "--bits", 6, "--group-size", 16, "--verify", draw)
-    assert value["compression"].keys() == {"source_bytes", "values_by_bits", "calibrated"}
-    assert value["compression"]["values_by_bits"].keys() == {"6", "16"}
+    assert value["compression"].keys() == {"source_bytes", "bits", "rounded", "calibrated"}
+    assert 7 <= value["compression"]["bits"] < 7.1  # a scale of 16 bits for every 16 weights
+    assert 0.9 * value["source_parameters"] < value["compression"]["rounded"] < value["source_parameters"]
     assert value["compression"]["calibrated"] is None
     base = load_base("base.safetensors")
     assert base.compression == value["compression"]
@@ -39,7 +40,7 @@ def test_json_says_what_was_done_and_the_file_what_was_measured(source):
     assert base.verified == value["verify"]
     look = recast_json("inspect", "base.safetensors")
     assert look["compression"] == value["compression"]
-    assert "6 bits" in recast("inspect", "base.safetensors").stdout
+    assert f"{value['compression']['bits']:.2f} bits" in recast("inspect", "base.safetensors").stdout
 
 
 def test_a_base_that_is_not_compressed_says_nothing_of_it(source):
@@ -67,7 +68,7 @@ def test_sizes(source):
     [
         (("--bits", 9), "--bits 9 is out of range"),
         (("--bits", 4, "--size", "4x"), "Give --size or --bits, not both"),
-        (("--group-size", 32), "Give --size or --bits"),
+        (("--group-size", 32), "Give --bits, too"),
         (("--bits", 4, "--dtype", "float16"), "--dtype float16 does not go with"),
         (("--calibrate", "pictures"), "Give --size or --bits"),
         (("--bits", 4, "--calibrate", "nothing"), "The folder of pictures nothing does not exist"),

@@ -1,6 +1,7 @@
 """Bases in fewer bits: what is stored, what is read back, and that the rest of the tool does not notice."""
 
 import json
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +13,16 @@ from safetensors.numpy import load_file
 
 from recast_cli.engine.attach import attach, merge
 from recast_cli.engine.base import load_base, save_base
+from recast_cli.engine.compress.code import Deflated
 from recast_cli.engine.compress.compress import compress
-from recast_cli.engine.compress.plan import plan_codes, source_bytes
+from recast_cli.engine.compress.matrices import tensors_of_source
+from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.diagnose import diagnose
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import template_key
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.switch import Switcher
 
 
@@ -44,10 +48,24 @@ def by_hand(path):
         codes = json.loads(file.metadata()["recast"])["codes"]
     found = {}
     for name, code in codes.items():
-        if code["bits"] == 16:
+        count = int(np.prod(code["shape"]))
+        if code.keys() == {"shape"}:
             found[name] = tensors[name].astype(np.float32)
             continue
-        bits, columns, count = code["bits"], code["columns"], int(np.prod(code["shape"]))
+        if "stream" in code:
+            assert len(tensors[f"{name}.codes"]) == code["stream"]
+            raw = zlib.decompress(tensors[f"{name}.codes"].tobytes())
+            values = np.frombuffer(raw[:count], np.int8).astype(np.int32)
+            wide = values == -128
+            end = count + 4 * wide.sum()
+            values[wide] = np.frombuffer(raw[count:end], "<i4")
+            bits = np.unpackbits(np.frombuffer(raw[end:], np.uint8), bitorder="little")[: count * code["low"]]
+            values = (values << code["low"]) + bits.reshape(count, code["low"]) @ (1 << np.arange(code["low"]))
+            rows, columns = (tensors[f"{name}.{part}"].astype(np.float32) for part in ("rows", "columns"))
+            steps = rows[:, :, None] * columns[:, None, :]
+            found[name] = (values.reshape(code["matrices"]).astype(np.float32) * steps).reshape(code["shape"])
+            continue
+        bits, columns = code["bits"], code["columns"]
         stream = np.unpackbits(tensors[f"{name}.codes"], bitorder="little")[: count * bits]
         values = stream.reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits))
         scales = np.repeat(tensors[f"{name}.scales"].astype(np.float32), code["group"], 1)[:, :columns]
@@ -56,9 +74,10 @@ def by_hand(path):
     return found
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 16])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 16, "1.5x", "3x", "4x"])
 def test_the_file_can_be_read_without_this_tool(bits, source, layout, tmp_path):
-    base = compress(source, layout, bits=bits, path=tmp_path / "base.safetensors")
+    numbers = {"bits": bits} if isinstance(bits, int) else {"size": int(source_bytes(source) / float(bits[:-1]))}
+    base = compress(source, layout, path=tmp_path / "base.safetensors", **numbers)
     read = by_hand(base.path)
     assert read.keys() == base.codes.keys()
     for name, value in read.items():
@@ -121,21 +140,45 @@ def test_the_id_is_of_what_is_stored_and_of_nothing_that_was_measured(source, la
 
 @pytest.mark.parametrize("times", [2, 3, 4])
 def test_the_file_is_as_small_as_asked_and_no_smaller_than_need_be(times, source, layout, tmp_path):
-    wanted = source_bytes(source) // times
-    plan = plan_codes(source, layout, size=wanted)
-    base = compress(source, layout, size=wanted, path=tmp_path / "base.safetensors")
-    assert base.path.stat().st_size <= plan.nbytes <= wanted
-    assert base.path.stat().st_size > 0.97 * wanted
-    assert base.codes == plan.codes
+    wanted, plans = source_bytes(source) // times, []
+    base = compress(source, layout, size=wanted, path=tmp_path / "base.safetensors", announce=plans.append)
+    assert 0.97 * wanted < base.path.stat().st_size <= wanted
+    assert plans[0].nbytes == pytest.approx(wanted, rel=0.02)
+    assert plans[0].codes.keys() == base.codes.keys()
+    made = save_base(compress(source, layout, size=wanted, base=mimic(source, layout)), tmp_path / "made.safetensors")
+    assert made.path.read_bytes() == base.path.read_bytes()
+
+
+def test_no_value_is_further_than_half_a_step_from_its_own(source, layout):
+    base = compress(source, layout, size=source_bytes(source) // 4)
+    for name, code in base.codes.items():
+        if isinstance(code, Deflated):
+            steps = base.tensors[f"{name}.rows"].float()[..., None] * base.tensors[f"{name}.columns"].float()[:, None]
+            weights = dict(tensors_of_source(source, layout))[name].reshape(steps.shape)
+            assert float(((base.value(name).reshape(steps.shape) - weights).abs() / steps).max()) <= 0.5 + 1e-3
 
 
 def test_a_size_that_cannot_be_met_says_what_can(source, layout):
     with pytest.raises(RecastError, match=r"smallest base of this source and layout takes [0-9,]+") as caught:
-        plan_codes(source, layout, size=10_000)
+        compress(source, layout, size=10_000)
     least = int(str(caught.value).split("takes ")[1].split(" ")[0].replace(",", ""))
-    assert plan_codes(source, layout, size=least).nbytes <= least
+    compress(source, layout, size=least)
     with pytest.raises(RecastError):
-        plan_codes(source, layout, size=least - 2000)
+        compress(source, layout, size=least - 1)
+
+
+def test_float16_is_taken_where_it_will_do(source, layout):
+    base = compress(source, layout, size=source_bytes(source))
+    assert base.compression["rounded"] == 0
+    assert base.base_id == compress(source, layout, bits=16).base_id
+
+
+def test_a_solver_that_does_not_copy_weights_keeps_to_the_size(source, layout, tmp_path):
+    wanted = source_bytes(source) // 3
+    options = GradientOptions(steps=3)
+    base = compress(source, layout, size=wanted, options=options, path=tmp_path / "base.safetensors")
+    assert base.solver["name"] == "gradient"
+    assert 0.95 * wanted < base.path.stat().st_size <= wanted
 
 
 @pytest.mark.parametrize(
@@ -145,12 +188,13 @@ def test_a_size_that_cannot_be_met_says_what_can(source, layout):
         ({"bits": 9}, "2 to 8, or 16"),
         ({"bits": 4, "size": 100}, "not both"),
         ({"bits": 4, "group": 4}, "--group-size 4 is out of range"),
-        ({"group": 32}, "Give --size or --bits"),
+        ({"group": 32}, "goes with fewer bits"),
+        ({"group": 32, "size": 100_000}, "Give --bits"),
     ],
 )
 def test_numbers_out_of_range(numbers, says, source, layout):
     with pytest.raises(RecastError, match=says):
-        plan_codes(source, layout, **numbers)
+        compress(source, layout, **numbers)
 
 
 def test_shared_templates_are_quantised_too(source, tmp_path):
@@ -160,6 +204,15 @@ def test_shared_templates_are_quantised_too(source, tmp_path):
     for bank in layout.banks:
         off = (base.templates(bank) - plain.templates(bank)).norm() / plain.templates(bank).norm()
         assert 0 < float(off) < 0.05
+
+
+def test_a_damaged_stream_is_an_error_in_one_line(source, layout, tmp_path):
+    base = compress(source, layout, size=source_bytes(source) // 4, path=tmp_path / "base.safetensors")
+    key = template_key(layout.banks[0])
+    stream = base.tensors[f"{key}.codes"].clone()
+    stream[len(stream) // 2] ^= 1
+    with pytest.raises(RecastError, match=f"{key} of the base is damaged"):
+        replace(base, tensors={**base.tensors, f"{key}.codes": stream}).value(key)
 
 
 def test_a_damaged_code_is_an_error_in_one_line(small, tmp_path):

@@ -1,21 +1,21 @@
-"""Packing, grids, rounding, and how bits are allotted: against NumPy, brute force and least squares."""
+"""Packing, streams, grids, steps and rounding: against NumPy and equations as they stand."""
 
 import itertools
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from recast_cli.engine.compress.budget import allocate, hull
-from recast_cli.engine.compress.code import Code
+from recast_cli.engine.compress.curvature import Curvature
+from recast_cli.engine.compress.deflate import deflate, inflate
 from recast_cli.engine.compress.grid import Grid
-from recast_cli.engine.compress.inputs import measurable, measure
-from recast_cli.engine.compress.measure import Choice
+from recast_cli.engine.compress.matrices import matrices
 from recast_cli.engine.compress.packing import BLOCK, pack, packed_bytes, unpack
-from recast_cli.engine.compress.rounding import descend, feed_back, fit_scales, output_error, round_weights, shrunk
+from recast_cli.engine.compress.rounding import feed_back
+from recast_cli.engine.compress.steps import Steps, curved_steps, plain_steps
 
 
 def random(*shape, seed=0):
@@ -76,167 +76,125 @@ def test_a_row_of_zeros_stays_zeros():
 
 
 def layer(rows=12, columns=40, samples=400, seed=0):
-    """Weights, and products of inputs that hang together as those of networks do."""
+    """Weights, products of inputs that hang together as those of networks do, and U of their inverse."""
     inputs = random(columns, columns, seed=seed) @ random(columns, samples, seed=seed + 1)
     inputs *= torch.linspace(0.1, 3, columns)[:, None]
-    return random(1, rows, columns, seed=seed + 2), inputs, shrunk((inputs @ inputs.T)[None], 10**9)
+    hessian = (inputs @ inputs.T).double() / samples
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(columns)
+    root = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    return random(1, rows, columns, seed=seed + 2), hessian[None], root[None].float()
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 6])
-@pytest.mark.parametrize("group", [8, 16, 64])
-def test_calibrated_rounding_errs_less_than_the_nearest_on_the_inputs_themselves(bits, group):
-    weights, inputs, hessian = layer()
-    grid = Grid(bits, group)
-    codes, scales = round_weights(weights, hessian, grid)
-    plain = grid.search(weights)
-    nearest = grid.decode(grid.encode(weights, plain), plain)
-    rows = output_error(weights, hessian.float(), grid.decode(codes, scales))
-    assert (rows <= output_error(weights, hessian.float(), nearest) * (1 + 1e-5)).all()
-    outputs = [((weights[0] - each[0]) @ inputs).square().sum() for each in (grid.decode(codes, scales), nearest)]
-    assert float(outputs[0]) < 0.75 * float(outputs[1])
-    assert codes.min() >= 0
-    assert codes.max() <= 2**bits - 1
-    assert torch.equal(codes, codes.round())
-    assert torch.equal(scales, scales.half().float())
+def output_error(off, hessian):
+    return float(torch.einsum("gri,gij,grj->", off.double(), hessian, off.double()))
 
 
-def test_few_pictures_count_for_little_beside_the_diagonal():
-    products = torch.tensor([[[4.0, 2.0], [2.0, 9.0]]])
-    few, many = shrunk(products, 2)[0], shrunk(products, 10**9)[0]
-    assert few[0, 1] == pytest.approx(1.0)  # half of it: as many pictures as columns
-    assert many[0, 1] == pytest.approx(2.0)
-    assert few.diagonal().tolist() == pytest.approx([4.065, 9.065])
-    assert torch.linalg.eigvalsh(shrunk(torch.zeros(1, 3, 3), 5)[0]).min() > 0
-
-
-def test_error_feedback_is_the_papers():
+@pytest.mark.parametrize("most", [7.0, torch.inf])
+def test_error_feedback_is_the_papers(most):
     """Equations 2 and 3 of GPTQ as they stand: the inverse of what is left of H, updated after every column."""
-    weights, _, hessian = layer(rows=3, columns=8)
-    grid = Grid(3, 8)
-    scales = grid.search(weights)
-    order = hessian[0].diagonal().argsort(descending=True).numpy()
-    inverse = np.linalg.inv(hessian[0].numpy()[np.ix_(order, order)])
-    left = weights[0].double().numpy()[:, order].copy()
-    codes = np.zeros_like(left)
-    step = scales[0].double().numpy()
+    weights, hessian, root = layer(rows=3, columns=8)
+    centre = 3.5 if most == 7 else 0.0
+    steps = 0.2 + 0.3 * random(1, 3, 8, seed=5).abs()
+    inverse = np.linalg.inv(hessian[0].numpy())
+    left, step = weights[0].double().numpy().copy(), steps[0].double().numpy()
+    expected = np.zeros_like(left)
     for column in range(8):
-        codes[:, column] = np.clip(np.round(left[:, column] / step[:, 0] + 3.5), 0, 7)
-        lost = left[:, column] - (codes[:, column] - 3.5) * step[:, 0]
+        code = np.round(left[:, column] / step[:, column] + centre)
+        expected[:, column] = np.clip(code, 0, 7) if most == 7 else code
+        lost = left[:, column] - (expected[:, column] - centre) * step[:, column]
         left -= np.outer(lost / inverse[column, column], inverse[column])
         inverse -= np.outer(inverse[:, column], inverse[column]) / inverse[column, column]
         inverse[column, column] = 1  # never asked for again
-    expected = np.empty_like(codes)
-    expected[:, order] = codes
-    assert feed_back(weights, hessian, grid, scales)[0].numpy().tolist() == expected.tolist()
+    assert feed_back(weights, root, steps, centre, most)[0].numpy().tolist() == expected.tolist()
 
 
-def test_scales_are_those_of_least_squares():
-    weights, _, hessian = layer(rows=2, columns=24)
-    grid = Grid(4, 8)
-    start = grid.search(weights)
-    codes = grid.encode(weights, start)
-    found = fit_scales(weights, hessian.float(), grid, codes)
-    root = np.linalg.cholesky(hessian[0].numpy()).T  # |root r|^2 = r H r
-    for row in range(2):
-        points = codes[0, row].double().numpy() - grid.centre
-        columns = np.zeros((24, 3))
-        for place in range(3):
-            columns[8 * place : 8 * place + 8, place] = points[8 * place : 8 * place + 8]
-        best, *_ = np.linalg.lstsq(root @ columns, root @ weights[0, row].double().numpy(), rcond=None)
-        assert np.allclose(found[0, row].numpy(), best, rtol=2e-3)
+def test_error_feedback_keeps_the_error_of_outputs_small():
+    weights, hessian, root = layer()
+    steps = curved_steps(Curvature(torch.full((1, 12), 1 / 12), hessian.float())).times(0.1).spread()
+    nearest = output_error(weights - (weights / steps).round() * steps, hessian)
+    assert output_error(weights - feed_back(weights, root, steps) * steps, hessian) < 0.5 * nearest
 
 
-def test_after_the_descent_no_single_code_can_be_improved_by_one():
-    weights, _, hessian = layer(rows=4, columns=16)
-    grid = Grid(3, 16)
-    scales = grid.search(weights)
-    codes = grid.encode(weights, scales)
-    for _ in range(20):
-        codes = descend(weights, hessian.float(), grid, codes, scales)
-    least = output_error(weights, hessian.float(), grid.decode(codes, scales))
-    for column, step in itertools.product(range(16), (-1, 1)):
-        other = codes.clone()
-        other[..., column] = (other[..., column] + step).clamp(0, 7)
-        assert (output_error(weights, hessian.float(), grid.decode(other, scales)) >= least * (1 - 1e-4)).all()
+def test_matrices_are_rounded_each_by_itself():
+    (one, _, first), (two, _, second) = layer(seed=3), layer(seed=9)
+    steps = torch.full((2, 12, 40), 0.3)
+    together = feed_back(torch.cat([one, two]), torch.cat([first, second]), steps)
+    assert torch.equal(together[1:], feed_back(two, second, steps[1:]))
 
 
-def test_groups_of_a_convolution_are_rounded_each_by_itself():
-    weights, _, one = layer(seed=3)
-    other, _, two = layer(seed=9)
-    grid = Grid(3, 16)
-    together = round_weights(torch.cat([weights, other]), torch.cat([one, two]), grid)
-    alone = round_weights(other, two, grid)
-    assert torch.equal(together[0][1], alone[0][0])
-    assert torch.equal(together[1][1], alone[1][0])
+def test_no_error_counts_more_than_another_with_the_steps_of_a_curvature():
+    """Of diagonal products: step^2 times what an error counts is one number; of others, with 1/u^2 for a column."""
+    rows = torch.tensor([[0.5, 0.25, 0.25]])
+    products = torch.tensor([[4.0, 1.0, 0.25, 9.0]])
+    for form in (products, torch.diag_embed(products)):
+        counts = curved_steps(Curvature(rows, form)).spread() ** 2 * rows[..., None] * products[:, None]
+        assert torch.allclose(counts, torch.ones_like(counts), rtol=1e-4)
+    _, hessian, root = layer()
+    rows = torch.full((1, 12), 1 / 12)
+    steps = curved_steps(Curvature(rows, hessian.float())).spread()
+    assert torch.allclose(steps[0, 0], 12**0.5 * root[0].diagonal(), rtol=1e-3)
+
+
+def test_plain_steps_go_with_the_norm_and_with_the_root_of_rows_and_columns():
+    weights = random(2, 30, 50)
+    weights[1, 3] *= 16
+    steps = plain_steps(torch.cat([weights, 10 * weights])).spread()
+    assert torch.allclose(steps[2:], 10 * steps[:2], rtol=1e-4)
+    assert float(steps[0].mean()) == pytest.approx(float(weights[0].norm()), rel=0.05)
+    rms = weights[1].square().mean(1).sqrt()
+    assert torch.allclose(steps[1, 3] / steps[1, 4], (rms[3] / rms[4]).sqrt(), rtol=1e-4)
+    assert bool((plain_steps(torch.zeros(1, 4, 4)).times(1.0).spread() > 0).all())
+
+
+def test_steps_are_what_float16_holds_and_never_0():
+    steps = Steps(torch.tensor([[1e-12, 0.1]]), torch.tensor([[1e9, 1.0]])).times(0.5)
+    assert torch.equal(steps.rows, torch.tensor([[2.0**-24, torch.tensor(0.05).half().float()]]))
+    assert float(steps.columns.max()) == 65504
+
+
+@given(st.lists(st.one_of(st.integers(-200, 200), st.integers(-(2**30), 2**30)), max_size=80), st.integers(0, 300))
+def test_what_is_deflated_comes_back_and_numpy_reads_it(values, scale):
+    values = torch.tensor([value * scale // 100 for value in values], dtype=torch.int32)
+    stream, low = deflate(values)
+    assert inflate(stream, len(values), low).tolist() == values.tolist()
+    raw, count = zlib.decompress(stream.numpy().tobytes()), len(values)
+    found = np.frombuffer(raw[:count], np.int8).astype(np.int32)
+    wide = found == -128
+    end = count + 4 * wide.sum()
+    found[wide] = np.frombuffer(raw[count:end], "<i4")
+    bits = np.unpackbits(np.frombuffer(raw[end:], np.uint8), bitorder="little")[: count * low]
+    found = (found << low) + bits.reshape(count, low) @ (1 << np.arange(low))
+    assert found.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("spread", [0.6, 2, 5, 30, 60, 1000])
+def test_a_stream_is_hardly_longer_than_the_entropy(spread):
+    values = (spread * random(100_000)).round().int()
+    values[:5] = 10 * int(spread) + 200  # what sticks out costs little
+    _, counts = values.unique(return_counts=True)
+    shares = counts / counts.sum()
+    entropy = float(-(shares * shares.log2()).sum()) * len(values) / 8
+    # Huffman codes have whole bits
+    assert len(deflate(values)[0]) < entropy * (1.03 if spread > 1 else 1.12) + 100
+
+
+@pytest.mark.parametrize("change", [lambda s: s[:-5], lambda s: s[:0], lambda s: torch.cat([s[:20], s[21:]])])
+def test_a_damaged_stream_is_noticed(change):
+    stream, low = deflate((5 * random(1000)).round())
+    for damaged, count in ((change(stream), 1000), (stream, 999)):
+        with pytest.raises(ValueError, match=r"Error -|length"):
+            inflate(damaged, count, low)
 
 
 @pytest.mark.parametrize(
-    "module",
+    ("name", "shape", "expected"),
     [
-        nn.Linear(6, 4),
-        nn.Conv2d(4, 6, 3, stride=2, padding=1),
-        nn.Conv2d(4, 8, 3, padding=1, groups=2),
-        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4),
+        ("head.weight", (10, 32), (1, 10, 32)),
+        ("conv.weight", (16, 8, 3, 3), (1, 16, 72)),
+        ("pos_embed", (1, 197, 192), (1, 197, 192)),
+        ("banks.a-b.templates", (2, 16, 8, 3, 3), (2, 16, 72)),
+        ("one.weight", (1, 2048), (1, 1, 2048)),
     ],
 )
-@torch.no_grad()
-def test_products_of_inputs_give_the_error_of_the_outputs(module):
-    assert measurable(module)
-    shape = (3, 7, 6) if isinstance(module, nn.Linear) else (3, 4, 7, 7)
-    x, y = random(*shape), random(*shape, seed=1)
-    found = measure(module, x, y, centred=False)
-    groups = found.products.shape[0]
-    kept = module.weight + 0.1 * random(*module.weight.shape, seed=2)
-    off = (kept - module.weight).reshape(groups, -1, found.products.shape[-1])
-    error = output_error(off, found.products, torch.zeros_like(off)).sum()
-    bias, module.bias = module.bias, None
-    before = module(y)
-    module.weight.copy_(kept)
-    assert float((module(y) - before).square().sum()) == pytest.approx(float(error), rel=1e-4)
-    means = (off @ found.rounded[..., None]).flatten()
-    axes = (0, 1) if isinstance(module, nn.Linear) else (0, 2, 3)
-    assert torch.allclose((module(y) - before).mean(axes), means, atol=1e-5)
-    centred = measure(module, x, y, centred=True)
-    spread = output_error(off, centred.products, torch.zeros_like(off)).sum()
-    change = module(y) - before
-    assert float((change - change.mean(axes, keepdim=True)).square().sum()) == pytest.approx(float(spread), rel=1e-3)
-    assert bias is not None
-
-
-class Padded(nn.Conv2d):
-    def forward(self, x):
-        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
-
-
-def test_what_is_not_plain_is_left_to_the_nearest():
-    assert not measurable(Padded(3, 3, 3))
-    assert not measurable(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
-    assert not measurable(nn.Conv2d(3, 3, 3, padding="same"))
-    assert not measurable(nn.LayerNorm(3))
-
-
-def ways(*pairs):
-    return [Choice(Code(4, 8, (8,), 8), nbytes, error) for nbytes, error in pairs]
-
-
-@given(st.integers(0, 10**6), st.integers(0, 100))
-def test_the_allotment_is_within_a_step_of_the_best_of_all(seed, share):
-    generator = np.random.default_rng(seed)
-    choices = {}
-    for name in "abcd":
-        errors = np.sort(generator.uniform(0, 1, 4))[::-1]
-        choices[name] = ways(*zip(np.sort(generator.integers(1, 50, 4)).tolist(), errors.tolist(), strict=True))
-    least = sum(min(way.nbytes for way in each) for each in choices.values())
-    most = sum(max(way.nbytes for way in each) for each in choices.values())
-    budget = least + (most - least) * share // 100
-    found = allocate(choices, budget)
-    assert sum(way.nbytes for way in found.values()) <= budget
-    fitting = [all_of for all_of in itertools.product(*choices.values()) if sum(w.nbytes for w in all_of) <= budget]
-    best = min(sum(way.error for way in each) for each in fitting)
-    step = max((a.error - b.error for each in choices.values() for a, b in itertools.pairwise(hull(each))), default=0)
-    assert best - 1e-9 <= sum(way.error for way in found.values()) <= best + step + 1e-9
-
-
-def test_a_budget_that_is_too_small_has_no_allotment():
-    assert allocate({"a": ways((5, 1.0)), "b": ways((5, 1.0), (9, 0.0))}, 9) is None
-    assert allocate({"a": ways((5, 1.0)), "b": ways((5, 1.0), (9, 0.0))}, 10)["b"].nbytes == 5
+def test_a_tensor_is_seen_as_matrices(name, shape, expected):
+    assert matrices(name, shape) == expected

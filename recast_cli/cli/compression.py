@@ -42,20 +42,23 @@ def wanted_bytes(text: str | None, source: Source) -> int | None:
 
 def stored_as(compression: dict[str, Any]) -> str:
     """How a compressed base is stored, in words."""
-    counts = {int(bits): count for bits, count in compression["values_by_bits"].items() if int(bits) < 16}
-    total = sum(counts.values())
-    mean = f"{sum(bits * count for bits, count in counts.items()) / total:.2g} bits" if total else "float16"
+    if not compression["rounded"]:
+        return "float16"
     calibrated = compression["calibrated"]
     how = f"calibrated on {calibrated['pictures']} pictures" if calibrated else "rounded to the nearest"
-    return f"{mean} a weight, {how}" if total else mean
+    return f"{compression['bits']:.2f} bits a weight, {how}"
 
 
 def show_plan(console: Console, plan: Compression, layout: Layout) -> None:
-    """The plan as a table: what goes to how many bits, and what is shared."""
+    """The plan as a table: what goes to how many bits (scales and all), and what is shared."""
     table = columns("plan", "tensors", "values", "bits", "bytes")
     for row in plan.roles():
         table.add_row(
-            row["role"], str(row["tensors"]), f"{row['values']:,}", widths(row["bits"]), readable(row["bytes"])
+            row["role"],
+            str(row["tensors"]),
+            f"{row['values']:,}",
+            f"{8 * row['bytes'] / row['values']:.2f}",
+            readable(row["bytes"]),
         )
     console.print(table)
     shared = [bank for bank in layout.banks if not bank.exact]
@@ -65,9 +68,3 @@ def show_plan(console: Console, plan: Compression, layout: Layout) -> None:
     console.print(
         f"at most {readable(plan.nbytes)} of {readable(plan.source_bytes)}: {plan.ratio:.2f}x smaller", soft_wrap=True
     )
-
-
-def widths(bits: dict[str, int]) -> str:
-    """`4` where all tensors of a role have as many bits, else `3-5`."""
-    found = sorted(int(each) for each in bits)
-    return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"

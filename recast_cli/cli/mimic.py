@@ -61,11 +61,11 @@ def mimic(
         str, typer.Option(metavar="float32|bfloat16|float16", help="Stored type of the templates.")
     ] = "float32",
     size: Annotated[
-        str | None, typer.Option(metavar="4x|6MB", help="Compress the base to so little; bits are chosen by tensor.")
+        str | None, typer.Option(metavar="4x|6MB", help="Compress the base to so little, by entropy coding.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Compress: 2 to 8 bits a weight, or 16.")] = None,
     group_size: Annotated[
-        int | None, typer.Option(help="Weights that share a scale.  [default: 64 with --bits, else chosen]")
+        int | None, typer.Option(help="With --bits: weights that share a scale.  [default: 64]")
     ] = None,
     calibrate: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Compress: round by what these pictures need; no labels.")

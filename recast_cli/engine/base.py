@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.compress.code import Code
+from recast_cli.engine.compress.code import Code, code_from_dict, code_to_dict
 from recast_cli.engine.digest import Hashed, digest
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import CODED_VERSION, FORMAT_VERSION, read_header, read_metadata, read_tensors
@@ -146,7 +146,7 @@ def identify(layout: Layout, tensors: Mapping[str, Hashed], codes: Mapping[str, 
 
 def plain_codes(codes: Mapping[str, Code]) -> dict[str, Any]:
     """The codes of a base as metadata."""
-    return {"codes": {name: code.to_dict() for name, code in codes.items()}}
+    return {"codes": {name: code_to_dict(code) for name, code in codes.items()}}
 
 
 def save_base(base: Base, path: Path) -> Base:
@@ -207,7 +207,7 @@ def load_base(path: Path) -> Base:
         )
     layout = Layout.from_dict(metadata.get("layout", {}))
     try:
-        codes = {name: Code.from_dict(value) for name, value in metadata.get("codes", {}).items()}
+        codes = {name: code_from_dict(value) for name, value in metadata.get("codes", {}).items()}
     except (LookupError, TypeError, ValueError, AttributeError):
         raise RecastError(f"{path}: the codes in its metadata are damaged", "Run `recast mimic` again.") from None
     wanted = {name: shape for name, shape in shapes(layout).items() if name not in codes}

@@ -22,7 +22,7 @@ from recast_cli.engine.base import (
     shapes,
     widest,
 )
-from recast_cli.engine.compress.code import Code
+from recast_cli.engine.compress.code import Code, Encode, nearest
 from recast_cli.engine.digest import Hashed, begin_hashes, digest, hash_templates, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
@@ -56,6 +56,7 @@ def mimic(
     options: SolverOptions = None,
     dtype: str = "float32",
     codes: Mapping[str, Code] | None = None,
+    encode: Encode = nearest,
     compression: Mapping[str, Any] | None = None,
     path: Path | None = None,
     progress: Progress | None = None,
@@ -67,7 +68,8 @@ def mimic(
         layout: From `plan_layout(source.modules)`.
         options: Solver and recipe; default: exact.
         dtype: Stored type of the templates: float32, bfloat16 or float16.
-        codes: Tensors of the base that are stored in fewer bits, each value rounded to the nearest; from `plan_codes`.
+        codes: Tensors of the base that are stored in fewer bits.
+        encode: What makes of them what is stored.
         compression: What the file says about how `codes` were chosen.
         path: Where the base goes. It is written while it is made, so that no more than one bank is in memory, and its
             tensors are read when they are asked for; without it the base is made in memory, and `save_base` writes
@@ -81,7 +83,7 @@ def mimic(
     check_memory(layout, kept=layout.template_parameters if path is None else 0, copies=4 if options is None else 7)
     base = replace(unmade(source, layout, options, dtype, codes or {}), compression=dict(compression or {}))
     findings = Findings()
-    pieces = decompose(source, base, options, findings, progress)
+    pieces = decompose(source, base, options, encode, findings, progress)
     if path is None:
         tensors = dict(pieces)
         return replace(findings.complete(base), tensors=tensors)
@@ -156,6 +158,11 @@ class Findings:
     source: dict[str, Hashed] = field(default_factory=dict)
     base: dict[str, Hashed] = field(default_factory=dict)
 
+    def encoded(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is stored of a tensor that has a code, noted."""
+        self.base |= {part: hashed(value) for part, value in stored.items()}
+        return stored
+
     def complete(self, base: Base) -> Base:
         """`base` with its errors and digests."""
         return replace(
@@ -170,6 +177,7 @@ def decompose(
     source: Source,
     base: Base,
     options: SolverOptions,
+    encode: Encode,
     findings: Findings,
     progress: Progress | None,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -184,7 +192,7 @@ def decompose(
         for number, bank in enumerate(layout.banks):
             # a generator of its own, so that nothing of a bank is left in memory when the next one is read
             yield from decompose_bank(
-                source, bank, partial(solver, number=number), dtype, codes, findings, pool, behind
+                source, bank, partial(solver, number=number), dtype, codes, encode, findings, pool, behind
             )
             # small banks are read and written while those before them are hashed; of a large one nothing is kept
             while sum(size for size, _ in behind) >= BEHIND:
@@ -196,7 +204,7 @@ def decompose(
             plain = {name: tensor for name, tensor in batch.items() if name not in codes}
             yield from plain.items()
             for name in batch.keys() - plain.keys():
-                yield from encode(name, batch[name], codes[name], findings).items()
+                yield from findings.encoded(encode(name, batch[name], codes[name])).items()
             for (name, tensor), known in zip(batch.items(), hashing(), strict=True):
                 findings.source[name] = spec_of(tensor), [known]
                 if name in plain:
@@ -209,6 +217,7 @@ def decompose_bank(
     solver: Callable[[Tensor, Bank], Solution],
     dtype: torch.dtype,
     codes: Mapping[str, Code],
+    encode: Encode,
     findings: Findings,
     pool: ThreadPoolExecutor,
     behind: deque[tuple[int, Callable[[], None]]],
@@ -225,7 +234,7 @@ def decompose_bank(
     solution = solver(stacked, bank)
     key = template_key(bank)
     templates, code = solution.templates.to(dtype), codes.get(key)
-    stored = {key: templates} if code is None else encode(key, templates, code, findings)
+    stored = {key: templates} if code is None else findings.encoded(encode(key, templates, code))
     kept = templates.float() if code is None else code.decode(key, stored)
     findings.errors |= zip(bank.modules, Solution(kept, solution.coefficients).errors(stacked), strict=True)
     yield from stored.items()
@@ -241,13 +250,6 @@ def decompose_bank(
     for module, coefficients in zip(bank.modules, solution.coefficients, strict=True):
         findings.base[coefficient_key(module)] = hashed(coefficients)
         yield coefficient_key(module), coefficients.contiguous()
-
-
-def encode(name: str, tensor: Tensor, code: Code, findings: Findings) -> dict[str, Tensor]:
-    """What is stored of a tensor that has a code."""
-    stored = code.encode(name, tensor)
-    findings.base |= {part: hashed(value) for part, value in stored.items()}
-    return stored
 
 
 def batches(source: Source, done: Container[str]) -> Iterator[dict[str, Tensor]]:

@@ -22,7 +22,7 @@ def mix(coefficients: Tensor, templates: Tensor) -> Tensor:
 def restore(coefficients: Tensor, templates: Tensor) -> Tensor:
     """`mix`, but a module whose weight is one template gets that template bit by bit.
 
-    Adding nothing to a negative zero makes it a positive one,.
+    Adding nothing to a negative zero makes it a positive one.
 
     Args:
         coefficients: (K, n).

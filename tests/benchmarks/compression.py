@@ -6,8 +6,8 @@
 base is judged on the half that it has not seen, and there are two of them, so that all pictures are judged. Other
 bases are judged on all pictures. Plain rounding has one width, one bit more for as many tensors as fit, 64 values a
 scale, and scales that reach the largest value. torchao's rows are there where it can be imported; it rounds linear
-layers alone, and the rest counts in float16. Shared bases have fewer templates than layers, before and after healing on
-the half that does not judge. `--rows` makes some of the rows alone.
+layers alone, and the rest counts in float16; ours at the same bytes follow. Shared bases have fewer templates than
+layers, before and after healing on the half that does not judge. `--rows` makes some of the rows alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from common import arguments, report
 from torch import Tensor, nn
 
 from recast_cli.engine.base import Base, save_base
-from recast_cli.engine.compress.calibrate import finished
-from recast_cli.engine.compress.code import HALF, Code
+from recast_cli.engine.compress.code import BITS, Code, Fixed, code_bytes, nearest
 from recast_cli.engine.compress.compress import compress
+from recast_cli.engine.compress.matrices import is_large, tensors_of_base
 from recast_cli.engine.compress.pictures import read_pictures
-from recast_cli.engine.compress.plan import plan_codes, source_bytes
+from recast_cli.engine.compress.plan import HALF, fixed_code, halves, planned, source_bytes
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import class_indices, labelled_items
+from recast_cli.engine.finish import finished
 from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.images import Images, decode
 from recast_cli.engine.layout import Layout
@@ -121,15 +122,15 @@ def cases(source: Source, judge: Judge, times: list[float], wanted: list[str]) -
     for name in SHARING if "sharing" in wanted else ():
         yield from sharing(name, source, judge)
     if "torchao" in wanted:
-        yield from torchao(source, judge, original)
+        yield from torchao(source, judge, layout, original)
 
 
 def at_size(source: Source, judge: Judge, layout: Layout, times: float) -> Iterator[dict[str, Any]]:
-    """Plain, planned and calibrated, so many times smaller."""
+    """Plain, by entropy, and calibrated, so many times smaller."""
     original = source_bytes(source)
     size = int(original / times)
-    yield whole(f"{times:g}x, plain rounding", source, judge, lambda path: plain(source, layout, size, path))
-    yield whole(f"{times:g}x", source, judge, lambda path: compress(source, layout, size=size, path=path))
+    yield whole(f"{times:.3g}x, plain rounding", source, judge, lambda path: plain(source, layout, size, path))
+    yield whole(f"{times:.3g}x", source, judge, lambda path: compress(source, layout, size=size, path=path))
     parts, spent, nbytes = [], 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         for pictures, judged in judge.halves(Path(folder)):
@@ -139,7 +140,7 @@ def at_size(source: Source, judge: Judge, layout: Layout, times: float) -> Itera
             assert base.path is not None
             nbytes = max(nbytes, base.path.stat().st_size)
             parts.append((judged, judge.decide(build(judge.architecture, base.state()), judged)))
-    yield judge.row(f"{times:g}x, calibrated", nbytes, original, parts, spent / 2)
+    yield judge.row(f"{times:.3g}x, calibrated", nbytes, original, parts, spent / 2)
 
 
 def sharing(name: str, source: Source, judge: Judge) -> Iterator[dict[str, Any]]:
@@ -176,31 +177,41 @@ def whole(name: str, source: Source, judge: Judge, make: Callable[[Path], Base])
 
 def plain(source: Source, layout: Layout, size: int, path: Path) -> Base:
     """Rounding to the nearest in about one width, at most `size` bytes."""
-    narrow = max((b for b in range(2, 9) if plan_codes(source, layout, bits=b, group=64).nbytes <= size), default=2)
-    plan = plan_codes(source, layout, bits=narrow, group=64)
-    codes, wider = dict(plan.codes), plan_codes(source, layout, bits=min(8, narrow + 1), group=64).codes
-    left = size - plan.nbytes
-    for key, code in codes.items():
-        if (more := wider[key].nbytes - code.nbytes) <= left:
-            codes[key], left = wider[key], left - more
     base = mimic(source, layout)
-    tensors = {key: tensor for key, tensor in base.tensors.items() if key not in codes}
-    for key, code in codes.items():
-        tensors |= rounded(key, base.tensors[key], code)
-    return save_base(finished(replace(base, tensors=tensors, codes=codes), source), path)
+    large = {name: tensor for name, tensor in tensors_of_base(base) if is_large(tensor.shape)}
+    small = halves(tensors_of_base(base))
+
+    def codes_of(bits: int) -> dict[str, Code]:
+        return small | {name: fixed_code(name, tensor, bits, 64) for name, tensor in large.items()}
+
+    def nbytes(codes: dict[str, Code]) -> int:
+        return planned(source, layout, None, codes).nbytes
+
+    narrow = max((bits for bits in BITS if nbytes(codes_of(bits)) <= size), default=2)
+    codes, wider = codes_of(narrow), codes_of(min(8, narrow + 1))
+    left = size - nbytes(codes)
+    for name in large:
+        if (more := code_bytes(wider[name]) - code_bytes(codes[name])) <= left:
+            codes[name], left = wider[name], left - more
+    stored = {name: tensor for name, tensor in base.tensors.items() if name not in codes}
+    for name, code in codes.items():
+        stored |= (
+            widest(name, base.tensors[name], code)
+            if isinstance(code, Fixed)
+            else nearest(name, base.tensors[name], code)
+        )
+    return save_base(finished(replace(base, tensors=stored, codes=codes), source), path)
 
 
-def rounded(key: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
+def widest(name: str, tensor: Tensor, code: Fixed) -> dict[str, Tensor]:
     """A tensor as stored, with scales that reach its largest values."""
-    if code.bits == HALF:
-        return code.encode(key, tensor)
     rows = tensor.reshape(-1, code.columns)
     scales = code.grid.widest(rows)
-    return code.store(key, code.grid.encode(rows, scales), scales)
+    return code.store(name, code.grid.encode(rows, scales), scales)
 
 
-def torchao(source: Source, judge: Judge, original: int) -> Iterator[dict[str, Any]]:
-    """Weight-only rounding of linear layers by torchao, where it is installed."""
+def torchao(source: Source, judge: Judge, layout: Layout, original: int) -> Iterator[dict[str, Any]]:
+    """Weight-only rounding of linear layers by torchao, where it is installed, and ours at equal bytes."""
     try:
         from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
     except ImportError:
@@ -222,6 +233,7 @@ def torchao(source: Source, judge: Judge, original: int) -> Iterator[dict[str, A
         found = judge.decide(model, slice(None))
         nbytes = count * bits // 8 + 2 * scales + 2 * others
         yield judge.row(name, nbytes, original, [(slice(None), found)], seconds)
+        yield from at_size(source, judge, layout, original / nbytes)
 
 
 if __name__ == "__main__":

@@ -1,111 +1,181 @@
-"""How a tensor of a base is stored: in float16, or as codes and scales under names of their own."""
+"""How a tensor of a base is stored: in float16, or as integers and scales under names of their own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recast_cli.engine.compress.deflate import deflate, inflate
 from recast_cli.engine.compress.grid import Grid
 from recast_cli.engine.compress.packing import pack, packed_bytes, unpack
+from recast_cli.engine.errors import RecastError
 from recast_cli.engine.tensors import Spec
 
-HALF = 16
-"""Bits of a tensor that is stored in float16, under its own name."""
-BITS = (2, 3, 4, 5, 6, 7, 8, HALF)
+BITS = (2, 3, 4, 5, 6, 7, 8)
+"""Widths of a `Fixed`."""
 
 
 @dataclass(frozen=True)
-class Code:
-    """How one tensor is stored.
+class Half:
+    """Stored in float16, under its own name.
 
     Attributes:
-        bits: 2 to 8, or 16 for float16.
-        group: Values a scale; 0 with 16 bits.
-        shape: The tensor's own.
-        columns: Values a row; groups do not reach from a row into the next.
+        shape: The tensor's own, as of the other two.
     """
 
-    bits: int
-    group: int
     shape: tuple[int, ...]
-    columns: int
-
-    @property
-    def grid(self) -> Grid:
-        """Of a quantised tensor."""
-        return Grid(self.bits, self.group)
-
-    @property
-    def numel(self) -> int:
-        """Values in the tensor."""
-        return math.prod(self.shape)
-
-    @property
-    def rows(self) -> int:
-        """How many rows it is cut into."""
-        return self.numel // self.columns
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what is stored."""
-        return sum(spec.nbytes for spec in self.specs("").values())
 
     def specs(self, name: str) -> dict[str, Spec]:
         """Names, types and shapes of what stands in the file for the tensor `name`."""
-        if self.bits == HALF:
-            return {name: Spec(torch.float16, self.shape)}
-        codes, scales = names(name)
+        return {name: Spec(torch.float16, self.shape)}
+
+    def encode(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """What is stored of a tensor."""
+        return {name: tensor.half()}
+
+    def decode(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The tensor in float32, from what is stored."""
+        return tensors[name].float()
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Codes of equally many bits, and a scale for every few of them.
+
+    Attributes:
+        bits: 2 to 8.
+        group: Values a scale.
+        columns: Values a row; groups do not reach from a row into the next.
+    """
+
+    shape: tuple[int, ...]
+    columns: int
+    bits: int
+    group: int
+
+    @property
+    def grid(self) -> Grid:
+        """Where its values lie."""
+        return Grid(self.bits, self.group)
+
+    def specs(self, name: str) -> dict[str, Spec]:
+        """As of `Half`."""
+        rows = math.prod(self.shape) // self.columns
         return {
-            codes: Spec(torch.uint8, (packed_bytes(self.numel, self.bits),)),
-            scales: Spec(torch.float16, (self.rows, self.grid.groups(self.columns))),
+            f"{name}.codes": Spec(torch.uint8, (packed_bytes(math.prod(self.shape), self.bits),)),
+            f"{name}.scales": Spec(torch.float16, (rows, self.grid.groups(self.columns))),
         }
 
-    def encode(self, name: str, tensor: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
-        """What is stored of `tensor`: each value rounded to the nearest, with the scales that `Grid.search` finds."""
-        if self.bits == HALF:
-            return {name: tensor.half()}
+    def encode(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """What is stored of a tensor: each value rounded to the nearest, with the scales that `Grid.search` finds."""
         rows = tensor.float().reshape(-1, self.columns)
-        scales = self.grid.search(rows, None if importance is None else importance.reshape(-1, self.columns))
+        scales = self.grid.search(rows)
         return self.store(name, self.grid.encode(rows, scales), scales)
 
     def store(self, name: str, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
         """What is stored of codes and scales, each in row order, of any shape."""
-        first, second = names(name)
-        scales = scales.reshape(self.rows, -1).half().contiguous()
-        return {first: pack(codes, self.bits), second: scales}
+        scales = scales.reshape(-1, self.grid.groups(self.columns)).half().contiguous()
+        return {f"{name}.codes": pack(codes, self.bits), f"{name}.scales": scales}
 
     def codes(self, name: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Codes (rows, columns), uint8, and scales (rows, groups), float32, of what is stored."""
-        first, second = names(name)
-        return unpack(tensors[first], self.bits, self.numel).view(-1, self.columns), tensors[second].float()
+        codes = unpack(tensors[f"{name}.codes"], self.bits, math.prod(self.shape))
+        return codes.view(-1, self.columns), tensors[f"{name}.scales"].float()
 
     def decode(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The tensor in float32, from what is stored."""
-        if self.bits == HALF:
-            return tensors[name].float()
+        """As of `Half`."""
         return self.grid.decode(*self.codes(name, tensors)).view(self.shape)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"bits": self.bits, "group": self.group, "shape": list(self.shape), "columns": self.columns}
 
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Code:
-        """Inverse of `to_dict`. Raises LookupError, TypeError or ValueError where it is damaged."""
-        code = cls(
-            int(value["bits"]), int(value["group"]), tuple(int(n) for n in value["shape"]), int(value["columns"])
-        )
-        quantised = code.bits != HALF
-        if code.bits not in BITS or (quantised and code.group < 1) or code.columns < 1 or code.numel % code.columns:
+@dataclass(frozen=True)
+class Deflated:
+    """Integers in a stream that is as long as they need, times a step for every row and one for every column.
+
+    Attributes:
+        matrices: (n, rows, columns), as which the tensor is seen.
+        stream: Bytes of the stream.
+        low: See deflate.py.
+    """
+
+    shape: tuple[int, ...]
+    matrices: tuple[int, int, int]
+    stream: int
+    low: int
+
+    def specs(self, name: str) -> dict[str, Spec]:
+        """As of `Half`."""
+        count, rows, columns = self.matrices
+        return {
+            f"{name}.codes": Spec(torch.uint8, (self.stream,)),
+            f"{name}.rows": Spec(torch.float16, (count, rows)),
+            f"{name}.columns": Spec(torch.float16, (count, columns)),
+        }
+
+    def decode(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """As of `Half`. Raises RecastError where the stream is damaged."""
+        try:
+            codes = inflate(tensors[f"{name}.codes"], math.prod(self.shape), self.low)
+        except ValueError as error:
+            raise RecastError(f"{name} of the base is damaged: {error}", "Run `recast mimic` again.") from None
+        rows, columns = tensors[f"{name}.rows"].float(), tensors[f"{name}.columns"].float()
+        return (codes.view(self.matrices).float() * (rows[..., :, None] * columns[..., None, :])).view(self.shape)
+
+
+def deflated(name: str, shape: tuple[int, ...], codes: Tensor, rows: Tensor, columns: Tensor) -> Stored:
+    """The code of a tensor, and what is stored of it.
+
+    Args:
+        name: Of the tensor.
+        shape: Its own.
+        codes: Integers, (n, rows, columns).
+        rows: Steps, (n, rows).
+        columns: Steps, (n, columns).
+    """
+    stream, low = deflate(codes)
+    count, height, width = codes.shape
+    code = Deflated(tuple(shape), (count, height, width), len(stream), low)
+    return code, {f"{name}.codes": stream, f"{name}.rows": rows.half(), f"{name}.columns": columns.half()}
+
+
+Code = Half | Fixed | Deflated
+Stored = tuple[Deflated, dict[str, Tensor]]
+Encode = Callable[[str, Tensor, Code], dict[str, Tensor]]
+"""From the name of a tensor, its value and its code to what is stored of it."""
+
+
+def nearest(name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
+    """What is stored of a tensor whose code needs to know nothing else."""
+    assert not isinstance(code, Deflated), "the steps are not known"
+    return code.encode(name, tensor)
+
+
+def code_bytes(code: Code) -> int:
+    """Bytes of what is stored."""
+    return sum(spec.nbytes for spec in code.specs("").values())
+
+
+def code_to_dict(code: Code) -> dict[str, Any]:
+    """Plain values for JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(code).items()}
+
+
+def code_from_dict(value: dict[str, Any]) -> Code:
+    """Inverse of `code_to_dict`. Raises LookupError, TypeError or ValueError where it is damaged."""
+    shape = tuple(int(size) for size in value["shape"])
+    if "stream" in value:
+        count, rows, columns = (int(size) for size in value["matrices"])
+        deflated = Deflated(shape, (count, rows, columns), int(value["stream"]), int(value["low"]))
+        if count * rows * columns != math.prod(shape) or not 0 <= deflated.low <= 8:
             raise ValueError(f"no such code: {value}")
-        return code
-
-
-def names(name: str) -> tuple[str, str]:
-    """Under which names the codes and the scales of a tensor are stored."""
-    return f"{name}.codes", f"{name}.scales"
+        return deflated
+    if "bits" not in value:
+        return Half(shape)
+    fixed = Fixed(shape, int(value["columns"]), int(value["bits"]), int(value["group"]))
+    if fixed.bits not in BITS or fixed.group < 1 or fixed.columns < 1 or math.prod(shape) % fixed.columns:
+        raise ValueError(f"no such code: {value}")
+    return fixed

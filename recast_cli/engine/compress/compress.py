@@ -1,17 +1,24 @@
-"""A source as a base of a wanted size: plan, round, write."""
+"""A source as a base in few bits: weigh, plan, round, write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from recast_cli.engine.base import Base, save_base
-from recast_cli.engine.compress.calibrate import calibrate
+from recast_cli.engine.compress.code import Code, Encode, Fixed, nearest
+from recast_cli.engine.compress.curvature import Curvature, curvatures
+from recast_cli.engine.compress.matrices import is_large, matrices, tensors_of_base, tensors_of_source
 from recast_cli.engine.compress.pictures import list_pictures, read_pictures
-from recast_cli.engine.compress.plan import Compression, check, plan_codes
-from recast_cli.engine.compress.sensitivity import sensitivity
+from recast_cli.engine.compress.plan import HALF, Compression, check, fixed_code, halves, is_enough, planned
+from recast_cli.engine.compress.rounding import to_bits
+from recast_cli.engine.compress.size import Job, fit
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.finish import finished
 from recast_cli.engine.layout import Layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.solve import SolverOptions
@@ -36,44 +43,76 @@ def compress(
 ) -> Base:
     """A base whose tensors are stored in few bits.
 
-    Without pictures one bank is in memory at a time, as in `mimic`; with them the whole network is.
+    With the exact solver and without pictures one bank is in memory at a time, as in `mimic`, else the whole network.
 
     Args:
         source: From `open_source`.
         layout: From `plan_layout`.
-        size: Most bytes the file may take; or `bits`. As of `plan_codes`, like the next two.
-        bits: A weight.
-        group: Values a scale.
-        pictures: Folder to calibrate with: bits by how much each tensor matters on them, rounding by `calibrate`.
+        size: Most bytes the file may take: float16 where that will do, else integers in as many bits as they need, see
+            `Deflated`.
+        bits: Of every weight, instead of a size: 2 to 8, see `Fixed`, or 16 for float16.
+        group: Weights a scale, with bits; default 64.
+        pictures: Folder to calibrate with: by `curvatures`, steps are as fine as decisions ask for, and errors are fed
+            back.
         options: Solver and recipe, as of `mimic`.
-        base: What is rounded, with pictures; default: what `mimic` makes.
+        base: What is rounded; default: what `mimic` makes.
         path: Where the base goes; without it it stays in memory, and `save_base` writes the same file.
         announce: Called with the plan before it is carried out.
         progress: Called as the work goes on.
 
     Raises:
-        RecastError: The size cannot be met, there are no pictures, or pictures are given and nobody knows the network.
+        RecastError: A number is out of range, the size cannot be met, there are no pictures, or pictures are given and
+            nobody knows the network.
         OSError: The base cannot be written.
     """
     check(size, bits, group)
-    if pictures is None:
-        plan = plan_codes(source, layout, size=size, bits=bits, group=group, options=options)
+    if size is not None and is_enough(source, layout, options, size):
+        size, bits = None, HALF
+    if pictures is not None:
+        check_pictures(source, pictures, bits)  # before a solver may run for long
+    if base is None and (pictures is not None or options is not None):
+        base = mimic(source, layout, options=options, progress=progress)
+    calibrated = None
+    curves: Mapping[str, Curvature] = {}
+    if pictures is not None:
+        assert base is not None
+        pixels = read_pictures(pictures, base.known_architecture(), progress)
+        shapes = {name: matrices(name, t.shape) for name, t in tensors_of_base(base) if is_large(t.shape)}
+        curves, calibrated = curvatures(base, pixels, shapes, progress), {"pictures": len(pixels)}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        return tensors_of_source(source, layout) if base is None else tensors_of_base(base)
+
+    plan = partial(planned, source, layout, options)
+    codes: dict[str, Code] = halves(tensors())
+    encode: Encode
+    if size is None:
+        codes |= {name: fixed_code(name, t, bits or HALF, group) for name, t in tensors() if is_large(t.shape)}
+        encode = partial(encode_fixed, curves)
         if announce:
-            announce(plan)
-        about = {**plan.to_dict(), "calibrated": None}
-        return mimic(source, layout, options=options, codes=plan.codes, compression=about, path=path, progress=progress)
+            announce(plan(codes))
+    else:
+        job = Job(tensors, codes, curves, plan, in_memory=base is not None)
+        codes, encode = fit(job, size, announce, progress)
+    about = {**plan(codes).to_dict(), "calibrated": calibrated}
+    if base is None:
+        return mimic(source, layout, codes=codes, encode=encode, compression=about, path=path, progress=progress)
+    stored = {name: tensor for name, tensor in base.tensors.items() if name not in codes}
+    for name, code in codes.items():
+        stored |= encode(name, base.tensors[name], code)
+    base = finished(replace(base, tensors=stored, codes=codes, compression=about), source)
+    return base if path is None else save_base(base, path)
+
+
+def encode_fixed(curves: Mapping[str, Curvature], name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
+    """What is stored of a tensor in bits that are given."""
+    return to_bits(name, tensor, code, curves.get(name)) if isinstance(code, Fixed) else nearest(name, tensor, code)
+
+
+def check_pictures(source: Source, pictures: Path, bits: int | None) -> None:
+    """Raise RecastError where a source cannot be calibrated with these pictures, or nothing would be rounded."""
     if source.architecture is None:
         raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --calibrate.")
-    list_pictures(pictures)  # before a solver may run for long
-    base = base or mimic(source, layout, options=options, progress=progress)
-    pixels = read_pictures(pictures, source.architecture, progress)
-    weights = sensitivity(base, pixels, progress) if size is not None else None
-    plan = plan_codes(source, layout, size=size, bits=bits, group=group, options=options, sensitivity=weights)
-    if not plan.quantised:
+    if bits == HALF:
         raise RecastError("16 bits a weight will do, so nothing is rounded", "Leave out --calibrate, or ask for less.")
-    if announce:
-        announce(plan)
-    base = calibrate(source, base, plan.codes, pixels, progress)
-    about = {**plan.to_dict(), "calibrated": {"pictures": len(pixels)}}
-    base = replace(base, compression=about)
-    return base if path is None else save_base(base, path)
+    list_pictures(pictures)

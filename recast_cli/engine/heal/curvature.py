@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from recast_cli.engine.compress.inputs import groups_of, samples
+from recast_cli.engine.compress.curvature import drawn_loss
+from recast_cli.engine.heal.inputs import groups_of, samples
 from recast_cli.engine.images import normalise
 from recast_cli.engine.run import batches
 
@@ -94,17 +94,6 @@ def curvature(
         for name in names
         if name in outputs
     }
-
-
-def drawn_loss(found: Tensor, classifies: bool, generator: torch.Generator) -> Tensor:
-    """A loss, summed over pictures, whose gradients' outer products have the Fisher information for a mean.
-
-    That is -log p(y) with y drawn from p, or the product of features with a drawn vector.
-    """
-    if not classifies:
-        return (found * torch.randn(found.shape, generator=generator).to(found.device)).sum()
-    labels = torch.multinomial(found.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
-    return F.cross_entropy(found.float(), labels.to(found.device), reduction="sum")
 
 
 def outer(module: nn.Module, gradient: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.base import Base
-from recast_cli.engine.compress.inputs import groups_of, measurable
 from recast_cli.engine.heal.bank import fit_bank
 from recast_cli.engine.heal.curvature import Curvature, curvature
+from recast_cli.engine.heal.inputs import groups_of, measurable
 from recast_cli.engine.layout import Bank, coefficient_key, template_key
 from recast_cli.engine.solve import Solution
 from recast_cli.engine.source import Source

@@ -1,0 +1,160 @@
+"""How much each value of a base matters to the source's decisions, from unlabelled pictures: Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recast_cli.engine.attach import merge
+from recast_cli.engine.base import Base
+from recast_cli.engine.compress.matrices import Shape
+from recast_cli.engine.images import normalise
+from recast_cli.engine.layout import Bank, template_key
+from recast_cli.engine.run import augment, draw_windows
+
+Progress = Callable[[int, int, str], None]
+VIEWS = 4
+"""Of each picture: as it is, and flipped and cropped at random. A few hundred pictures are few for as many columns."""
+DAMPING = 0.3
+"""Added to rows and to the products' diagonal, as a share of their mean, for what so few pictures do not tell."""
+FLOOR = 0.05
+"""Of the network's mean curvature a value: what a tensor gets that no decision was seen to depend on."""
+WIDEST = 8192
+"""Columns up to which products of two are kept."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Of matrices (n, rows, columns): values (i, j) and (i, k) of one row count rows[i] * products[j, k] together.
+
+    Attributes:
+        rows: (n, rows), of a sum of 1.
+        products: (n, columns, columns), positive definite; of a matrix of more than `WIDEST` columns the diagonal
+            alone, (n, columns).
+    """
+
+    rows: Tensor
+    products: Tensor
+
+    @property
+    def whole(self) -> bool:
+        """Whether there are products of different columns."""
+        return self.products.ndim == 3
+
+    def sorted(self, order: Tensor) -> Curvature:
+        """The same of columns in another order, (n, columns)."""
+        products = torch.stack([each[place][:, place] for each, place in zip(self.products, order, strict=True)])
+        return Curvature(self.rows, products)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """U (n, columns, columns), upper triangular, of the products' inverse U^T U; not without products of two."""
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.products.double()))
+        return torch.linalg.cholesky(inverse, upper=True).float()
+
+
+def curvatures(
+    base: Base, pixels: Tensor, shapes: Mapping[str, Shape], progress: Progress | None = None
+) -> dict[str, Curvature]:
+    """The Fisher information of some tensors of a base, as products of rows and columns.
+
+    For small errors d of all values, KL(source | base) is 1/2 d^T F d with F = E[g g^T], g the gradient of
+    -log p(y | x), x a picture and y drawn from the source's own probabilities (Amari 1998,
+    doi:10.1162/089976698300017746). Of the gradient G of one matrix, E[G^T G] and the squares of its rows are kept:
+    what is between two rows is left out, as is what is between two matrices. Without a classifier the same stands for
+    squared distances of features.
+
+    Args:
+        base: Without codes, of a known architecture.
+        pixels: (N, 3, H, W) uint8, without labels.
+        shapes: Names of tensors, each seen as so many matrices.
+        progress: Called after every picture.
+    """
+    architecture = base.known_architecture()
+    model = merge(base)
+    gradients = {name: gradient_of(base, model, name) for name in shapes}
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for number, picture in enumerate(pixels):
+        image = normalise(picture[None], architecture.data)
+        for view in range(VIEWS):
+            seen = augment(image, draw_windows(1, generator)) if view else image
+            model.zero_grad()
+            with torch.enable_grad():
+                drawn_loss(model(seen), architecture.classifies, generator).backward()
+            for name, shape in shapes.items():
+                add(sums, name, gradients[name]().reshape(shape))
+        if progress:
+            progress(number + 1, len(pixels), "weighing tensors")
+    return finished(sums, VIEWS * len(pixels))
+
+
+def gradient_of(base: Base, model: nn.Module, name: str) -> Callable[[], Tensor]:
+    """What reads the gradient of a tensor of the base from a merged model."""
+    bank = next((bank for bank in base.layout.banks if template_key(bank) == name), None)
+    if bank is None:
+        parameter = model.get_parameter(name).requires_grad_(True)
+        return lambda: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return template_gradient(base, model, bank)
+
+
+def template_gradient(base: Base, model: nn.Module, bank: Bank) -> Callable[[], Tensor]:
+    """The gradient (n, *shape) of a bank's templates: by Eq. 1, each module's times what it takes of the template."""
+    weights = [model.get_parameter(f"{module}.weight").requires_grad_(True) for module in bank.modules]
+    taken = torch.stack([base.coefficients(module).mean(0) for module in bank.modules])  # (layers, n)
+
+    def read() -> Tensor:
+        found = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        return torch.tensordot(taken.T, torch.stack(found), dims=1)
+
+    return read
+
+
+def drawn_loss(found: Tensor, classifies: bool, generator: torch.Generator) -> Tensor:
+    """A loss, summed over pictures, whose gradients' outer products have the Fisher information for a mean.
+
+    That is -log p(y) with y drawn from p, or the product of features with a drawn vector.
+    """
+    if not classifies:
+        return (found * torch.randn(found.shape, generator=generator).to(found.device)).sum()
+    labels = torch.multinomial(found.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
+    return F.cross_entropy(found.float(), labels.to(found.device), reduction="sum")
+
+
+def add(sums: dict[str, tuple[Tensor, Tensor]], name: str, gradient: Tensor) -> None:
+    """Add one gradient (n, rows, columns) to the squares of rows and to the products of columns."""
+    squares = gradient.square()
+    wide = gradient.shape[-1] > WIDEST
+    found = squares.sum(2), squares.sum(1) if wide else gradient.mT @ gradient
+    if name in sums:
+        for total, value in zip(sums[name], found, strict=True):
+            total += value
+    else:
+        sums[name] = found
+
+
+def finished(sums: Mapping[str, tuple[Tensor, Tensor]], count: int) -> dict[str, Curvature]:
+    """Curvatures from sums over so many gradients, damped."""
+    values = sum(rows.shape[1] * products.shape[-1] * len(rows) for rows, products in sums.values())
+    least = FLOOR * sum(float(rows.sum(dtype=torch.float64)) for rows, _ in sums.values()) / count / max(values, 1)
+    result = {}
+    for name, (rows, products) in sums.items():
+        rows, products = rows.double() / count, products.double() / count
+        if not bool(rows.sum(1).min() > 0):
+            rows, products = rows + least * products.shape[-1], products + diagonal(products, least * rows.shape[1])
+        rows = rows + DAMPING * rows.mean(1, keepdim=True)
+        mean = products.diagonal(dim1=-2, dim2=-1) if products.ndim == 3 else products
+        products = products + diagonal(products, DAMPING * mean.mean(1, keepdim=True))
+        result[name] = Curvature((rows / rows.sum(1, keepdim=True)).float(), products.float())
+    return result
+
+
+def diagonal(like: Tensor, value: float | Tensor) -> Tensor:
+    """`value` ((n, 1) or a number) on the diagonal of products, in the form that they have."""
+    vector = torch.ones(len(like), like.shape[-1], dtype=like.dtype) * value
+    return torch.diag_embed(vector) if like.ndim == 3 else vector

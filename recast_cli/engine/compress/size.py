@@ -1,0 +1,155 @@
+"""Everything rounded so that the file takes no more than so many bytes, and hardly less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from recast_cli.engine.compress.code import Code, Deflated, Encode, nearest
+from recast_cli.engine.compress.curvature import Curvature
+from recast_cli.engine.compress.deflate import deflate
+from recast_cli.engine.compress.matrices import is_large, matrices, matrices_of
+from recast_cli.engine.compress.plan import Compression
+from recast_cli.engine.compress.rounding import integers, steps_of, to_steps
+from recast_cli.engine.errors import RecastError
+
+Progress = Callable[[int, int, str], None]
+FEWEST = 1.5
+"""Bits a value that a size must leave: with less, most of a network is lost."""
+SAMPLE = 2**17
+"""Values of a tensor that its bytes are told from before it is rounded."""
+NEAR = 0.001
+"""Of the bytes that are wanted: to be so much below is near enough."""
+ATTEMPTS = 4
+"""At rounding everything, to come so near."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be rounded.
+
+    Attributes:
+        tensors: Reads all tensors of the base but its coefficients, one at a time, whenever it is called.
+        small: Codes of those that are not rounded.
+        curves: What errors of large tensors do, where that is known.
+        plan: The plan that codes make.
+        in_memory: Whether what is rounded may be kept.
+    """
+
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    small: Mapping[str, Code]
+    curves: Mapping[str, Curvature]
+    plan: Callable[[Mapping[str, Code]], Compression]
+    in_memory: bool
+
+    def large(self) -> Iterator[tuple[str, Tensor]]:
+        """Those that are rounded."""
+        return ((name, tensor) for name, tensor in self.tensors() if is_large(tensor.shape))
+
+
+class Sample(NamedTuple):
+    """What a tensor's bytes are told from.
+
+    Attributes:
+        shape: The tensor's.
+        values: Some of its values over their steps, before those are scaled.
+        share: Values of the tensor for each of them.
+    """
+
+    shape: tuple[int, ...]
+    values: Tensor
+    share: float
+
+
+def fit(
+    job: Job,
+    size: int,
+    announce: Callable[[Compression], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Code], Encode]:
+    """The code of every tensor, so that the file takes at most `size` bytes, and what encodes them.
+
+    Args:
+        job: What is rounded.
+        size: Bytes.
+        announce: Called with the plan as it is foreseen, before anything is rounded.
+        progress: Called after every tensor.
+
+    Raises:
+        RecastError: No file is as small.
+    """
+    samples = {name: take(name, tensor, job.curves.get(name)) for name, tensor in job.large()}
+    values = sum(prod(each.shape) for each in samples.values())
+
+    def foreseen(step: float | None) -> dict[str, Code]:
+        """Codes as the samples tell them; without a step those of `FEWEST` bits."""
+        codes = dict(job.small)
+        for name, each in samples.items():
+            bits = FEWEST * prod(each.shape) / 8
+            stream = bits if step is None else each.share * len(deflate(integers(each.values / step))[0])
+            codes[name] = Deflated(each.shape, matrices(name, each.shape), int(stream), 0)
+        return codes
+
+    least = job.plan(foreseen(None))
+    if least.nbytes > size:
+        raise RecastError(
+            f"{size:,} bytes are too few: the smallest base of this source and layout takes {least.nbytes:,} "
+            f"({least.ratio:.1f}x)",
+            "Ask for no less; most of a network is lost there already.",
+        )
+    step = search_step(lambda step: job.plan(foreseen(step)).nbytes - size, values, NEAR * size)
+    if announce:
+        announce(job.plan(foreseen(step)))
+    kept: dict[str, dict[str, Tensor]] = {}
+
+    def codes_at(step: float) -> dict[str, Code]:
+        codes = dict(job.small)
+        for number, (name, tensor) in enumerate(job.large()):
+            codes[name], stored = to_steps(name, tensor, step, job.curves.get(name))
+            if job.in_memory:
+                kept[name] = stored
+            if progress:
+                progress(number + 1, len(samples), f"rounding {name}")
+        return codes
+
+    attempts = 0
+    while True:
+        codes, attempts = codes_at(step), attempts + 1
+        excess = job.plan(codes).nbytes - size
+        if excess <= 0 and (excess >= -3 * NEAR * size or attempts >= ATTEMPTS):
+            break
+        step *= 2 ** (8 * (excess + max(8, NEAR * size)) / values)
+
+    def encode(name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
+        if not isinstance(code, Deflated):
+            return nearest(name, tensor, code)
+        return kept.get(name) or to_steps(name, tensor, step, job.curves.get(name))[1]
+
+    return codes, encode
+
+
+def take(name: str, tensor: Tensor, curvature: Curvature | None) -> Sample:
+    """Evenly spaced values of a tensor over their steps."""
+    weights = matrices_of(name, tensor)
+    values = (weights / steps_of(weights, curvature).spread()).reshape(-1)
+    chosen = values[:: (len(values) // SAMPLE) | 1].clone()  # an odd stride goes through all columns
+    return Sample(tuple(tensor.shape), chosen, len(values) / len(chosen))
+
+
+def search_step(excess: Callable[[float], int], values: int, near: float) -> float:
+    """The step of which `excess`, in bytes, is about 0.
+
+    Half the step is a bit more of all `values`, so Newton's method knows its slope beforehand. Where values have hardly
+    a bit left it goes slowly, but never too far.
+    """
+    power = 0.0
+    for _ in range(100):
+        found = excess(2.0**power)
+        if abs(found) <= near:
+            break
+        power += 8 * found / values
+    return float(2.0**power)

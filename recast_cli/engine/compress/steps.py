@@ -1,0 +1,65 @@
+"""How finely each value of a tensor is rounded: a step for every row times one for every column.
+
+Integers that are stored by their entropy cost about log2 of value over step. Then the best there is for so many bits is
+the same error for every value, in the metric of what is to be kept small: steps are large where errors matter little.
+With error feedback this is WaterSIC (Lifar, Savkin, Ordentlich and Polyanskiy 2026, arXiv:2603.04956).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recast_cli.engine.compress.curvature import Curvature
+from recast_cli.engine.compress.grid import SMALLEST, stored
+
+RANGE = 64
+"""No row or column of weights counts as more than so many times larger or smaller than the mean one."""
+
+
+class Steps(NamedTuple):
+    """Of matrices (n, rows, columns): the step of a value is rows[n, row] * columns[n, column].
+
+    Attributes:
+        rows: (n, rows).
+        columns: (n, columns).
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def times(self, factor: float) -> Steps:
+        """Steps so many times as large, as float16 holds them."""
+        return Steps(*(stored(each).clamp_min(SMALLEST) for each in (self.rows * factor, self.columns)))
+
+    def spread(self) -> Tensor:
+        """One for every value: (n, rows, columns)."""
+        return self.rows[..., :, None] * self.columns[..., None, :]
+
+
+def plain_steps(weights: Tensor) -> Steps:
+    """Steps where nothing is known of what a network does with its weights, to be scaled.
+
+    The step goes with a matrix's norm: all then add the same relative error a value to what passes through. Within it,
+    it goes with the root of how large a row's and a column's values are, half way between equal and relative errors.
+
+    Args:
+        weights: (n, rows, columns).
+    """
+    squares = weights.float().square()
+    size = squares.mean((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    rows, columns = ((squares.mean(dim) / size).clamp(1 / RANGE**2, RANGE**2) ** 0.25 for dim in (2, 1))
+    return Steps(rows * (size * weights[0].numel()).sqrt(), columns)
+
+
+def curved_steps(curvature: Curvature) -> Steps:
+    """Steps with which every rounded value adds as much to the divergence: (step / 1)^2 / 24, before scaling.
+
+    By error feedback an error of a column is made up for in those that follow, and what is left counts 1 / u^2 of the
+    products' inverse root U; see `feed_back`.
+    """
+    columns = curvature.root.diagonal(dim1=-2, dim2=-1) if curvature.whole else curvature.products.rsqrt()
+    mean = columns.log().mean(-1, keepdim=True).exp()  # float16 holds numbers around 1 best
+    return Steps((curvature.rows.rsqrt() * mean).float(), (columns / mean).float())
