@@ -7,6 +7,8 @@ from helpers import perturbed, pictures
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.batch import Accumulator
+from recast_cli.engine.compress.curvature import curvatures
+from recast_cli.engine.compress.matrices import matrices
 from recast_cli.engine.compress.pictures import read_pictures
 from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.gradients import cheap_gradients
@@ -122,3 +124,13 @@ def test_healing_brings_decisions_nearer(vit_source, data):
     steps = healed.solver["healed"]["divergence"]
     assert steps["healed"] <= steps["layers"] < 0.5 * steps["mimicked"]
     assert all(tensor.device.type == "cpu" for tensor in healed.tensors.values())
+
+
+def test_calibrating_sees_what_the_cpu_sees(vit_source, data):
+    base = mimic(vit_source, plan_layout(vit_source.modules))
+    pixels = read_pictures(data, vit_source.architecture)[:4]
+    shapes = {name: matrices(name, base.tensors[name].shape) for name in ("head.weight", "patch_embed.proj.weight")}
+    there, here = (curvatures(base, pixels, shapes, device) for device in ("cuda", "cpu"))
+    for name, expected in here.items():
+        assert there[name].products.device.type == "cpu"
+        assert torch.allclose(there[name].rows, expected.rows, rtol=0.1, atol=1e-2 * float(expected.rows.max()))

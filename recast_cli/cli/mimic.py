@@ -161,6 +161,7 @@ def mimic(
                 pictures=calibrate,
                 base=healed,
                 path=output,
+                device=device,
                 announce=lambda chosen: out.explain(lambda console: show_plan(console, chosen, plan)),
                 progress=progress,
             )

@@ -189,6 +189,37 @@ def halves(*patterns: str, dim: int) -> Candidate:
     return candidate
 
 
+def signs(tensor: Tensor) -> list[Tensor]:
+    """What excites and what inhibits."""
+    return [tensor.clamp_min(0), tensor.clamp_max(0)]
+
+
+def frequencies(tensor: Tensor) -> list[Tensor]:
+    """The mean of every kernel over its window, and what is left."""
+    mean = tensor.mean((2, 3), keepdim=True).expand_as(tensor)
+    return [mean, tensor - mean]
+
+
+def pieces(how: Callable[[Tensor], list[Tensor]], *patterns: str) -> Candidate:
+    """As many coefficients for each module that matches as `how` cuts its weight into parts."""
+
+    def candidate(model: nn.Module) -> list[nn.Parameter]:
+        names = [name for name in find_modules(model) if any(fnmatch.fnmatch(name, each) for each in patterns)]
+        return [cut(module, how(module.weight.detach())) for module in map(model.get_submodule, names)]
+
+    return candidate
+
+
+def biases(*patterns: str) -> Candidate:
+    """One coefficient for the bias of each normalisation that matches."""
+
+    def candidate(model: nn.Module) -> list[nn.Parameter]:
+        found = [m for n, m in model.named_modules() if any(fnmatch.fnmatch(n, each) for each in patterns)]
+        return [cut(norm, [norm.bias.detach().clone()], "bias") for norm in found]
+
+    return candidate
+
+
 INVERTED: dict[str, Candidate | None] = {
     "picked": picked,
     "pw, dw, pwl of stages 1 to 6": named("blocks.[1-6].*"),
@@ -198,6 +229,11 @@ INVERTED: dict[str, Candidate | None] = {
     "pwl": named("blocks.*.conv_pwl"),
     "output halves of pwl": halves("blocks.*.conv_pwl", dim=0),
     "input halves of pwl": halves("blocks.*.conv_pwl", dim=1),
+    "signs of dw": pieces(signs, "blocks.*.conv_dw"),
+    "signs of pw": pieces(signs, "blocks.*.conv_pw"),
+    "signs of pwl": pieces(signs, "blocks.*.conv_pwl"),
+    "frequencies of dw": pieces(frequencies, "blocks.*.conv_dw"),
+    "biases of stages 1 to 6": biases("blocks.[1-6].*.bn?"),
 }
 """For networks of inverted residual blocks, as MobileNetV2."""
 TRANSFORMER: dict[str, Candidate | None] = {
@@ -219,6 +255,8 @@ TRANSFORMER: dict[str, Candidate | None] = {
     "24: qkv, fc1": scalars("attn.qkv", "mlp.fc1"),
     "24: all four of every other block": scalars(*FOUR, first=1, step=2),
     "24: all four of the last half": scalars(*FOUR, first=6),
+    "signs of fc1 and fc2": each(("mlp.fc1", signs), ("mlp.fc2", signs)),
+    "signs of proj and fc2": each(("attn.proj", signs), ("mlp.fc2", signs)),
     "learned": None,  # it depends on the task
 }
 CANDIDATES = TRANSFORMER | INVERTED

@@ -38,6 +38,7 @@ def compress(
     options: SolverOptions = None,
     base: Base | None = None,
     path: Path | None = None,
+    device: str | None = None,
     announce: Callable[[Compression], None] | None = None,
     progress: Progress | None = None,
 ) -> Base:
@@ -57,6 +58,7 @@ def compress(
         options: Solver and recipe, as of `mimic`.
         base: What is rounded; default: what `mimic` makes.
         path: Where the base goes; without it it stays in memory, and `save_base` writes the same file.
+        device: Where pictures are looked at; default: CUDA where it is.
         announce: Called with the plan before it is carried out.
         progress: Called as the work goes on.
 
@@ -78,7 +80,7 @@ def compress(
         assert base is not None
         pixels = read_pictures(pictures, base.known_architecture(), progress)
         shapes = {name: matrices(name, t.shape) for name, t in tensors_of_base(base) if is_large(t.shape)}
-        curves, calibrated = curvatures(base, pixels, shapes, progress), {"pictures": len(pixels)}
+        curves, calibrated = curvatures(base, pixels, shapes, device, progress), {"pictures": len(pixels)}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         return tensors_of_source(source, layout) if base is None else tensors_of_base(base)

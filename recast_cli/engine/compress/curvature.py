@@ -15,7 +15,7 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.compress.matrices import Shape
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout import Bank, template_key
-from recast_cli.engine.run import augment, draw_windows
+from recast_cli.engine.run import augment, choose_device, draw_windows, ready
 
 Progress = Callable[[int, int, str], None]
 VIEWS = 4
@@ -59,7 +59,11 @@ class Curvature:
 
 
 def curvatures(
-    base: Base, pixels: Tensor, shapes: Mapping[str, Shape], progress: Progress | None = None
+    base: Base,
+    pixels: Tensor,
+    shapes: Mapping[str, Shape],
+    device: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Curvature]:
     """The Fisher information of some tensors of a base, as products of rows and columns.
 
@@ -73,17 +77,19 @@ def curvatures(
         base: Without codes, of a known architecture.
         pixels: (N, 3, H, W) uint8, without labels.
         shapes: Names of tensors, each seen as so many matrices.
+        device: cpu, cuda, …; default: CUDA where it is.
         progress: Called after every picture.
     """
     architecture = base.known_architecture()
-    model = merge(base)
+    where = choose_device(device)
+    model = ready(merge(base), where)
     gradients = {name: gradient_of(base, model, name) for name in shapes}
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
     for number, picture in enumerate(pixels):
-        image = normalise(picture[None], architecture.data)
+        image = normalise(picture[None].to(where), architecture.data)
         for view in range(VIEWS):
-            seen = augment(image, draw_windows(1, generator)) if view else image
+            seen = augment(image, draw_windows(1, generator).to(where)) if view else image
             model.zero_grad()
             with torch.enable_grad():
                 drawn_loss(model(seen), architecture.classifies, generator).backward()
@@ -106,7 +112,7 @@ def gradient_of(base: Base, model: nn.Module, name: str) -> Callable[[], Tensor]
 def template_gradient(base: Base, model: nn.Module, bank: Bank) -> Callable[[], Tensor]:
     """The gradient (n, *shape) of a bank's templates: by Eq. 1, each module's times what it takes of the template."""
     weights = [model.get_parameter(f"{module}.weight").requires_grad_(True) for module in bank.modules]
-    taken = torch.stack([base.coefficients(module).mean(0) for module in bank.modules])  # (layers, n)
+    taken = torch.stack([base.coefficients(module).mean(0) for module in bank.modules]).to(weights[0])  # (layers, n)
 
     def read() -> Tensor:
         found = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
@@ -144,7 +150,7 @@ def finished(sums: Mapping[str, tuple[Tensor, Tensor]], count: int) -> dict[str,
     least = FLOOR * sum(float(rows.sum(dtype=torch.float64)) for rows, _ in sums.values()) / count / max(values, 1)
     result = {}
     for name, (rows, products) in sums.items():
-        rows, products = rows.double() / count, products.double() / count
+        rows, products = rows.cpu().double() / count, products.cpu().double() / count
         if not bool(rows.sum(1).min() > 0):
             rows, products = rows + least * products.shape[-1], products + diagonal(products, least * rows.shape[1])
         rows = rows + DAMPING * rows.mean(1, keepdim=True)
