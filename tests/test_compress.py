@@ -167,6 +167,15 @@ def test_a_size_that_cannot_be_met_says_what_can(source, layout):
         compress(source, layout, size=least - 1)
 
 
+@pytest.mark.parametrize("numbers", [{"bits": 4}, {"size": 200_000}])
+def test_what_is_not_finite_is_not_rounded(numbers, source, layout):
+    broken = dict(source.tensors)
+    broken["pos_embed"] = broken["pos_embed"].clone()
+    broken["pos_embed"][0, 0, 0] = torch.nan
+    with pytest.raises(RecastError, match="pos_embed has values that are NaN"):
+        compress(replace(source, tensors=broken), layout, **numbers)
+
+
 def test_float16_is_taken_where_it_will_do(source, layout):
     base = compress(source, layout, size=source_bytes(source))
     assert base.compression["rounded"] == 0

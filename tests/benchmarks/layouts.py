@@ -200,6 +200,26 @@ def frequencies(tensor: Tensor) -> list[Tensor]:
     return [mean, tensor - mean]
 
 
+def centre(tensor: Tensor) -> list[Tensor]:
+    """The middle of every kernel's window, and what is around it."""
+    middle = torch.zeros_like(tensor)
+    y, x = (size // 2 for size in tensor.shape[2:])
+    middle[..., y, x] = tensor[..., y, x]
+    return [middle, tensor - middle]
+
+
+def directions(tensor: Tensor) -> list[Tensor]:
+    """The mean of every kernel over its window, what changes along one axis alone, and what is left."""
+    mean = tensor.mean((2, 3), keepdim=True).expand_as(tensor)
+    rows, columns = tensor.mean(3, keepdim=True) - mean, tensor.mean(2, keepdim=True) - mean
+    return [mean, rows + columns, tensor - mean - rows - columns]
+
+
+def both(*candidates: Candidate) -> Candidate:
+    """All coefficients of several candidates, which cut different modules."""
+    return lambda model: [each for candidate in candidates for each in candidate(model)]
+
+
 def pieces(how: Callable[[Tensor], list[Tensor]], *patterns: str) -> Candidate:
     """As many coefficients for each module that matches as `how` cuts its weight into parts."""
 
@@ -233,6 +253,11 @@ INVERTED: dict[str, Candidate | None] = {
     "signs of pw": pieces(signs, "blocks.*.conv_pw"),
     "signs of pwl": pieces(signs, "blocks.*.conv_pwl"),
     "frequencies of dw": pieces(frequencies, "blocks.*.conv_dw"),
+    "centres of dw": pieces(centre, "blocks.*.conv_dw"),
+    "directions of dw, last 16": pieces(directions, "blocks.[1-6].*.conv_dw"),
+    "frequencies of dw, pwl of stages 3 to 6": both(
+        pieces(frequencies, "blocks.*.conv_dw"), named("blocks.[3-6].*.conv_pwl")
+    ),
     "biases of stages 1 to 6": biases("blocks.[1-6].*.bn?"),
 }
 """For networks of inverted residual blocks, as MobileNetV2."""

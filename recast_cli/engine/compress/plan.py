@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from recast_cli.engine.compress.code import BITS, Code, Fixed, Half, code_bytes
@@ -90,10 +91,15 @@ def is_enough(source: Source, layout: Layout, options: SolverOptions, size: int)
 
 
 def halves(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Code]:
-    """The codes of small tensors."""
-    return {
-        name: Half(tuple(tensor.shape)) for name, tensor in tensors if not is_large(tensor.shape) and fits_half(tensor)
-    }
+    """The codes of small tensors. Raises RecastError where a large one cannot be rounded."""
+    codes: dict[str, Code] = {}
+    for name, tensor in tensors:
+        if not is_large(tensor.shape):
+            if fits_half(tensor):
+                codes[name] = Half(tuple(tensor.shape))
+        elif not torch.stack(tensor.float().aminmax()).isfinite().all():
+            raise RecastError(f"{name} has values that are NaN or infinite", "Give a sound checkpoint.")
+    return codes
 
 
 def fixed_code(name: str, tensor: Tensor, bits: int, group: int | None) -> Code:

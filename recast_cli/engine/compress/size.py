@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
@@ -28,31 +29,8 @@ ATTEMPTS = 4
 """At rounding everything, to come so near."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is to be rounded.
-
-    Attributes:
-        tensors: Reads all tensors of the base but its coefficients, one at a time, whenever it is called.
-        small: Codes of those that are not rounded.
-        curves: What errors of large tensors do, where that is known.
-        plan: The plan that codes make.
-        in_memory: Whether what is rounded may be kept.
-    """
-
-    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
-    small: Mapping[str, Code]
-    curves: Mapping[str, Curvature]
-    plan: Callable[[Mapping[str, Code]], Compression]
-    in_memory: bool
-
-    def large(self) -> Iterator[tuple[str, Tensor]]:
-        """Those that are rounded."""
-        return ((name, tensor) for name, tensor in self.tensors() if is_large(tensor.shape))
-
-
 class Sample(NamedTuple):
-    """What a tensor's bytes are told from.
+    """What a tensor's bytes are told from before it is rounded.
 
     Attributes:
         shape: The tensor's.
@@ -63,6 +41,52 @@ class Sample(NamedTuple):
     shape: tuple[int, ...]
     values: Tensor
     share: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be rounded to a size.
+
+    Attributes:
+        tensors: Reads all tensors of the base but its coefficients, one at a time, whenever it is called.
+        small: Codes of those that are not rounded.
+        curves: What errors of large tensors do, where that is known.
+        plan: The plan that codes make.
+        in_memory: Whether what is rounded may be kept.
+        kept: What is stored of each tensor that was rounded last, where it may be kept.
+    """
+
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    small: Mapping[str, Code]
+    curves: Mapping[str, Curvature]
+    plan: Callable[[Mapping[str, Code]], Compression]
+    in_memory: bool
+    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def large(self) -> Iterator[tuple[str, Tensor]]:
+        """Those that are rounded."""
+        return ((name, tensor) for name, tensor in self.tensors() if is_large(tensor.shape))
+
+    def foreseen(self, samples: Mapping[str, Sample], step: float | None) -> Compression:
+        """The plan as samples tell it; without a step, that of `FEWEST` bits."""
+        codes = dict(self.small)
+        for name, each in samples.items():
+            stream = FEWEST * prod(each.shape) / 8
+            if step is not None:
+                stream = each.share * len(deflate(integers(each.values / step))[0])
+            codes[name] = Deflated(each.shape, matrices(name, each.shape), int(stream), 0)
+        return self.plan(codes)
+
+    def rounded(self, step: float, count: int, progress: Progress | None) -> Compression:
+        """The plan once everything, `count` tensors, is rounded with a step."""
+        codes = dict(self.small)
+        for number, (name, tensor) in enumerate(self.large()):
+            codes[name], stored = to_steps(name, tensor, step, self.curves.get(name))
+            if self.in_memory:
+                self.kept[name] = stored
+            if progress:
+                progress(number + 1, count, f"rounding {name}")
+        return self.plan(codes)
 
 
 def fit(
@@ -84,52 +108,29 @@ def fit(
     """
     samples = {name: take(name, tensor, job.curves.get(name)) for name, tensor in job.large()}
     values = sum(prod(each.shape) for each in samples.values())
-
-    def foreseen(step: float | None) -> dict[str, Code]:
-        """Codes as the samples tell them; without a step those of `FEWEST` bits."""
-        codes = dict(job.small)
-        for name, each in samples.items():
-            bits = FEWEST * prod(each.shape) / 8
-            stream = bits if step is None else each.share * len(deflate(integers(each.values / step))[0])
-            codes[name] = Deflated(each.shape, matrices(name, each.shape), int(stream), 0)
-        return codes
-
-    least = job.plan(foreseen(None))
+    least = job.foreseen(samples, None)
     if least.nbytes > size:
         raise RecastError(
             f"{size:,} bytes are too few: the smallest base of this source and layout takes {least.nbytes:,} "
             f"({least.ratio:.1f}x)",
             "Ask for no less; most of a network is lost there already.",
         )
-    step = search_step(lambda step: job.plan(foreseen(step)).nbytes - size, values, NEAR * size)
+    step = search_step(lambda step: job.foreseen(samples, step).nbytes - size, values, NEAR * size)
     if announce:
-        announce(job.plan(foreseen(step)))
-    kept: dict[str, dict[str, Tensor]] = {}
-
-    def codes_at(step: float) -> dict[str, Code]:
-        codes = dict(job.small)
-        for number, (name, tensor) in enumerate(job.large()):
-            codes[name], stored = to_steps(name, tensor, step, job.curves.get(name))
-            if job.in_memory:
-                kept[name] = stored
-            if progress:
-                progress(number + 1, len(samples), f"rounding {name}")
-        return codes
-
-    attempts = 0
-    while True:
-        codes, attempts = codes_at(step), attempts + 1
-        excess = job.plan(codes).nbytes - size
-        if excess <= 0 and (excess >= -3 * NEAR * size or attempts >= ATTEMPTS):
+        announce(job.foreseen(samples, step))
+    for attempt in itertools.count(1):
+        plan = job.rounded(step, len(samples), progress)
+        excess = plan.nbytes - size
+        if excess <= 0 and (excess >= -3 * NEAR * size or attempt >= ATTEMPTS):
             break
         step *= 2 ** (8 * (excess + max(8, NEAR * size)) / values)
 
     def encode(name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
         if not isinstance(code, Deflated):
             return nearest(name, tensor, code)
-        return kept.get(name) or to_steps(name, tensor, step, job.curves.get(name))[1]
+        return job.kept.get(name) or to_steps(name, tensor, step, job.curves.get(name))[1]
 
-    return codes, encode
+    return plan.codes, encode
 
 
 def take(name: str, tensor: Tensor, curvature: Curvature | None) -> Sample:
