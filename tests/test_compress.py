@@ -170,9 +170,9 @@ def test_a_size_that_cannot_be_met_says_what_can(source, layout):
 @pytest.mark.parametrize("numbers", [{"bits": 4}, {"size": 200_000}])
 def test_what_is_not_finite_is_not_rounded(numbers, source, layout):
     broken = dict(source.tensors)
-    broken["pos_embed"] = broken["pos_embed"].clone()
-    broken["pos_embed"][0, 0, 0] = torch.nan
-    with pytest.raises(RecastError, match="pos_embed has values that are NaN"):
+    broken["patch_embed.proj.weight"] = broken["patch_embed.proj.weight"].clone()
+    broken["patch_embed.proj.weight"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(RecastError, match=r"patch_embed.proj.weight has values that are NaN"):
         compress(replace(source, tensors=broken), layout, **numbers)
 
 
