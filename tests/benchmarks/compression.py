@@ -29,7 +29,7 @@ from recast_cli.engine.compress.code import BITS, Code, Fixed, code_bytes, neare
 from recast_cli.engine.compress.compress import compress
 from recast_cli.engine.compress.matrices import is_large, tensors_of_base
 from recast_cli.engine.compress.pictures import read_pictures
-from recast_cli.engine.compress.plan import HALF, fixed_code, halves, planned, source_bytes
+from recast_cli.engine.compress.plan import HALF, fixed_code, planned, small_codes, source_bytes
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import class_indices, labelled_items
 from recast_cli.engine.finish import finished
@@ -179,7 +179,7 @@ def plain(source: Source, layout: Layout, size: int, path: Path) -> Base:
     """Rounding to the nearest in about one width, at most `size` bytes."""
     base = mimic(source, layout)
     large = {name: tensor for name, tensor in tensors_of_base(base) if is_large(tensor.shape)}
-    small = halves(tensors_of_base(base))
+    small = small_codes(tensors_of_base(base))
 
     def codes_of(bits: int) -> dict[str, Code]:
         return small | {name: fixed_code(name, tensor, bits, 64) for name, tensor in large.items()}

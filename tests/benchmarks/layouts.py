@@ -12,17 +12,15 @@ together (leave one task out), and a task then learns how much of them it wants.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-import itertools
 import json
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from candidates import CANDIDATES, FOUR, INVERTED, TRANSFORMER, Candidate, Pieces, blocks
 from common import arguments, report
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,16 +30,12 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base, load_base
 from recast_cli.engine.images import Images, decode, normalise
 from recast_cli.engine.learn import learn, probe_model, start_state
-from recast_cli.engine.network import features, find_modules
+from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.plan import pick_layout
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import augment, choose_device, draw_windows, precision, ready, training_precision
 from recast_cli.engine.splits import split_folder
 from recast_cli.engine.train import Part, State
-
-FOUR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-Candidate = Callable[[nn.Module], list[nn.Parameter]]
 
 
 class Task(NamedTuple):
@@ -51,240 +45,6 @@ class Task(NamedTuple):
     images: dict[str, Images]
     classes: int
     probe: Probe
-
-
-class Pieces(nn.Module):
-    """W = rest + sum_i c_i * part_i, with parts (n, *shape)."""
-
-    def __init__(self, parts: Tensor, rest: Tensor | None = None) -> None:
-        super().__init__()
-        self.register_buffer("parts", parts)
-        self.register_buffer("rest", torch.zeros_like(parts[0]) if rest is None else rest)
-
-    def forward(self, coefficients: Tensor) -> Tensor:
-        with torch.autocast(coefficients.device.type, enabled=False):
-            return self.rest + torch.tensordot(coefficients, self.parts, 1)
-
-
-def cut(module: nn.Module, parts: list[Tensor], name: str = "weight") -> nn.Parameter:
-    """Give each part of a module's tensor a coefficient of 1; what no part has stays."""
-    tensor = getattr(module, name).detach().clone()
-    stacked = torch.stack(parts)
-    setattr(module, name, nn.Parameter(torch.ones(len(parts))))
-    parametrize.register_parametrization(module, name, Pieces(stacked, tensor - stacked.sum(0)), unsafe=True)
-    return getattr(module.parametrizations, name).original  # type: ignore[union-attr, no-any-return]
-
-
-def masks(tensor: Tensor, dim: int, pieces: int) -> list[Tensor]:
-    """`pieces` tensors, each with its share of the rows (dim 0) or columns (dim 1), zero elsewhere."""
-    found = []
-    for part in range(pieces):
-        mask = torch.zeros_like(tensor)
-        place = slice(part * tensor.shape[dim] // pieces, (part + 1) * tensor.shape[dim] // pieces)
-        mask[(slice(None),) * dim + (place,)] = 1
-        found.append(tensor * mask)
-    return found
-
-
-def bands(tensor: Tensor, pieces: int) -> list[Tensor]:
-    """Parts of equal energy from the largest singular values to the smallest."""
-    u, s, vt = torch.linalg.svd(tensor, full_matrices=False)
-    energy = s.square().cumsum(0) / s.square().sum()
-    cuts = [0, *(int((energy < part / pieces).sum()) + 1 for part in range(1, pieces)), len(s)]
-    return [(u[:, a:b] * s[a:b]) @ vt[a:b] for a, b in itertools.pairwise(cuts)]
-
-
-def blocks(model: Any) -> list[Any]:
-    """The transformer's blocks."""
-    return list(model.blocks)
-
-
-def each(*plans: tuple[str, Callable[[Tensor], list[Tensor]]], first: int = 0, step: int = 1) -> Candidate:
-    """For every block from `first` on: (module, how its weight is cut)."""
-
-    def candidate(model: nn.Module) -> list[nn.Parameter]:
-        chosen = blocks(model)[first::step]
-        return [cut(b.get_submodule(n), how(b.get_submodule(n).weight.detach())) for b in chosen for n, how in plans]
-
-    return candidate
-
-
-def whole(tensor: Tensor) -> list[Tensor]:
-    """One piece."""
-    return [tensor]
-
-
-def query_and_value(tensor: Tensor) -> list[Tensor]:
-    """q and v of a fused weight; scaling k does what scaling q does."""
-    return masks(tensor, 0, 3)[::2]
-
-
-def scalars(*names: str, first: int = 0, step: int = 1) -> Candidate:
-    """One coefficient for each of these modules of each block."""
-    return each(*((name, whole) for name in names), first=first, step=step)
-
-
-def norms(model: nn.Module) -> list[nn.Parameter]:
-    """One coefficient for the weight and one for the bias of both normalisations of each block."""
-    places = [(norm, name) for b in blocks(model) for norm in (b.norm1, b.norm2) for name in ("weight", "bias")]
-    return [cut(norm, [getattr(norm, name).detach().clone()], name) for norm, name in places]
-
-
-def depth_functions(count: int) -> Candidate:
-    """Coefficients 1 + sum_j a_j cos(pi j (l + 1/2) / L) of depth l, `count` of them for each of twelve tensors."""
-    tensors = [(name, "weight", (0, 1)) for name in FOUR[1:]] + [(name, "bias", (0, 1)) for name in FOUR[1:]]
-    tensors += [("attn.qkv", kind, place) for kind in ("weight", "bias") for place in ((0, 3), (2, 3))]
-    tensors += [("norm1", "bias", (0, 1)), ("norm2", "bias", (0, 1))]
-
-    class Function(nn.Module):
-        def __init__(self, tensor: Tensor, parts: list[Tensor], row: Tensor, shared: list[nn.Parameter]) -> None:
-            super().__init__()
-            self.register_buffer("tensor", tensor)
-            self.parts, self.row, self.shared = parts, row, shared
-
-        def forward(self, _: Tensor) -> Tensor:
-            with torch.autocast("cpu", enabled=False):
-                return self.tensor + sum((self.row @ a) * p for a, p in zip(self.shared, self.parts, strict=True))
-
-    def candidate(model: nn.Module) -> list[nn.Parameter]:
-        depth = len(blocks(model))
-        grid = (torch.arange(depth) + 0.5)[:, None] * torch.arange(count) * math.pi / depth
-        shared = {tensor: nn.Parameter(torch.zeros(count)) for tensor in tensors}
-        for block, row in zip(blocks(model), grid.cos(), strict=True):
-            for module, name in dict.fromkeys(tensor[:2] for tensor in tensors):
-                own = [tensor for tensor in tensors if tensor[:2] == (module, name)]
-                target = block.get_submodule(module)
-                value = getattr(target, name).detach().clone()
-                parts = [masks(value, 0, pieces)[part] for _, _, (part, pieces) in own]
-                setattr(target, name, nn.Parameter(torch.zeros(1), requires_grad=False))
-                function = Function(value, parts, row, [shared[tensor] for tensor in own])
-                parametrize.register_parametrization(target, name, function, unsafe=True)
-        return list(shared.values())
-
-    return candidate
-
-
-def named(*patterns: str) -> Candidate:
-    """One coefficient for each linear and convolution module that matches a pattern."""
-
-    def candidate(model: nn.Module) -> list[nn.Parameter]:
-        names = [name for name in find_modules(model) if any(fnmatch.fnmatch(name, each) for each in patterns)]
-        return [cut(module, [module.weight.detach().clone()]) for module in map(model.get_submodule, names)]
-
-    return candidate
-
-
-def picked(model: nn.Module) -> list[nn.Parameter]:
-    """What `mimic` picks by itself."""
-    return named(*pick_layout(find_modules(model)).modules)(model)
-
-
-def halves(*patterns: str, dim: int) -> Candidate:
-    """Two coefficients for each module that matches, one for each half of its outputs (dim 0) or inputs (dim 1)."""
-
-    def candidate(model: nn.Module) -> list[nn.Parameter]:
-        names = [name for name in find_modules(model) if any(fnmatch.fnmatch(name, each) for each in patterns)]
-        return [cut(module, masks(module.weight.detach(), dim, 2)) for module in map(model.get_submodule, names)]
-
-    return candidate
-
-
-def signs(tensor: Tensor) -> list[Tensor]:
-    """What excites and what inhibits."""
-    return [tensor.clamp_min(0), tensor.clamp_max(0)]
-
-
-def frequencies(tensor: Tensor) -> list[Tensor]:
-    """The mean of every kernel over its window, and what is left."""
-    mean = tensor.mean((2, 3), keepdim=True).expand_as(tensor)
-    return [mean, tensor - mean]
-
-
-def centre(tensor: Tensor) -> list[Tensor]:
-    """The middle of every kernel's window, and what is around it."""
-    middle = torch.zeros_like(tensor)
-    y, x = (size // 2 for size in tensor.shape[2:])
-    middle[..., y, x] = tensor[..., y, x]
-    return [middle, tensor - middle]
-
-
-def directions(tensor: Tensor) -> list[Tensor]:
-    """The mean of every kernel over its window, what changes along one axis alone, and what is left."""
-    mean = tensor.mean((2, 3), keepdim=True).expand_as(tensor)
-    rows, columns = tensor.mean(3, keepdim=True) - mean, tensor.mean(2, keepdim=True) - mean
-    return [mean, rows + columns, tensor - mean - rows - columns]
-
-
-def both(*candidates: Candidate) -> Candidate:
-    """All coefficients of several candidates, which cut different modules."""
-    return lambda model: [each for candidate in candidates for each in candidate(model)]
-
-
-def pieces(how: Callable[[Tensor], list[Tensor]], *patterns: str) -> Candidate:
-    """As many coefficients for each module that matches as `how` cuts its weight into parts."""
-
-    def candidate(model: nn.Module) -> list[nn.Parameter]:
-        names = [name for name in find_modules(model) if any(fnmatch.fnmatch(name, each) for each in patterns)]
-        return [cut(module, how(module.weight.detach())) for module in map(model.get_submodule, names)]
-
-    return candidate
-
-
-def biases(*patterns: str) -> Candidate:
-    """One coefficient for the bias of each normalisation that matches."""
-
-    def candidate(model: nn.Module) -> list[nn.Parameter]:
-        found = [m for n, m in model.named_modules() if any(fnmatch.fnmatch(n, each) for each in patterns)]
-        return [cut(norm, [norm.bias.detach().clone()], "bias") for norm in found]
-
-    return candidate
-
-
-INVERTED: dict[str, Candidate | None] = {
-    "picked": picked,
-    "pw, dw, pwl of stages 1 to 6": named("blocks.[1-6].*"),
-    "pw and pwl": named("blocks.*.conv_pw", "blocks.*.conv_pwl"),
-    "pw and dw": named("blocks.*.conv_pw", "blocks.*.conv_dw"),
-    "dw and pwl": named("blocks.*.conv_dw", "blocks.*.conv_pwl"),
-    "pwl": named("blocks.*.conv_pwl"),
-    "output halves of pwl": halves("blocks.*.conv_pwl", dim=0),
-    "input halves of pwl": halves("blocks.*.conv_pwl", dim=1),
-    "signs of dw": pieces(signs, "blocks.*.conv_dw"),
-    "signs of pw": pieces(signs, "blocks.*.conv_pw"),
-    "signs of pwl": pieces(signs, "blocks.*.conv_pwl"),
-    "frequencies of dw": pieces(frequencies, "blocks.*.conv_dw"),
-    "centres of dw": pieces(centre, "blocks.*.conv_dw"),
-    "directions of dw, last 16": pieces(directions, "blocks.[1-6].*.conv_dw"),
-    "frequencies of dw, pwl of stages 3 to 6": both(
-        pieces(frequencies, "blocks.*.conv_dw"), named("blocks.[3-6].*.conv_pwl")
-    ),
-    "biases of stages 1 to 6": biases("blocks.[1-6].*.bn?"),
-}
-"""For networks of inverted residual blocks, as MobileNetV2."""
-TRANSFORMER: dict[str, Candidate | None] = {
-    "scalars": scalars(*FOUR),
-    "q, v, fc1, fc2": each(("attn.qkv", query_and_value), ("mlp.fc1", whole), ("mlp.fc2", whole)),
-    "norms": norms,
-    "heads of proj, fc2": each(("attn.proj", lambda tensor: masks(tensor, 1, 3)), ("mlp.fc2", whole)),
-    "bands of proj and fc2": each(*((name, lambda tensor: bands(tensor, 2)) for name in ("attn.proj", "mlp.fc2"))),
-    "input halves of proj and fc2": each(*((n, lambda t: masks(t, 1, 2)) for n in ("attn.proj", "mlp.fc2"))),
-    "output halves of proj and fc2": each(*((n, lambda t: masks(t, 0, 2)) for n in ("attn.proj", "mlp.fc2"))),
-    "functions of depth, 12 x 4": depth_functions(4),
-    "q, v, proj, fc1, fc2 and k, last 8": each(
-        ("attn.qkv", lambda tensor: masks(tensor, 0, 3)), *((n, whole) for n in FOUR[1:]), first=4
-    ),
-    # half the floats: what to leave out where modules outnumber the budget
-    "24: qkv, fc2": scalars("attn.qkv", "mlp.fc2"),
-    "24: proj, fc2": scalars("attn.proj", "mlp.fc2"),
-    "24: fc1, fc2": scalars("mlp.fc1", "mlp.fc2"),
-    "24: qkv, fc1": scalars("attn.qkv", "mlp.fc1"),
-    "24: all four of every other block": scalars(*FOUR, first=1, step=2),
-    "24: all four of the last half": scalars(*FOUR, first=6),
-    "signs of fc1 and fc2": each(("mlp.fc1", signs), ("mlp.fc2", signs)),
-    "signs of proj and fc2": each(("attn.proj", signs), ("mlp.fc2", signs)),
-    "learned": None,  # it depends on the task
-}
-CANDIDATES = TRANSFORMER | INVERTED
 
 
 def main() -> None:

@@ -169,10 +169,10 @@ def code_from_dict(value: dict[str, Any]) -> Code:
     shape = tuple(int(size) for size in value["shape"])
     if "stream" in value:
         count, rows, columns = (int(size) for size in value["matrices"])
-        deflated = Deflated(shape, (count, rows, columns), int(value["stream"]), int(value["low"]))
-        if count * rows * columns != math.prod(shape) or not 0 <= deflated.low <= 8:
+        found = Deflated(shape, (count, rows, columns), int(value["stream"]), int(value["low"]))
+        if count * rows * columns != math.prod(shape) or not 0 <= found.low <= 8:
             raise ValueError(f"no such code: {value}")
-        return deflated
+        return found
     if "bits" not in value:
         return Half(shape)
     fixed = Fixed(shape, int(value["columns"]), int(value["bits"]), int(value["group"]))

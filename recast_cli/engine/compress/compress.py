@@ -14,7 +14,7 @@ from recast_cli.engine.compress.code import Code, Encode, Fixed, nearest
 from recast_cli.engine.compress.curvature import Curvature, curvatures
 from recast_cli.engine.compress.matrices import is_large, matrices, tensors_of_base, tensors_of_source
 from recast_cli.engine.compress.pictures import list_pictures, read_pictures
-from recast_cli.engine.compress.plan import HALF, Compression, check, fixed_code, halves, is_enough, planned
+from recast_cli.engine.compress.plan import HALF, Compression, check, fixed_code, is_enough, planned, small_codes
 from recast_cli.engine.compress.rounding import to_bits
 from recast_cli.engine.compress.size import Job, fit
 from recast_cli.engine.errors import RecastError
@@ -86,7 +86,7 @@ def compress(
         return tensors_of_source(source, layout) if base is None else tensors_of_base(base)
 
     plan = partial(planned, source, layout, options)
-    codes: dict[str, Code] = halves(tensors())
+    codes: dict[str, Code] = small_codes(tensors())
     encode: Encode
     if size is None:
         codes |= {name: fixed_code(name, t, bits or HALF, group) for name, t in tensors() if is_large(t.shape)}

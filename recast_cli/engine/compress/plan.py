@@ -90,7 +90,7 @@ def is_enough(source: Source, layout: Layout, options: SolverOptions, size: int)
     return planned(source, layout, options, codes).nbytes <= size
 
 
-def halves(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Code]:
+def small_codes(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Code]:
     """The codes of small tensors. Raises RecastError where a large one cannot be rounded."""
     codes: dict[str, Code] = {}
     for name, tensor in tensors:
@@ -118,4 +118,4 @@ def check(size: int | None, bits: int | None, group: int | None) -> None:
     if group is not None and not 8 <= group <= 4096:
         raise RecastError(f"--group-size {group} is out of range", "Give 8 to 4096 values a scale; 64 is usual.")
     if group is not None and bits in (None, HALF):
-        raise RecastError("--group-size goes with fewer bits", "Give --bits, too: 2 to 8.")
+        raise RecastError("--group-size goes with --bits of 2 to 8", "Give --bits, too, or leave it out.")

@@ -55,10 +55,13 @@ def plain_steps(weights: Tensor) -> Steps:
 
 
 def curved_steps(curvature: Curvature) -> Steps:
-    """Steps with which every rounded value adds as much to the divergence: (step / 1)^2 / 24, before scaling.
+    """Steps with which every rounded value adds as much to the divergence: 1/24 nat, before they are scaled.
 
-    By error feedback an error of a column is made up for in those that follow, and what is left counts 1 / u^2 of the
-    products' inverse root U; see `feed_back`.
+    A value that counts F and is rounded to steps of s adds 1/2 F s^2/12. By error feedback an error of a column is made
+    up for in those that follow, and what is left counts 1/u^2, u the column's place on the diagonal of `root`.
+
+    Returns:
+        Of matrices (n, rows, columns), as of `plain_steps`.
     """
     columns = curvature.root.diagonal(dim1=-2, dim2=-1) if curvature.whole else curvature.products.rsqrt()
     mean = columns.log().mean(-1, keepdim=True).exp()  # float16 holds numbers around 1 best
