@@ -29,7 +29,7 @@ def test_default_layout(family):
     weights = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     layout = plan_layout(find_modules(model))
     assert 1 <= layout.coefficients <= 49
-    assert all(bank.templates == len(bank.modules) for bank in layout.banks)
+    assert all(bank.exact for bank in layout.banks)
     assert len(layout.modules) == len(set(layout.modules)) >= 1
     for bank in layout.banks:
         for module in bank.modules:

@@ -14,9 +14,16 @@ from torch import Tensor
 from recast_cli.engine.compress.code import Code, code_from_dict, code_to_dict
 from recast_cli.engine.digest import Hashed, digest
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import CODED_VERSION, FORMAT_VERSION, read_header, read_metadata, read_tensors
+from recast_cli.engine.files import (
+    CODED_VERSION,
+    FORMAT_VERSION,
+    MEANS_VERSION,
+    read_header,
+    read_metadata,
+    read_tensors,
+)
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
-from recast_cli.engine.mixture import mix
+from recast_cli.engine.mixture import expanded, mix
 from recast_cli.engine.tensors import Spec, StoredTensors, read_stored, specs
 from recast_cli.engine.writer import writing
 
@@ -33,7 +40,7 @@ class Base:
 
     Attributes:
         layout: Which modules are in which bank.
-        tensors: `banks.<bank>.templates` (n, *shape), `coefficients.<module>` (K, n), all else of the source; those
+        tensors: `banks.<bank>.templates` (bank.stored, *shape), `coefficients.<module>` (K, n), all else of the source; those
             that `codes` names as they are stored. Those of a base that `mimic` has just written are read from its file
             whenever they are asked for.
         base_id: Digest of layout and tensor bytes; tasks are bound to it.
@@ -69,9 +76,13 @@ class Base:
         code = self.codes.get(name)
         return self.tensors[name] if code is None else code.decode(name, self.tensors)
 
-    def templates(self, bank: Bank) -> Tensor:
-        """(n, *shape) in float32, whatever type they are stored in."""
+    def stored(self, bank: Bank) -> Tensor:
+        """The templates that the file holds, (bank.stored, *shape), in float32, whatever type they are stored in."""
         return self.value(template_key(bank)).float()
+
+    def templates(self, bank: Bank) -> Tensor:
+        """All templates that weights are mixed of: (n, *shape), float32."""
+        return expanded(self.stored(bank), bank)
 
     def coefficients(self, module: str) -> Tensor:
         """(K, n), float32."""
@@ -130,8 +141,8 @@ class Base:
 
 
 def shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a layout: templates (n, *shape), coefficients (K, n)."""
-    templates = {template_key(bank): (bank.templates, *bank.shape) for bank in layout.banks}
+    """Names and shapes of the stored tensors of a layout: templates (n, *shape), coefficients (K, n)."""
+    templates = {template_key(bank): (bank.stored, *bank.shape) for bank in layout.banks}
     return templates | {coefficient_key(module): shape for module, (_, shape) in layout.slices().items()}
 
 
@@ -165,7 +176,7 @@ def metadata_of(base: Base) -> dict[str, Any]:
     compressed = {**plain_codes(base.codes), "compression": base.compression} if base.codes else {}
     return {
         "kind": "base",
-        "format": CODED_VERSION if compressed else FORMAT_VERSION,
+        "format": MEANS_VERSION if any(b.means for b in base.layout.banks) else CODED_VERSION if compressed else FORMAT_VERSION,
         "base_id": base.base_id,
         "layout": base.layout.to_dict(),
         "architecture": asdict(base.architecture) if base.architecture else None,

@@ -49,7 +49,7 @@ def diagnose(base: Base) -> list[BankDiagnosis]:
             name=bank.name,
             group=bank.group,
             modules=bank.modules,
-            frobenius=template_distance(templates := base.templates(bank)),
+            frobenius=template_distance(templates := base.stored(bank)),
             entropy=template_entropy(templates),
             max_relative_error=max(base.errors[module]["relative_error"] for module in bank.modules),
             coefficient_similarity=similarity([base.coefficients(module).flatten() for module in bank.modules]),
@@ -84,7 +84,7 @@ def diagnose_roles(base: Base) -> list[RoleDiagnosis]:
         roles.setdefault((bank.role, bank.shape), []).append(bank)
     found = []
     for (role, shape), banks in roles.items():
-        products = inner_products([template for bank in banks for template in base.templates(bank)])
+        products = inner_products([template for bank in banks for template in base.stored(bank)])
         lengths = products.diagonal()
         pairs = lengths[:, None] + lengths - 2 * products
         count = len(products)

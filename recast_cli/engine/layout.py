@@ -20,7 +20,9 @@ class Bank:
         group: Number of the group among those of its role and shape, from 1 (g = ceil(l*G/L)).
         modules: Names of the modules in order of depth.
         shape: Shape of each weight and of each template.
-        templates: n, how many templates the bank holds.
+        templates: n, how many templates a weight is mixed of.
+        means: Whether the second half of the templates are the means of the first over the kernel's window
+            (`with_means`); the file then holds the first half alone.
     """
 
     name: str
@@ -29,11 +31,17 @@ class Bank:
     modules: tuple[str, ...]
     shape: tuple[int, ...]
     templates: int
+    means: bool = False
+
+    @property
+    def stored(self) -> int:
+        """How many templates the bank holds in the file."""
+        return self.templates // 2 if self.means else self.templates
 
     @property
     def exact(self) -> bool:
-        """True where n = layers: any source weights can be represented."""
-        return self.templates == len(self.modules)
+        """True where there is a stored template for each layer: any source weights can be represented."""
+        return self.stored == len(self.modules)
 
     @property
     def numel(self) -> int:
@@ -70,8 +78,8 @@ class Layout:
 
     @property
     def template_parameters(self) -> int:
-        """Scalars in all templates: sum over banks of n * numel."""
-        return sum(bank.templates * bank.numel for bank in self.banks)
+        """Scalars in all stored templates: sum over banks of n * numel."""
+        return sum(bank.stored * bank.numel for bank in self.banks)
 
     @property
     def source_parameters(self) -> int:
@@ -113,6 +121,8 @@ class Layout:
                 "modules": list(bank.modules),
                 "shape": list(bank.shape),
                 "templates": bank.templates,
+                # left out where there are none, so that older bases keep their id
+                **({"means": True} if bank.means else {}),
             }
             for bank in self.banks
         ]
@@ -130,6 +140,7 @@ class Layout:
                     modules=tuple(bank["modules"]),
                     shape=tuple(int(size) for size in bank["shape"]),
                     templates=int(bank["templates"]),
+                    means=bool(bank.get("means", False)),
                 )
                 for bank in value["banks"]
             )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from recast_cli.engine.base import (
     LONGEST_NUMBER,
@@ -26,6 +27,7 @@ from recast_cli.engine.compress.code import Code, Encode, nearest
 from recast_cli.engine.digest import Hashed, begin_hashes, digest, hash_templates, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
+from recast_cli.engine.mixture import expanded
 from recast_cli.engine.solve import (
     GradientOptions,
     Solution,
@@ -235,7 +237,7 @@ def decompose_bank(
     key = template_key(bank)
     templates, code = solution.templates.to(dtype), codes.get(key)
     stored = {key: templates} if code is None else findings.encoded(encode(key, templates, code))
-    kept = templates.float() if code is None else code.decode(key, stored)
+    kept = expanded(templates.float() if code is None else code.decode(key, stored), bank)
     findings.errors |= zip(bank.modules, Solution(kept, solution.coefficients).errors(stacked), strict=True)
     yield from stored.items()
 
@@ -269,7 +271,10 @@ def batches(source: Source, done: Container[str]) -> Iterator[dict[str, Tensor]]
 def solve(
     weights: Tensor, bank: Bank, layout: Layout, number: int, options: SolverOptions, progress: Progress | None
 ) -> Solution:
-    """One bank by the solver that the options stand for."""
+    """The stored templates of one bank by the solver that the options stand for, and coefficients (layers, K, n).
+
+    Coefficients of what is made of stored templates are 0, so that a weight is what the solver says.
+    """
     total = len(layout.banks) * (options.steps if options else 1)
 
     def step(done: int, loss: float) -> None:
@@ -277,13 +282,14 @@ def solve(
             progress(number * options.steps + done, total, f"{bank.name}  loss {loss:.3g}")
 
     if isinstance(options, GradientOptions):
-        return solve_gradient(weights, bank.templates, layout.sets, options, step)
-    if isinstance(options, VaeOptions):
-        return solve_vae(weights, bank.templates, layout.sets, options, step)
-    solution = solve_exact(weights, bank.templates, layout.sets)
-    if progress:
-        progress(number + 1, total, bank.name)
-    return solution
+        templates, coefficients = solve_gradient(weights, bank.stored, layout.sets, options, step)
+    elif isinstance(options, VaeOptions):
+        templates, coefficients = solve_vae(weights, bank.stored, layout.sets, options, step)
+    else:
+        templates, coefficients = solve_exact(weights, bank.stored, layout.sets)
+        if progress:
+            progress(number + 1, total, bank.name)
+    return Solution(templates, F.pad(coefficients, (0, bank.templates - bank.stored)))
 
 
 def check_memory(layout: Layout, kept: int, copies: int) -> None:

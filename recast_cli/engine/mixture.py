@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from recast_cli.engine.layout import Bank
 
 
 def mix(coefficients: Tensor, templates: Tensor) -> Tensor:
@@ -34,3 +37,18 @@ def restore(coefficients: Tensor, templates: Tensor) -> Tensor:
     mean = coefficients.mean(0)
     chosen = mean.nonzero().flatten().tolist()
     return templates[chosen[0]] if len(chosen) == 1 and mean[chosen[0]] == 1 else mix(coefficients, templates)
+
+
+def expanded(stored: Tensor, bank: Bank) -> Tensor:
+    """All templates of a bank (n, *shape) out of those that its file holds (bank.stored, *shape)."""
+    return with_means(stored) if bank.means else stored
+
+
+def with_means(templates: Tensor) -> Tensor:
+    """Templates (m, out, in, *kernel), and after them their means over the window: (2m, out, in, *kernel).
+
+    A mean blurs, and what is left of a kernel without it sees edges alone. So the two coefficients of a kernel, 1 and 0
+    for the source's, make a filter stronger, and sharper or softer.
+    """
+    means = templates.mean(tuple(range(3, templates.ndim)), keepdim=True)
+    return torch.cat([templates, means.expand_as(templates)])

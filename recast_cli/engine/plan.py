@@ -11,7 +11,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.layout import Bank, Layout
@@ -133,13 +133,16 @@ def bank_name(modules: Sequence[str]) -> str:
 
 
 def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
-    """The layout the tool picks for any network: one coefficient for each module, at most `budget` of them.
+    """The layout the tool picks for any network: exact, K = 1, at most `budget` coefficients.
 
-    n = 1 and K = 1, so W = c * T is exact, and the whole budget goes into reaching many modules, which gains more than
-    mixing the weights of few (docs/results.md). Families are taken whole while they fit, in the order of `preferred`;
-    of a first one that does not fit, the deepest modules. Where no two modules share role and shape, the largest are
-    taken.
+    Depthwise kernels, where a network of convolutions has them, get two coefficients each, see `kernel_banks`. Any
+    other network gets one for each module, n = 1: W = c * T, and the whole budget goes into reaching many modules,
+    which gains more than mixing the weights of few (docs/results.md). Families are taken whole while they fit, in the
+    order of `preferred`; of a first one that does not fit, the deepest modules. Where no two modules share role and
+    shape, the largest are taken.
     """
+    if kernels := kernel_banks(modules, budget):
+        return in_order("auto", 1, kernels)
     families = preferred(find_families(modules))
     if not families:
         largest = sorted(modules, key=lambda name: (-math.prod(modules[name]), depth_order(name)))[:budget]
@@ -152,6 +155,23 @@ def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
         if len(banks) + len(family.modules) <= budget:
             banks += make_banks(family, len(family.modules))
     return in_order("auto", 1, banks)
+
+
+def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
+    """Banks of one depthwise kernel and its mean over the window, of the deepest that fit into the budget.
+
+    None where a module is linear (a transformer's, or a ConvNeXt's, whose norms undo scales of depthwise kernels), or
+    where fewer than two kernels are depthwise: a first convolution of grey pictures looks like one.
+    """
+    if any(len(shape) < 3 for shape in modules.values()):
+        return []
+    kernels = [name for name, shape in modules.items() if shape[1] == 1 and math.prod(shape[2:]) > 1]
+    if len(kernels) < 2:
+        return []
+    deepest = sorted(kernels, key=depth_order)[-(budget // 2) :] if budget > 1 else []
+    families = find_families({name: modules[name] for name in deepest})
+    banks = [bank for family in families for bank in make_banks(family, len(family.modules))]
+    return [replace(bank, templates=2, means=True) for bank in banks]
 
 
 def preferred(families: Sequence[Family]) -> list[Family]:

@@ -130,7 +130,7 @@ def about_layout(base: Base) -> str:
     rows = []
     for (role, shape), banks in roles.items():
         modules = sum(len(bank.modules) for bank in banks)
-        held = sum(bank.templates * bank.numel for bank in banks)
+        held = sum(bank.stored * bank.numel for bank in banks)
         n = sorted({bank.templates for bank in banks})
         rows.append(
             [

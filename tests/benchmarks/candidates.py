@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recast_cli.engine.network import find_modules
-from recast_cli.engine.plan import pick_layout
+from recast_cli.engine.mixture import with_means
+from recast_cli.engine.plan import BUDGET, find_families, pick_layout, preferred
 
 FOUR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 Candidate = Callable[[nn.Module], list[nn.Parameter]]
@@ -133,9 +134,30 @@ def depth_functions(count: int) -> Candidate:
     return candidate
 
 
+def scaled(model: nn.Module) -> list[nn.Parameter]:
+    """One coefficient for each module of the roles with most weights: what `mimic` picks where nothing is depthwise."""
+    families = preferred(find_families(find_modules(model)))
+    names: list[str] = []
+    for family in families:
+        names += family.modules if len(names) + len(family.modules) <= BUDGET else ()
+    return pieces(whole, *names)(model)
+
+
+def mean(tensor: Tensor) -> list[Tensor]:
+    """The mean of every kernel over its window."""
+    return frequencies(tensor)[:1]
+
+
 def picked(model: nn.Module) -> list[nn.Parameter]:
-    """What `mimic` picks by itself."""
-    return pieces(whole, *pick_layout(find_modules(model)).modules)(model)
+    """What `mimic` picks for depthwise kernels: the weight, and beside it its mean over the window."""
+    names = pick_layout(find_modules(model)).modules
+    found = []
+    for module in map(model.get_submodule, names):
+        tensor = module.weight.detach().clone()
+        module.weight = nn.Parameter(torch.tensor([1.0, 0.0]))
+        parametrize.register_parametrization(module, "weight", Pieces(with_means(tensor[None])), unsafe=True)
+        found.append(module.parametrizations.weight.original)
+    return found
 
 
 def signs(tensor: Tensor) -> list[Tensor]:
@@ -191,6 +213,7 @@ def biases(*patterns: str) -> Candidate:
 
 INVERTED: dict[str, Candidate | None] = {
     "picked": picked,
+    "scaled": scaled,
     "pw, dw, pwl of stages 1 to 6": pieces(whole, "blocks.[1-6].*"),
     "pw and pwl": pieces(whole, "blocks.*.conv_pw", "blocks.*.conv_pwl"),
     "pw and dw": pieces(whole, "blocks.*.conv_pw", "blocks.*.conv_dw"),
@@ -202,6 +225,9 @@ INVERTED: dict[str, Candidate | None] = {
     "signs of pw": pieces(signs, "blocks.*.conv_pw"),
     "signs of pwl": pieces(signs, "blocks.*.conv_pwl"),
     "frequencies of dw": pieces(frequencies, "blocks.*.conv_dw"),
+    "frequencies of dw, stages 0 to 3": pieces(frequencies, "blocks.[0-3].*.conv_dw"),
+    "frequencies of dw, stages 4 to 6": pieces(frequencies, "blocks.[4-6].*.conv_dw"),
+    "means of dw": pieces(mean, "blocks.*.conv_dw"),
     "centres of dw": pieces(centre, "blocks.*.conv_dw"),
     "directions of dw, last 16": pieces(directions, "blocks.[1-6].*.conv_dw"),
     "frequencies of dw, pwl of stages 3 to 6": both(

@@ -110,9 +110,12 @@ def gradient_of(base: Base, model: nn.Module, name: str) -> Callable[[], Tensor]
 
 
 def template_gradient(base: Base, model: nn.Module, bank: Bank) -> Callable[[], Tensor]:
-    """The gradient (n, *shape) of a bank's templates: by Eq. 1, each module's times what it takes of the template."""
+    """The gradient of a bank's stored templates (n, *shape): by Eq. 1, each module's times what it takes of one.
+
+    What a module takes of their means counts as nothing, which is what mimicked modules take.
+    """
     weights = [model.get_parameter(f"{module}.weight").requires_grad_(True) for module in bank.modules]
-    taken = torch.stack([base.coefficients(module).mean(0) for module in bank.modules]).to(weights[0])  # (layers, n)
+    taken = torch.stack([base.coefficients(module).mean(0)[: bank.stored] for module in bank.modules]).to(weights[0])
 
     def read() -> Tensor:
         found = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]

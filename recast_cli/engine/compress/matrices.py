@@ -57,7 +57,7 @@ def tensors_of_source(source: Source, layout: Layout) -> Iterator[tuple[str, Ten
     mixed = {f"{module}.weight" for module in layout.modules}
     for bank in layout.banks:
         weights = torch.stack([source.tensors[f"{module}.weight"].float() for module in bank.modules])
-        yield template_key(bank), solve_exact(weights, bank.templates, layout.sets).templates
+        yield template_key(bank), solve_exact(weights, bank.stored, layout.sets).templates
     for name in specs(source.tensors):
         if name not in mixed:
             yield name, source.tensors[name]

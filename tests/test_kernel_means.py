@@ -1,0 +1,227 @@
+"""Depthwise kernels with two coefficients each: the kernel, and its mean over the window, which no file holds."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import recast
+from helpers import network, perturbed, pictures
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from recast_cli.engine.attach import attach, coefficient_parameters, merge
+from recast_cli.engine.base import load_base, save_base
+from recast_cli.engine.compress.compress import compress
+from recast_cli.engine.compress.curvature import template_gradient
+from recast_cli.engine.compress.plan import source_bytes
+from recast_cli.engine.diagnose import diagnose, diagnose_roles, template_entropy
+from recast_cli.engine.files import read_metadata
+from recast_cli.engine.gradients import cheap_gradients
+from recast_cli.engine.layout import Layout, template_key
+from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mixture import with_means
+from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.restore import write_source
+from recast_cli.engine.solve import GradientOptions
+from recast_cli.engine.source import from_model, open_source
+from recast_cli.engine.switch import Switcher
+
+NAME, ARGS = "test_efficientnet", {"num_classes": 3}
+
+
+@pytest.fixture(scope="module")
+def source():
+    return from_model(NAME, network(NAME, ARGS), ARGS)
+
+
+@pytest.fixture(scope="module")
+def layout(source):
+    return plan_layout(source.modules)
+
+
+@pytest.fixture(scope="module")
+def base(source, layout):
+    return mimic(source, layout)
+
+
+def depthwise(model):
+    """Names of all convolutions with a filter of one channel for each channel."""
+    return [
+        name
+        for name, each in model.named_modules()
+        if isinstance(each, torch.nn.Conv2d) and each.groups == each.in_channels > 1 and each.kernel_size != (1, 1)
+    ]
+
+
+def by_loops(kernel, coefficients):
+    """a * W + b * mean(W), entry by entry, of a kernel (channels, 1, height, width)."""
+    found = np.empty_like(kernel)
+    for channel, filters in enumerate(kernel[:, 0]):
+        mean = sum(float(value) for value in filters.ravel()) / filters.size
+        for place in np.ndindex(*filters.shape):
+            found[(channel, 0, *place)] = coefficients[0] * filters[place] + coefficients[1] * mean
+    return found
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 3), (4, 1, 3, 3), (6, 1, 1, 5), (2, 1, 2, 3, 4)])
+def test_means_are_over_the_window_alone(shape):
+    templates = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = with_means(templates)
+    assert found.shape == (4, *shape)
+    assert torch.equal(found[:2], templates)
+    for template, mean in zip(templates.flatten(0, 2), found[2:].flatten(0, 2), strict=True):
+        expected = sum(template.flatten().tolist()) / template.numel()
+        np.testing.assert_allclose(mean.numpy(), np.full(mean.shape, expected), rtol=1e-12)
+
+
+def test_all_depthwise_kernels_and_nothing_else_are_picked(source, layout):
+    wanted = depthwise(source.network())
+    assert len(wanted) > 2
+    assert list(layout.modules) == wanted
+    assert layout.coefficients == layout.degrees_of_freedom == 2 * len(wanted)
+    assert all((bank.templates, bank.stored, bank.means) == (2, 1, True) for bank in layout.banks)
+    assert layout.template_parameters == layout.source_parameters == sum(math.prod(b.shape) for b in layout.banks)
+
+
+KERNELS = {f"blocks.{i}.dw": (8, 1, 3, 3) for i in range(30)} | {f"blocks.{i}.pw": (8, 8, 1, 1) for i in range(30)}
+
+
+@pytest.mark.parametrize(("budget", "count"), [(49, 24), (48, 24), (5, 2), (3, 1), (2, 1)])
+def test_the_deepest_within_the_budget(budget, count):
+    layout = plan_layout(KERNELS, budget=budget)
+    assert layout.modules == tuple(f"blocks.{i}.dw" for i in range(30 - count, 30))
+    assert layout.coefficients == 2 * count
+
+
+@pytest.mark.parametrize(
+    ("modules", "budget"),
+    [
+        (KERNELS, 1),  # no room for two
+        (KERNELS | {"neck": (8, 8)}, 49),  # a linear module
+        ({name: shape for name, shape in KERNELS.items() if "pw" in name} | {"stem": (8, 1, 3, 3)}, 49),  # grey pictures
+        ({name: (8, 1, 1, 1) for name in KERNELS}, 49),  # nothing to take a mean of
+    ],
+)
+def test_other_networks_keep_one_coefficient_a_module(modules, budget):
+    assert not any(bank.means for bank in plan_layout(modules, budget=budget).banks)
+
+
+def test_layouts_that_are_spelt_out_take_no_means(source):
+    for choice in ({"patterns": ["blocks.*.conv_dw"]}, {"templates": 1}, {"sets": 2}):
+        layout = plan_layout(source.modules, **choice)
+        assert not any(bank.means for bank in layout.banks)
+        assert '"means"' not in json.dumps(layout.to_dict())  # ids of bases from before there were any
+
+
+def test_a_layout_is_read_back(layout):
+    assert Layout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+
+
+def test_mimicked_weights_are_the_source_to_the_bit(source, base):
+    for bank in base.layout.banks:
+        assert torch.equal(base.tensors[template_key(bank)], source.tensors[f"{bank.modules[0]}.weight"][None])
+    assert base.vector.tolist() == [1, 0] * len(base.layout.modules)
+    assert all(error == {"relative_error": 0, "cosine": 1} for error in base.errors.values())
+    state = base.state()
+    assert all(torch.equal(state[name], tensor) for name, tensor in source.tensors.items())
+
+
+def test_weights_of_a_task_are_the_loops(source, base):
+    vector = perturbed(base)
+    state = merge(base, vector).state_dict()
+    for name, pair in zip(base.layout.modules, vector.view(-1, 2).tolist(), strict=True):
+        kernel = source.tensors[f"{name}.weight"].double().numpy()
+        np.testing.assert_allclose(state[f"{name}.weight"].numpy(), by_loops(kernel, pair), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_attached_merged_and_switched_networks_agree(base):
+    vector, images = perturbed(base), pictures(2, 96)
+    wanted = merge(base, vector)(images)
+    assert not torch.allclose(wanted, merge(base)(images), rtol=1e-2)
+    torch.testing.assert_close(attach(base, vector)(images), wanted)
+    torch.testing.assert_close(Switcher(base, "cpu").switch(vector)(images), wanted)
+
+
+def test_gradients_are_those_of_the_formula(base):
+    """d/da = <dL/dW, W>, d/db = <dL/dW, mean(W)>, with and without the cheap roads."""
+    images, places = pictures(2, 64), base.layout.modules
+    plain = merge(base)
+    weights = [plain.get_parameter(f"{name}.weight").requires_grad_(True) for name in places]
+    expected = []
+    for weight, gradient in zip(weights, torch.autograd.grad(plain(images).square().sum(), weights), strict=True):
+        mean = weight.mean((2, 3), keepdim=True).expand_as(weight)
+        expected += [float((gradient * weight).sum()), float((gradient * mean).sum())]
+    model = attach(base)
+    found = torch.autograd.grad(model(images).square().sum(), coefficient_parameters(model, base))
+    torch.testing.assert_close(torch.cat([g.flatten() for g in found]), torch.tensor(expected), rtol=1e-3, atol=1e-3)
+    with cheap_gradients(model):
+        cheap = torch.autograd.grad(model(images).square().sum(), coefficient_parameters(model, base))
+    torch.testing.assert_close(cheap, found, rtol=1e-3, atol=1e-3)
+
+
+def test_file_holds_each_kernel_once(source, layout, base, tmp_path):
+    written = mimic(source, layout, path=tmp_path / "streamed")
+    saved = save_base(base, tmp_path / "saved")
+    assert (tmp_path / "streamed").read_bytes() == (tmp_path / "saved").read_bytes()
+    for bank in layout.banks:
+        assert load_file(tmp_path / "saved")[template_key(bank)].shape == (1, *bank.shape)
+    assert read_metadata(tmp_path / "saved")["format"] == 3
+    read = load_base(tmp_path / "saved")
+    assert read.layout == layout
+    assert read.base_id == saved.base_id == written.base_id == base.base_id
+    assert torch.equal(read.templates(layout.banks[0]), with_means(read.stored(layout.banks[0])))
+    assert write_source(read, tmp_path / "source")  # the digest of the source, bit by bit
+
+
+def test_means_are_of_what_a_compressed_base_holds(source, layout):
+    base = compress(source, layout, size=source_bytes(source) // 3)
+    vector = perturbed(base)
+    state = base.state(vector)
+    for bank, pair in zip(layout.banks, vector.view(-1, 2).tolist(), strict=True):
+        expected = by_loops(base.stored(bank)[0].numpy(), pair)
+        np.testing.assert_allclose(state[f"{bank.modules[0]}.weight"].numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert base.codes.keys() >= {template_key(bank) for bank in layout.banks}
+
+
+def test_curvature_is_of_the_stored_kernel(base):
+    bank = base.layout.banks[0]
+    model, images = merge(base), pictures(2, 64)
+    read = template_gradient(base, model, bank)
+    F.cross_entropy(model(images), torch.tensor([0, 1])).backward()
+    assert torch.equal(read()[0], model.get_parameter(f"{bank.modules[0]}.weight").grad)
+
+
+def test_calibrated_and_solved_by_descent(source, layout, data):
+    small = compress(source, layout, size=source_bytes(source) // 4, pictures=data)
+    assert small.compression["calibrated"] == {"pictures": 36}
+    solved = mimic(source, layout, options=GradientOptions(steps=3))
+    assert solved.vector.view(-1, 2)[:, 1].tolist() == [0] * len(layout.modules)
+    for bank in layout.banks:
+        error = (solved.state()[f"{bank.modules[0]}.weight"] - source.tensors[f"{bank.modules[0]}.weight"]).norm()
+        expected = solved.errors[bank.modules[0]]["relative_error"]
+        assert math.isclose(float(error / source.tensors[f"{bank.modules[0]}.weight"].norm()), expected, rel_tol=1e-4)
+
+
+def test_diagnoses_are_of_what_the_file_holds(base):
+    for found, bank in zip(diagnose(base), base.layout.banks, strict=True):
+        assert found.frobenius is None  # one template a bank
+        assert found.entropy == template_entropy(base.stored(bank))
+    assert sum(role.templates for role in diagnose_roles(base)) == len(base.layout.banks)
+
+
+def test_from_checkpoint_to_task_and_export(tmp_path, data):
+    save_file(network(NAME, ARGS).state_dict(), "net.safetensors")
+    made = recast("mimic", "net.safetensors", "--architecture", NAME, "-o", "base.safetensors", "--json")
+    assert json.loads(made.stdout)["coefficients"] == 2 * len(depthwise(network(NAME, ARGS)))
+    done = recast("adapt", "--task", "t", "--data", str(data), "--image-size", "64", "--epochs", "2", "--batch-size", "8")
+    assert done.exit_code == 0
+    moved = load_file("tasks/t/coefficients.safetensors")["coefficients"].view(-1, 2) - torch.tensor([1.0, 0.0])
+    assert (moved != 0).any(0).all()  # kernels and means alike
+    shown = recast("inspect", "base.safetensors", "--plot", "report.html", "--json")
+    assert shown.exit_code == 0
+    exported = recast("export", "base.safetensors", "--task", "t", "--format", "safetensors", "-o", "out", "--json")
+    assert json.loads(exported.stdout)["max_logit_difference"] == 0
+    assert open_source("net.safetensors", architecture=NAME).modules.keys() >= set(load_base("base.safetensors").layout.modules)
