@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from recast_cli.engine.digest import tensors_digest
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import (
-    MEANS_VERSION,
     FORMAT_VERSION,
+    MEANS_VERSION,
     atomic,
     read_header,
     read_metadata,

@@ -28,7 +28,7 @@ from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source import from_model, open_source
 from recast_cli.engine.switch import Switcher
 
-NAME, ARGS = "test_efficientnet", {"num_classes": 3}
+NAME, ARGS = "mobilenetv2_035", {"num_classes": 3}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_means_are_over_the_window_alone(shape):
 
 def test_all_depthwise_kernels_and_nothing_else_are_picked(source, layout):
     wanted = depthwise(source.network())
-    assert len(wanted) > 2
+    assert len(wanted) == 17
     assert list(layout.modules) == wanted
     assert layout.coefficients == layout.degrees_of_freedom == 2 * len(wanted)
     assert all((bank.templates, bank.stored, bank.means) == (2, 1, True) for bank in layout.banks)
@@ -100,7 +100,8 @@ def test_the_deepest_within_the_budget(budget, count):
     [
         (KERNELS, 1),  # no room for two
         (KERNELS | {"neck": (8, 8)}, 49),  # a linear module
-        ({name: shape for name, shape in KERNELS.items() if "pw" in name} | {"stem": (8, 1, 3, 3)}, 49),  # grey pictures
+        ({name: shape for name, shape in KERNELS.items() if "pw" in name} | {"stem": (8, 1, 3, 3)}, 3),  # grey pictures
+        ({name: shape for name, shape in KERNELS.items() if "pw" in name or int(name.split(".")[1]) < 11}, 49),
         ({name: (8, 1, 1, 1) for name in KERNELS}, 49),  # nothing to take a mean of
     ],
 )
@@ -152,6 +153,7 @@ def test_gradients_are_those_of_the_formula(base):
     weights = [plain.get_parameter(f"{name}.weight").requires_grad_(True) for name in places]
     expected = []
     for weight, gradient in zip(weights, torch.autograd.grad(plain(images).square().sum(), weights), strict=True):
+        weight = weight.detach()
         mean = weight.mean((2, 3), keepdim=True).expand_as(weight)
         expected += [float((gradient * weight).sum()), float((gradient * mean).sum())]
     model = attach(base)
@@ -216,12 +218,18 @@ def test_from_checkpoint_to_task_and_export(tmp_path, data):
     save_file(network(NAME, ARGS).state_dict(), "net.safetensors")
     made = recast("mimic", "net.safetensors", "--architecture", NAME, "-o", "base.safetensors", "--json")
     assert json.loads(made.stdout)["coefficients"] == 2 * len(depthwise(network(NAME, ARGS)))
-    done = recast("adapt", "--task", "t", "--data", str(data), "--image-size", "64", "--epochs", "2", "--batch-size", "8")
+    done = recast(
+        "adapt", "--task", "t", "--data", str(data), "--image-size", "64", "--epochs", "2", "--batch-size", "8"
+    )
     assert done.exit_code == 0
     moved = load_file("tasks/t/coefficients.safetensors")["coefficients"].view(-1, 2) - torch.tensor([1.0, 0.0])
     assert (moved != 0).any(0).all()  # kernels and means alike
     shown = recast("inspect", "base.safetensors", "--plot", "report.html", "--json")
     assert shown.exit_code == 0
-    exported = recast("export", "base.safetensors", "--task", "t", "--format", "safetensors", "-o", "out", "--json")
+    exported = recast(
+        "export", "base.safetensors", "--task", "t", "--format", "safetensors", "-o", "out.safetensors", "--json"
+    )
     assert json.loads(exported.stdout)["max_logit_difference"] == 0
-    assert open_source("net.safetensors", architecture=NAME).modules.keys() >= set(load_base("base.safetensors").layout.modules)
+    assert open_source("net.safetensors", architecture=NAME).modules.keys() >= set(
+        load_base("base.safetensors").layout.modules
+    )

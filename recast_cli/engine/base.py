@@ -40,9 +40,9 @@ class Base:
 
     Attributes:
         layout: Which modules are in which bank.
-        tensors: `banks.<bank>.templates` (bank.stored, *shape), `coefficients.<module>` (K, n), all else of the source; those
-            that `codes` names as they are stored. Those of a base that `mimic` has just written are read from its file
-            whenever they are asked for.
+        tensors: `banks.<bank>.templates` (bank.stored, *shape), `coefficients.<module>` (K, n), all else of the source;
+            those that `codes` names as they are stored. Those of a base that `mimic` has just written are read from its
+            file whenever they are asked for.
         base_id: Digest of layout and tensor bytes; tasks are bound to it.
         architecture: None where nobody knows it.
         source: Name of the source; `source_digest` its digest.
@@ -176,7 +176,11 @@ def metadata_of(base: Base) -> dict[str, Any]:
     compressed = {**plain_codes(base.codes), "compression": base.compression} if base.codes else {}
     return {
         "kind": "base",
-        "format": MEANS_VERSION if any(b.means for b in base.layout.banks) else CODED_VERSION if compressed else FORMAT_VERSION,
+        "format": MEANS_VERSION
+        if any(b.means for b in base.layout.banks)
+        else CODED_VERSION
+        if compressed
+        else FORMAT_VERSION,
         "base_id": base.base_id,
         "layout": base.layout.to_dict(),
         "architecture": asdict(base.architecture) if base.architecture else None,

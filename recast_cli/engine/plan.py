@@ -161,14 +161,15 @@ def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
     """Banks of one depthwise kernel and its mean over the window, of the deepest that fit into the budget.
 
     None where a module is linear (a transformer's, or a ConvNeXt's, whose norms undo scales of depthwise kernels), or
-    where fewer than two kernels are depthwise: a first convolution of grey pictures looks like one.
+    where so few kernels are depthwise that half of the budget would be left. A first convolution of grey pictures
+    looks like one, too.
     """
     if any(len(shape) < 3 for shape in modules.values()):
         return []
     kernels = [name for name, shape in modules.items() if shape[1] == 1 and math.prod(shape[2:]) > 1]
-    if len(kernels) < 2:
+    if len(kernels) < max(2, budget // 4) or budget < 2:
         return []
-    deepest = sorted(kernels, key=depth_order)[-(budget // 2) :] if budget > 1 else []
+    deepest = sorted(kernels, key=depth_order)[-(budget // 2) :]
     families = find_families({name: modules[name] for name in deepest})
     banks = [bank for family in families for bank in make_banks(family, len(family.modules))]
     return [replace(bank, templates=2, means=True) for bank in banks]

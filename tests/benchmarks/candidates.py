@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.network import find_modules
 from recast_cli.engine.mixture import with_means
+from recast_cli.engine.network import find_modules
 from recast_cli.engine.plan import BUDGET, find_families, pick_layout, preferred
 
 FOUR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
