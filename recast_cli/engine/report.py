@@ -131,14 +131,14 @@ def about_layout(base: Base) -> str:
     for (role, shape), banks in roles.items():
         modules = sum(len(bank.modules) for bank in banks)
         held = sum(bank.stored * bank.numel for bank in banks)
-        n = sorted({bank.templates for bank in banks})
+        n = sorted({bank.stored for bank in banks})
         rows.append(
             [
                 role,
                 " × ".join(map(str, shape)),
                 str(modules),
                 str(len(banks)),
-                "–".join(map(str, (n[0], n[-1]) if len(n) > 1 else n)),
+                "–".join(map(str, (n[0], n[-1]) if len(n) > 1 else n)) + (" and means" if banks[0].means else ""),
                 str(sum(len(bank.modules) * bank.templates * layout.sets for bank in banks)),
                 with_bar(f"{held:,}", held / total),
             ]

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.mixture import with_means
 from recast_cli.engine.network import find_modules
-from recast_cli.engine.plan import BUDGET, find_families, pick_layout, preferred
+from recast_cli.engine.plan import BUDGET, find_families, preferred
 
 FOUR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 Candidate = Callable[[nn.Module], list[nn.Parameter]]
@@ -148,16 +147,30 @@ def mean(tensor: Tensor) -> list[Tensor]:
     return frequencies(tensor)[:1]
 
 
-def picked(model: nn.Module) -> list[nn.Parameter]:
-    """What `mimic` picks for depthwise kernels: the weight, and beside it its mean over the window."""
-    names = pick_layout(find_modules(model)).modules
-    found = []
-    for module in map(model.get_submodule, names):
-        tensor = module.weight.detach().clone()
-        module.weight = nn.Parameter(torch.tensor([1.0, 0.0]))
-        parametrize.register_parametrization(module, "weight", Pieces(with_means(tensor[None])), unsafe=True)
-        found.append(module.parametrizations.weight.original)
-    return found
+def blended(basis: Callable[[Tensor], list[Tensor]], *patterns: str) -> Candidate:
+    """For each module that matches, coefficients 1 and 0 of its weight and of what `basis` makes of it beside."""
+
+    def candidate(model: nn.Module) -> list[nn.Parameter]:
+        names = [name for name in find_modules(model) if any(fnmatch.fnmatch(name, each) for each in patterns)]
+        found = []
+        for module in map(model.get_submodule, names):
+            parts = torch.stack(basis(module.weight.detach().clone()))
+            module.weight = nn.Parameter(torch.tensor([1.0, 0.0]))
+            parametrize.register_parametrization(module, "weight", Pieces(parts), unsafe=True)
+            found.append(module.parametrizations.weight.original)
+        return found
+
+    return candidate
+
+
+def beside_mean(tensor: Tensor) -> list[Tensor]:
+    """The weight, and the mean of every kernel over its window."""
+    return [tensor, frequencies(tensor)[0]]
+
+
+def beside_mirror(tensor: Tensor) -> list[Tensor]:
+    """The weight, and the weight with what is left beside its mean turned round: as orthogonal as mean and rest."""
+    return [tensor, 2 * frequencies(tensor)[0] - tensor]
 
 
 def signs(tensor: Tensor) -> list[Tensor]:
@@ -212,7 +225,8 @@ def biases(*patterns: str) -> Candidate:
 
 
 INVERTED: dict[str, Candidate | None] = {
-    "picked": picked,
+    "dw and its mean": blended(beside_mean, "blocks.*.conv_dw"),
+    "dw and its mirror": blended(beside_mirror, "blocks.*.conv_dw"),
     "scaled": scaled,
     "pw, dw, pwl of stages 1 to 6": pieces(whole, "blocks.[1-6].*"),
     "pw and pwl": pieces(whole, "blocks.*.conv_pw", "blocks.*.conv_pwl"),
@@ -225,6 +239,7 @@ INVERTED: dict[str, Candidate | None] = {
     "signs of pw": pieces(signs, "blocks.*.conv_pw"),
     "signs of pwl": pieces(signs, "blocks.*.conv_pwl"),
     "frequencies of dw": pieces(frequencies, "blocks.*.conv_dw"),
+    "frequencies of dw and stem": pieces(frequencies, "conv_stem", "blocks.*.conv_dw"),
     "frequencies of dw, stages 0 to 3": pieces(frequencies, "blocks.[0-3].*.conv_dw"),
     "frequencies of dw, stages 4 to 6": pieces(frequencies, "blocks.[4-6].*.conv_dw"),
     "means of dw": pieces(mean, "blocks.*.conv_dw"),

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112, help="pixels (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.02, 0.05], help="the better one counts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="their mean counts")
     parser.add_argument("--log", type=Path, default=Path("layouts.jsonl"), help="finished runs; the next call goes on")
     options = parser.parse_args()
     base = load_base(options.base)
@@ -64,9 +65,12 @@ def main() -> None:
     for name in names:
         best: dict[str, float] = {}
         for task in tasks:
-            runs = [logged(options.log, base, task, name, lr, options, tasks) for lr in options.lr]
-            best[task.name] = 100 * max(run["val_top1"] for run in runs)
-            floats = runs[0]["floats"]
+            runs = [
+                [logged(options.log, base, task, name, lr, s, options, tasks) for s in options.seeds]
+                for lr in options.lr
+            ]
+            best[task.name] = 100 * max(sum(run["val_top1"] for run in each) / len(each) for each in runs)
+            floats = runs[0][0]["floats"]
         rows.append({"coefficients": name, "floats": floats, **best, "mean": sum(best.values()) / len(best)})
     probes = {task.name: 100 * task.probe.val_top1 for task in tasks}
     rows.append({"coefficients": "linear probe", "floats": 0, **probes, "mean": sum(probes.values()) / len(probes)})
@@ -90,26 +94,32 @@ def open_task(base: Base, data: Path, size: int) -> Task:
     return Task(data.name, images, len(split.classes), probe)
 
 
-def logged(log: Path, base: Base, task: Task, name: str, lr: float, options: Any, tasks: list[Task]) -> dict[str, Any]:
+def logged(
+    log: Path, base: Base, task: Task, name: str, lr: float, seed: int, options: Any, tasks: list[Task]
+) -> dict[str, Any]:
     """A finished run of the log, else a new one, which is added."""
-    key = [name, task.name, lr, options.epochs, options.image_size, base.base_id]
+    key = [name, task.name, lr, seed, options.epochs, options.image_size, base.base_id]
     for line in log.read_text().splitlines() if log.exists() else ():
         if (known := json.loads(line))["key"] == key:
             return known
     candidate = CANDIDATES[name] or learned(base, [each for each in tasks if each is not task], options)
     model = ready(merge(base, image_size=options.image_size), choose_device())
     parameters = candidate(model)
-    reached = fit(model, parameters, task, lr, base, options)
-    found = {"key": key, "floats": sum(each.numel() for each in parameters), "val_top1": reached.val_top1}
+    reached = fit(model, parameters, task, lr, seed, base, options)
+    loss = reached.history[reached.best_epoch].val_loss
+    floats = sum(each.numel() for each in parameters)
+    found = {"key": key, "floats": floats, "val_top1": reached.val_top1, "val_loss": loss}
     with log.open("a") as stream:
         stream.write(json.dumps(found) + "\n")
-    print(f"{task.name}  {name}  lr {lr}  val {100 * found['val_top1']:.1f}", flush=True)
+    print(f"{task.name}  {name}  lr {lr}  seed {seed}  val {100 * found['val_top1']:.1f}", flush=True)
     return found
 
 
-def fit(model: nn.Module, parameters: list[nn.Parameter], task: Task, lr: float, base: Base, options: Any) -> State:
+def fit(
+    model: nn.Module, parameters: list[nn.Parameter], task: Task, lr: float, seed: int, base: Base, options: Any
+) -> State:
     """What `adapt` does, from the linear probe to the head that is solved once more."""
-    recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr)
+    recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr, seed=seed)
     data, state = base.known_architecture().data, start_state(parameters, task.probe, recipe)
     solve = partial(probe_model, model, task.images, task.classes, None, data, choose_device(), None)
     return learn(model, [Part(parameters, lr)], state, task.images, data, recipe, None, solve)
