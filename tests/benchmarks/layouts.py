@@ -106,9 +106,7 @@ def logged(
     model = ready(merge(base, image_size=options.image_size), choose_device())
     parameters = candidate(model)
     reached = fit(model, parameters, task, lr, seed, base, options)
-    loss = reached.history[reached.best_epoch].val_loss
-    floats = sum(each.numel() for each in parameters)
-    found = {"key": key, "floats": floats, "val_top1": reached.val_top1, "val_loss": loss}
+    found = {"key": key, "floats": sum(each.numel() for each in parameters), "val_top1": reached.val_top1}
     with log.open("a") as stream:
         stream.write(json.dumps(found) + "\n")
     print(f"{task.name}  {name}  lr {lr}  seed {seed}  val {100 * found['val_top1']:.1f}", flush=True)
