@@ -227,6 +227,8 @@ def biases(*patterns: str) -> Candidate:
 INVERTED: dict[str, Candidate | None] = {
     "dw and its mean": blended(beside_mean, "blocks.*.conv_dw"),
     "dw and its mirror": blended(beside_mirror, "blocks.*.conv_dw"),
+    "dw, stem and their means": blended(beside_mean, "conv_stem", "blocks.*.conv_dw"),
+    "dw, stem and their mirrors": blended(beside_mirror, "conv_stem", "blocks.*.conv_dw"),
     "scaled": scaled,
     "pw, dw, pwl of stages 1 to 6": pieces(whole, "blocks.[1-6].*"),
     "pw and pwl": pieces(whole, "blocks.*.conv_pw", "blocks.*.conv_pwl"),
@@ -241,6 +243,7 @@ INVERTED: dict[str, Candidate | None] = {
     "frequencies of dw": pieces(frequencies, "blocks.*.conv_dw"),
     "frequencies of dw and stem": pieces(frequencies, "conv_stem", "blocks.*.conv_dw"),
     "frequencies of dw, stages 0 to 3": pieces(frequencies, "blocks.[0-3].*.conv_dw"),
+    "frequencies of stem and stages 0 to 3": pieces(frequencies, "conv_stem", "blocks.[0-3].*.conv_dw"),
     "frequencies of dw, stages 4 to 6": pieces(frequencies, "blocks.[4-6].*.conv_dw"),
     "means of dw": pieces(mean, "blocks.*.conv_dw"),
     "centres of dw": pieces(centre, "blocks.*.conv_dw"),
