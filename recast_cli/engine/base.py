@@ -23,7 +23,7 @@ from recast_cli.engine.files import (
     read_tensors,
 )
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
-from recast_cli.engine.mixture import expanded, mix
+from recast_cli.engine.mixture import mix, with_means
 from recast_cli.engine.tensors import Spec, StoredTensors, read_stored, specs
 from recast_cli.engine.writer import writing
 
@@ -77,12 +77,12 @@ class Base:
         return self.tensors[name] if code is None else code.decode(name, self.tensors)
 
     def stored(self, bank: Bank) -> Tensor:
-        """The templates that the file holds, (bank.stored, *shape), in float32, whatever type they are stored in."""
+        """What the file holds of a bank, (bank.stored, *shape), in float32, whatever type it is stored in."""
         return self.value(template_key(bank)).float()
 
     def templates(self, bank: Bank) -> Tensor:
-        """All templates that weights are mixed of: (n, *shape), float32."""
-        return expanded(self.stored(bank), bank)
+        """What `mix` takes of a bank: (n, *shape), float32. Of one with `means` that is each kernel, and its mean."""
+        return with_means(self.stored(bank)) if bank.means else self.stored(bank)
 
     def coefficients(self, module: str) -> Tensor:
         """(K, n), float32."""
@@ -127,7 +127,7 @@ class Base:
             templates = self.templates(bank)
             for module in bank.modules:
                 place, shape = places[module]
-                state[f"{module}.weight"] = mix(vector[place].reshape(shape), templates)
+                state[f"{module}.weight"] = mix(vector[place].reshape(shape), templates, bank.means)
         return state | {alias: state[name] for alias, name in self.aliases.items()}
 
     def known_architecture(self) -> Architecture:

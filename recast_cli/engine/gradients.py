@@ -243,7 +243,12 @@ def read_geometry(module: Any) -> tuple[Geometry | None] | None:
     """The geometry of a plain convolution, or None in its place for a plain linear module; nothing for any other."""
     first, *others = module.parametrizations.weight
     # an adapter on the same weight wants the weight's gradient anyway, and the mixture's is a pass over it
-    if not isinstance(first, Mixture) or others or (module.bias is not None and module.bias.requires_grad):
+    if (
+        not isinstance(first, Mixture)
+        or first.means
+        or others
+        or (module.bias is not None and module.bias.requires_grad)
+    ):
         return None
     kind = type(module).forward
     if kind is nn.Linear.forward:

@@ -21,8 +21,8 @@ class Bank:
         modules: Names of the modules in order of depth.
         shape: Shape of each weight and of each template.
         templates: n, how many templates a weight is mixed of.
-        means: Whether the second half of the templates are the means of the first over the kernel's window
-            (`with_means`); the file then holds the first half alone.
+        means: Whether the file holds n/2 kernels, each of which is cut into two templates: what is left of it beside
+            its mean over the window, and that mean (see `cut`).
     """
 
     name: str
@@ -35,7 +35,7 @@ class Bank:
 
     @property
     def stored(self) -> int:
-        """How many templates the bank holds in the file."""
+        """How many tensors of the module's shape the file holds."""
         return self.templates // 2 if self.means else self.templates
 
     @property
@@ -78,7 +78,7 @@ class Layout:
 
     @property
     def template_parameters(self) -> int:
-        """Scalars in all stored templates: sum over banks of n * numel."""
+        """Scalars in all templates as they are stored: sum over banks of n * numel."""
         return sum(bank.stored * bank.numel for bank in self.banks)
 
     @property

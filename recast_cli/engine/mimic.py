@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from recast_cli.engine.base import (
     LONGEST_NUMBER,
@@ -27,7 +26,7 @@ from recast_cli.engine.compress.code import Code, Encode, nearest
 from recast_cli.engine.digest import Hashed, begin_hashes, digest, hash_templates, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
-from recast_cli.engine.mixture import expanded
+from recast_cli.engine.mixture import with_means
 from recast_cli.engine.solve import (
     GradientOptions,
     Solution,
@@ -237,8 +236,9 @@ def decompose_bank(
     key = template_key(bank)
     templates, code = solution.templates.to(dtype), codes.get(key)
     stored = {key: templates} if code is None else findings.encoded(encode(key, templates, code))
-    kept = expanded(templates.float() if code is None else code.decode(key, stored), bank)
-    findings.errors |= zip(bank.modules, Solution(kept, solution.coefficients).errors(stacked), strict=True)
+    kept = templates.float() if code is None else code.decode(key, stored)
+    errors = Solution(with_means(kept) if bank.means else kept, solution.coefficients).errors(stacked, bank.means)
+    findings.errors |= zip(bank.modules, errors, strict=True)
     yield from stored.items()
 
     def record() -> None:
@@ -271,9 +271,9 @@ def batches(source: Source, done: Container[str]) -> Iterator[dict[str, Tensor]]
 def solve(
     weights: Tensor, bank: Bank, layout: Layout, number: int, options: SolverOptions, progress: Progress | None
 ) -> Solution:
-    """The stored templates of one bank by the solver that the options stand for, and coefficients (layers, K, n).
+    """What is stored of one bank by the solver that the options stand for, and coefficients (layers, K, n).
 
-    Coefficients of what is made of stored templates are 0, so that a weight is what the solver says.
+    Both templates that a kernel is cut into have the coefficient that the solver gives the kernel.
     """
     total = len(layout.banks) * (options.steps if options else 1)
 
@@ -289,7 +289,7 @@ def solve(
         templates, coefficients = solve_exact(weights, bank.stored, layout.sets)
         if progress:
             progress(number + 1, total, bank.name)
-    return Solution(templates, F.pad(coefficients, (0, bank.templates - bank.stored)))
+    return Solution(templates, coefficients.repeat(1, 1, bank.templates // bank.stored))
 
 
 def check_memory(layout: Layout, kept: int, copies: int) -> None:

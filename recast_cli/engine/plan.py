@@ -22,6 +22,8 @@ Modules = Mapping[str, tuple[int, ...]]
 PAPER_LAYOUTS = ("paper-attention", "paper-mlp", "paper-both", "paper-resnet")
 BUDGET = 49
 PAPER_SETS = 2
+DEPTHWISE = 8
+"""Depthwise kernels that make a network one of depthwise convolutions."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,9 @@ def bank_name(modules: Sequence[str]) -> str:
 def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
     """The layout the tool picks for any network: exact, K = 1, at most `budget` coefficients.
 
-    Depthwise kernels, where a network of convolutions has them, get two coefficients each, see `kernel_banks`. Any
-    other network gets one for each module, n = 1: W = c * T, and the whole budget goes into reaching many modules,
-    which gains more than mixing the weights of few (docs/results.md). Families are taken whole while they fit, in the
+    Networks of depthwise convolutions get two coefficients for each kernel, see `kernel_banks`. Any other network gets
+    one for each module, n = 1: W = c * T, and the whole budget goes into reaching many modules, which gains more than
+    mixing the weights of few (docs/results.md). Families are taken whole while they fit, in the
     order of `preferred`; of a first one that does not fit, the deepest modules. Where no two modules share role and
     shape, the largest are taken.
     """
@@ -158,19 +160,18 @@ def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
 
 
 def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
-    """Banks of one depthwise kernel and its mean over the window, of the deepest that fit into the budget.
+    """Banks of one kernel with a window each, cut into its mean and the rest, for networks of depthwise convolutions.
 
-    None where a module is linear (a transformer's, or a ConvNeXt's, whose norms undo scales of depthwise kernels), or
-    where so few kernels are depthwise that half of the budget would be left. A first convolution of grey pictures
-    looks like one, too.
+    As many of the first kernels as fit into the budget: the early ones gain most (docs/results.md). None where a module
+    is linear (a transformer's, or a ConvNeXt's, whose norms undo scales of depthwise kernels), or where so few kernels
+    are depthwise that they say nothing of the network: a first convolution of grey pictures looks like one, too.
     """
     if any(len(shape) < 3 for shape in modules.values()):
         return []
-    kernels = [name for name, shape in modules.items() if shape[1] == 1 and math.prod(shape[2:]) > 1]
-    if len(kernels) < max(2, budget // 4) or budget < 2:
+    kernels = {name: shape for name, shape in modules.items() if math.prod(shape[2:]) > 1}
+    if sum(shape[1] == 1 for shape in kernels.values()) < DEPTHWISE or budget < 2:
         return []
-    deepest = sorted(kernels, key=depth_order)[-(budget // 2) :]
-    families = find_families({name: modules[name] for name in deepest})
+    families = find_families({name: kernels[name] for name in list(kernels)[: budget // 2]})
     banks = [bank for family in families for bank in make_banks(family, len(family.modules))]
     return [replace(bank, templates=2, means=True) for bank in banks]
 

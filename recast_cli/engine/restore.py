@@ -36,7 +36,7 @@ def source_tensors(base: Base) -> Iterator[tuple[str, Tensor]]:
     for bank in base.layout.banks:
         templates = stored.templates(bank)
         for module in bank.modules:
-            weight = restore(stored.coefficients(module), templates)
+            weight = restore(stored.coefficients(module), templates, bank.means)
             yield f"{module}.weight", weight.to(TYPES[base.types.get(module, "F32")])
         del templates, weight  # before the next bank is read
     for name in base.rest_specs:

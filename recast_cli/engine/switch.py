@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank
+from recast_cli.engine.mixture import averaged
 from recast_cli.engine.run import batches, choose_device, ready
 
 COLUMNS = 2**18
@@ -41,9 +43,9 @@ class Switcher:
         self.base = base
         self.image_size = base.known_architecture().image_size
         self.device = choose_device(device)
-        alike: dict[tuple[int, ...], list[Bank]] = {}
+        alike: dict[tuple[Any, ...], list[Bank]] = {}
         for bank in base.layout.banks:
-            alike.setdefault((len(bank.modules), bank.templates, bank.numel), []).append(bank)
+            alike.setdefault((len(bank.modules), bank.templates, bank.numel, bank.means), []).append(bank)
         self.stacks = [Stack(base, banks, self.device) for banks in alike.values()]
         self.networks: dict[int, nn.Module] = {}
 
@@ -93,6 +95,7 @@ class Stack:
     def __init__(self, base: Base, banks: list[Bank], device: torch.device) -> None:
         self.templates = torch.stack([base.templates(bank).flatten(1) for bank in banks]).to(device)  # (B, n, numel)
         places, first = base.layout.slices(), banks[0]
+        self.means = first.means
         shape = (len(first.modules), base.layout.sets, first.templates)
         starts = torch.tensor([places[bank.modules[0]][0].start for bank in banks])
         # where the coefficients of every module stand in the vector: (B, layers, K, n)
@@ -106,6 +109,6 @@ class Stack:
 
     def write(self, vector: Tensor) -> None:
         """Equation 1 for every module of the stack, as one product that leaves nothing to be copied."""
-        coefficients = vector.take(self.places).mean(2).to(self.mixed.device)  # (B, layers, n)
+        coefficients = averaged(vector.take(self.places), self.means).to(self.mixed.device)  # (B, layers, n)
         for part in batches(self.mixed.shape[-1], COLUMNS):
             torch.bmm(coefficients, self.templates[..., part], out=self.mixed[..., part])

@@ -110,9 +110,9 @@ def gradient_of(base: Base, model: nn.Module, name: str) -> Callable[[], Tensor]
 
 
 def template_gradient(base: Base, model: nn.Module, bank: Bank) -> Callable[[], Tensor]:
-    """The gradient of a bank's stored templates (n, *shape): by Eq. 1, each module's times what it takes of one.
+    """The gradient of what is stored of a bank (bank.stored, *shape): by Eq. 1, each module's times what it takes.
 
-    What a module takes of their means counts as nothing, which is what mimicked modules take.
+    The two coefficients of a cut kernel are equal in a base, so the kernel is taken as a whole.
     """
     weights = [model.get_parameter(f"{module}.weight").requires_grad_(True) for module in bank.modules]
     taken = torch.stack([base.coefficients(module).mean(0)[: bank.stored] for module in bank.modules]).to(weights[0])
