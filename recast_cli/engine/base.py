@@ -171,16 +171,19 @@ def save_base(base: Base, path: Path) -> Base:
     return replace(base, tensors=tensors, path=path)
 
 
+def version_of(base: Base) -> int:
+    """The oldest format whose readers understand a base."""
+    if any(bank.means for bank in base.layout.banks):
+        return MEANS_VERSION
+    return CODED_VERSION if base.codes else FORMAT_VERSION
+
+
 def metadata_of(base: Base) -> dict[str, Any]:
     """What the file says of `base` besides its tensors."""
     compressed = {**plain_codes(base.codes), "compression": base.compression} if base.codes else {}
     return {
         "kind": "base",
-        "format": MEANS_VERSION
-        if any(b.means for b in base.layout.banks)
-        else CODED_VERSION
-        if compressed
-        else FORMAT_VERSION,
+        "format": version_of(base),
         "base_id": base.base_id,
         "layout": base.layout.to_dict(),
         "architecture": asdict(base.architecture) if base.architecture else None,
