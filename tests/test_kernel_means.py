@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,6 +169,9 @@ def test_gradients_are_those_of_the_formula(base):
     found = torch.autograd.grad(model(images).square().sum(), coefficient_parameters(model, base))
     torch.testing.assert_close(torch.cat([g.flatten() for g in found]), torch.tensor(expected), rtol=1e-3, atol=1e-3)
     with cheap_gradients(model):
+        assert not any(
+            "forward" in vars(model.get_submodule(name)) for name in places
+        )  # their roads know no cut kernels
         cheap = torch.autograd.grad(model(images).square().sum(), coefficient_parameters(model, base))
     torch.testing.assert_close(cheap, found, rtol=1e-3, atol=1e-3)
 
@@ -206,6 +211,7 @@ def test_curvature_is_of_the_stored_kernel(base):
 def test_calibrated_and_solved_by_descent(source, layout, data):
     small = compress(source, layout, size=source_bytes(source) // 4, pictures=data)
     assert small.compression["calibrated"] == {"pictures": 36}
+    assert all(0 < small.errors[module]["relative_error"] < 0.2 for module in layout.modules)
     solved = mimic(source, layout, options=GradientOptions(steps=3))
     assert torch.equal(*solved.vector.view(-1, 2).unbind(1))
     for bank in layout.banks:
@@ -233,6 +239,11 @@ def test_from_checkpoint_to_task_and_export(tmp_path, data, weak_probe):
     assert (moved != 0).any(0).all()  # means and rests alike
     shown = recast("inspect", "base.safetensors", "--plot", "report.html", "--json")
     assert shown.exit_code == 0
+    (row,) = re.findall(
+        "<tr>(?:(?!</tr>).)*conv_stem(?:(?!</tr>).)*16 × 3 × 3 × 3.*?</tr>", Path("report.html").read_text(), re.S
+    )
+    assert ">432<" in row  # 16 * 3 * 3 * 3
+    assert "1, and their means" in row
     exported = recast(
         "export", "base.safetensors", "--task", "t", "--format", "safetensors", "-o", "out.safetensors", "--json"
     )
