@@ -1,6 +1,6 @@
 """Ways to spend 48 floats on a network: what each makes of a model, and the parameters that it leaves to be trained.
 
-All are exact: with coefficients of 1 the network is the source.
+All are exact: with the coefficients that they start with the network is the source.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python tests/benchmarks/layouts.py mobilenetv2.safetensors flowers17 birds50 cifar10-small --image-size 112
     python tests/benchmarks/layouts.py base.safetensors flowers17 --only "scalars" "heads of proj, fc2"
 
-All are exact: with coefficients of 1 the network is the source. What won is `pick_layout`; nothing else of this is in
+All are exact: at the start the network is the source. What won is `pick_layout`; nothing else of this is in
 the tool. No test image is opened: what `adapt` would train on and validate on is cut anew, half and half by a hash, so
 that validation is large enough to tell one layout from another. `learned` fits low-rank templates on the other tasks
 together (leave one task out), and a task then learns how much of them it wants.
