@@ -243,7 +243,7 @@ def test_from_checkpoint_to_task_and_export(tmp_path, data, weak_probe):
         "<tr>(?:(?!</tr>).)*conv_stem(?:(?!</tr>).)*16 × 3 × 3 × 3.*?</tr>", Path("report.html").read_text(), re.S
     )
     assert ">432<" in row  # 16 * 3 * 3 * 3
-    assert "1, and their means" in row
+    assert "1, cut in two" in row
     exported = recast(
         "export", "base.safetensors", "--task", "t", "--format", "safetensors", "-o", "out.safetensors", "--json"
     )

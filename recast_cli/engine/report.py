@@ -139,7 +139,7 @@ def about_layout(base: Base) -> str:
                 str(modules),
                 str(len(banks)),
                 "–".join(map(str, (n[0], n[-1]) if len(n) > 1 else n))
-                + (", and their means" if banks[0].means else ""),
+                + (", cut in two" if banks[0].means else ""),
                 str(sum(len(bank.modules) * bank.templates * layout.sets for bank in banks)),
                 with_bar(f"{held:,}", held / total),
             ]
