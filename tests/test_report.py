@@ -104,3 +104,17 @@ def test_a_lossy_base_says_what_it_lost(ready, vit_folder):
     text, worst = plain(report()[0]), max(e["relative_error"] for e in load_base("base.safetensors").errors.values())
     assert f"{worst:.3g} relative to their norm" in text
     assert "largest error" in text
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize(
+    ("option", "words"), [(("--bits", 4), "bits a weight"), (("--bits", 16), "everything in float16")]
+)
+def test_how_a_base_is_stored(option, words, vit_folder):
+    assert "templates in float32" in plain(report()[0])
+    value = recast_json("mimic", vit_folder, *option, "-o", "base.safetensors")
+    text = plain(report()[0])
+    assert words in text
+    assert "templates in float32" not in text
+    if option[1] < 16:
+        assert f"{value['compression']['bits']:.2f} bits a weight" in text

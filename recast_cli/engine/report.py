@@ -115,9 +115,18 @@ def key_facts(base: Base, tasks: Sequence[Learned]) -> list[tuple[str, str, str]
         weights,
         retention,
         ("parameters", f"{count:,}", f"source {source:,}"),
-        ("file", size(base.path.stat().st_size) if base.path else "–", f"templates in {base.solver['dtype']}"),
+        ("file", size(base.path.stat().st_size) if base.path else "–", stored_as(base)),
         ("tasks here", f"{len(tasks)}", together),
     ]
+
+
+def stored_as(base: Base) -> str:
+    """In how many bits a base keeps what it holds."""
+    if not base.codes:
+        return f"templates in {base.solver['dtype']}"
+    if not base.compression["rounded"]:
+        return "everything in float16"
+    return f"{base.compression['bits']:.2f} bits a weight"
 
 
 def about_layout(base: Base) -> str:
@@ -138,8 +147,7 @@ def about_layout(base: Base) -> str:
                 " × ".join(map(str, shape)),
                 str(modules),
                 str(len(banks)),
-                "–".join(map(str, (n[0], n[-1]) if len(n) > 1 else n))
-                + (", cut in two" if banks[0].means else ""),
+                "–".join(map(str, (n[0], n[-1]) if len(n) > 1 else n)) + (", cut in two" if banks[0].means else ""),
                 str(sum(len(bank.modules) * bank.templates * layout.sets for bank in banks)),
                 with_bar(f"{held:,}", held / total),
             ]
