@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.02, 0.05], help="the better one counts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="their mean counts")
+    parser.add_argument("--head-lr", type=float, default=AdaptOptions().head_lr, help="(default: %(default)s)")
     parser.add_argument("--log", type=Path, default=Path("layouts.jsonl"), help="finished runs; the next call goes on")
     options = parser.parse_args()
     base = load_base(options.base)
@@ -98,7 +99,7 @@ def logged(
     log: Path, base: Base, task: Task, name: str, lr: float, seed: int, options: Any, tasks: list[Task]
 ) -> dict[str, Any]:
     """A finished run of the log, else a new one, which is added."""
-    key = [name, task.name, lr, seed, options.epochs, options.image_size, base.base_id]
+    key = [name, task.name, lr, options.head_lr, seed, options.epochs, options.image_size, base.base_id]
     for line in log.read_text().splitlines() if log.exists() else ():
         if (known := json.loads(line))["key"] == key:
             return known
@@ -117,7 +118,7 @@ def fit(
     model: nn.Module, parameters: list[nn.Parameter], task: Task, lr: float, seed: int, base: Base, options: Any
 ) -> State:
     """What `adapt` does, from the linear probe to the head that is solved once more."""
-    recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr, seed=seed)
+    recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr, head_lr=options.head_lr, seed=seed)
     data, state = base.known_architecture().data, start_state(parameters, task.probe, recipe)
     solve = partial(probe_model, model, task.images, task.classes, None, data, choose_device(), None)
     return learn(model, [Part(parameters, lr)], state, task.images, data, recipe, None, solve)
