@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from cli_helpers import recast
 from helpers import network, perturbed, pictures
 from safetensors.torch import load_file, save_file
@@ -24,6 +25,7 @@ from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.layout import Layout, template_key
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.mixture import with_means
+from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.restore import write_source
 from recast_cli.engine.solve import GradientOptions
@@ -227,6 +229,14 @@ def test_diagnoses_are_of_what_the_file_holds(base):
     assert sum(role.templates for role in diagnose_roles(base)) == len(base.layout.banks)
 
 
+@pytest.mark.parametrize(
+    ("options", "kernels", "scales"), [({}, 0.02, 0.05), ({"recipe": "paper"}, 2e-3, 2e-3), ({"lr": 0.3}, 0.3, 0.3)]
+)
+def test_learning_rate(options, kernels, scales, source, layout):
+    assert with_rate(AdaptOptions(**options), layout).lr == kernels
+    assert with_rate(AdaptOptions(**options), plan_layout(source.modules, sets=1)).lr == scales
+
+
 def test_from_checkpoint_to_task_and_export(tmp_path, data, weak_probe):
     save_file(network(NAME, ARGS).state_dict(), "net.safetensors")
     made = recast("mimic", "net.safetensors", "--architecture", NAME, "-o", "base.safetensors", "--json")
@@ -235,6 +245,7 @@ def test_from_checkpoint_to_task_and_export(tmp_path, data, weak_probe):
         "adapt", "--task", "t", "--data", str(data), "--image-size", "64", "--epochs", "2", "--batch-size", "8"
     )
     assert done.exit_code == 0
+    assert yaml.safe_load(Path("tasks/t/task.yaml").read_text())["options"]["lr"] == 0.02
     moved = load_file("tasks/t/coefficients.safetensors")["coefficients"].view(-1, 2) - 1
     assert (moved != 0).any(0).all()  # means and rests alike
     shown = recast("inspect", "base.safetensors", "--plot", "report.html", "--json")

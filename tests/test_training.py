@@ -7,7 +7,8 @@ import torch
 
 from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.images import Images
-from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.layout import Layout
+from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import augment, draw_windows
 from recast_cli.engine.train import Epoch, Part, State, train
 
@@ -40,7 +41,7 @@ def test_the_earliest_epoch_of_the_best_validation_is_kept(accuracies, best, set
     script = iter(accuracies)
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     states = [state]
-    options = AdaptOptions(epochs=3, batch_size=4)
+    options = AdaptOptions(epochs=3, batch_size=4, lr=0.05)
     end = train(
         model,
         [Part(coefficients, options.lr)],
@@ -88,7 +89,7 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
 def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
     """AdamW with weight decay 1e-6, both learning rates 2e-3, a tenth after 33 epochs and again after 66."""
     model, coefficients, state, data = setting
-    options, seen = AdaptOptions(recipe="paper"), []
+    options, seen = with_rate(AdaptOptions(recipe="paper"), Layout("any", 1, ())), []
     assert (options.epochs, options.batch_size, options.patience) == (100, 128, 0)
 
     class Spy(torch.optim.AdamW):
@@ -123,7 +124,7 @@ def test_training_stops_when_validation_has_not_improved(accuracies, patience, e
     model, coefficients, state, data = setting
     script = iter(accuracies)
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
-    options = AdaptOptions(epochs=6, batch_size=8, patience=patience)
+    options = AdaptOptions(epochs=6, batch_size=8, patience=patience, lr=0.05)
     end = train(model, [Part(coefficients, options.lr)], state, drawn(8, 0), drawn(4, 1), data, options)
     assert end.history[-1].number == epochs
     again = train(model, [Part(coefficients, options.lr)], end, drawn(8, 0), drawn(4, 1), data, options)
@@ -133,7 +134,7 @@ def test_training_stops_when_validation_has_not_improved(accuracies, patience, e
 def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, monkeypatch):
     model, coefficients, state, data = setting
     # in bfloat16 products are rounded otherwise in batches of another size
-    options = AdaptOptions(epochs=2, batch_size=8, precision="float32")
+    options = AdaptOptions(epochs=2, batch_size=8, lr=0.05, precision="float32")
     whole = train(model, [Part(coefficients, options.lr)], state, drawn(10, 0), drawn(4, 1), data, options)
     own = torch.nn.functional.cross_entropy
 
@@ -160,7 +161,7 @@ def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
         return pixels
 
     monkeypatch.setattr(module, "augment", spy)
-    options = AdaptOptions(epochs=2, batch_size=4)
+    options = AdaptOptions(epochs=2, batch_size=4, lr=0.05)
     train(model, [Part(coefficients, options.lr)], state, images, drawn(4, 1), data, options)
     first, second = seen[:10], seen[10:]
     assert sorted(first) == sorted(second) == list(range(10))

@@ -11,7 +11,7 @@ from rich.console import Console
 from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, facts, left_out, percent
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.options import ADAPTERS, RECIPES
+from recast_cli.engine.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -37,7 +37,12 @@ def adapt(
         typer.Option(metavar="default|paper", help="paper: the published 100 epochs from a random head."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help=f"Most passes over the images.  [{defaults('epochs')}]")] = None,
-    lr: Annotated[float | None, typer.Option(help=f"Learning rate of the coefficients.  [{defaults('lr')}]")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Learning rate of the coefficients.  [{defaults('lr')}; of kernels cut in two: {CUT_KERNEL_LR}]"
+        ),
+    ] = None,
     head_lr: Annotated[float | None, typer.Option(help=f"Learning rate of the head.  [{defaults('head_lr')}]")] = None,
     batch_size: Annotated[
         str | None,

@@ -24,7 +24,7 @@ from recast_cli.engine.images import Images, decode
 from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.learn import class_weights, learn, probe_model
 from recast_cli.engine.metrics import top_k
-from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import Progress, choose_device, infer, take_features, training_precision
 from recast_cli.engine.splits import Split, split_folder
 from recast_cli.engine.switch import Switcher
@@ -67,7 +67,7 @@ def adapt(
     Raises:
         RecastError: Wrong data, options, base or folder.
     """
-    options = options or AdaptOptions()
+    options = with_rate(options or AdaptOptions(), base.layout)
     check_task_name(name)
     where = choose_device(device)
     identity = {"base_id": base.base_id, "data": recorded_path(data, folder), "options": asdict(options)}

@@ -33,7 +33,10 @@ class Learner(NamedTuple):
 
     def parts(self, options: AdaptOptions) -> list[Part]:
         """`parameters` with their learning rates."""
-        parts = [Part(self.coefficients, options.lr)] if self.coefficients else []
+        parts = []
+        if self.coefficients:
+            assert options.lr is not None
+            parts.append(Part(self.coefficients, options.lr))
         if self.adapter:
             assert options.adapter_lr is not None
             parts.append(Part([*self.adapter.parameters.values()], options.adapter_lr))

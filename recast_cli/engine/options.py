@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ RECIPES = {
     # RECAST, ICLR 2025: AdamW, StepLR(33, 0.1), 100 epochs
     "paper": Recipe(100, 2e-3, 2e-3, 128, patience=0, weight_decay=1e-6, schedule="step", head="random"),
 }
+
+CUT_KERNEL_LR = 0.02
+"""The default recipe's rate for kernels that are cut in two: no norm takes back what changes of several layers make of
+one another, as a transformer's does, and at 0.05 fewer pictures are told right than at the start (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class AdaptOptions:
     Attributes:
         recipe: One of RECIPES; what is not given of the next five is the recipe's.
         epochs: Passes over the training images, at most.
-        lr: Learning rate of the coefficients at the start.
+        lr: Learning rate of the coefficients at the start; None: the layout says it, see `with_rate`.
         head_lr: The same for the head.
         batch_size: Images a step, or `auto`: as many as the graphics card holds.
         patience: Epochs without a better validation accuracy after which training stops; 0: never.
@@ -93,7 +98,7 @@ class AdaptOptions:
 
     recipe: str = "default"
     epochs: int = None  # type: ignore[assignment]  # this one and the next four: None until the recipe is known
-    lr: float = None  # type: ignore[assignment]
+    lr: float | None = None  # and the layout
     head_lr: float = None  # type: ignore[assignment]
     batch_size: int | str = None  # type: ignore[assignment]
     patience: int = None  # type: ignore[assignment]
@@ -122,7 +127,7 @@ class AdaptOptions:
             if word not in known:
                 raise RecastError(f"--{option} {word} is unknown", f"Use {' or '.join(filter(None, known))}.")
         self.complete_adapter()
-        for name in ("epochs", "lr", "head_lr", "batch_size", "patience"):
+        for name in ("epochs", "head_lr", "batch_size", "patience"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(RECIPES[self.recipe], name))
         for option, value in (
@@ -156,3 +161,11 @@ class AdaptOptions:
             elif default is None:
                 who = f"--adapter {self.adapter} has no {name}" if self.adapter else f"{option} belongs to an adapter"
                 raise RecastError(who, f"Leave {option} out, or choose another --adapter.")
+
+
+def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:
+    """The options with the learning rate that coefficients of this layout get where none was given."""
+    if options.lr is not None:
+        return options
+    cut = options.recipe == "default" and any(bank.means for bank in layout.banks)
+    return replace(options, lr=CUT_KERNEL_LR if cut else RECIPES[options.recipe].lr)

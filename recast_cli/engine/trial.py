@@ -24,7 +24,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
 from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn, probe_model
-from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import choose_device, training_precision
 from recast_cli.engine.stock import (
     CannotRun,
@@ -167,8 +167,9 @@ def shared(work: Work, base: Base) -> Line:
 
 def train_line(work: Work) -> Line:
     """Train, and keep what was trained."""
-    plan, run, options, device = work.plan, work.run, work.options, work.device
+    plan, run, device = work.plan, work.run, work.device
     base = base_of(plan, run, work.folder)
+    options = with_rate(work.options, base.layout)
     data = base.known_architecture().data
     probe, _ = probe_of(plan, run, work.folder, base, device, work.cache_size)
     images = {part: pictures(plan, run.task, base, part, work.cache_size) for part in ("train", "val")}
