@@ -68,6 +68,8 @@ def test_sizes(source):
     [
         (("--bits", 9), "--bits 9 is out of range"),
         (("--bits", 4, "--size", "4x"), "Give --size or --bits, not both"),
+        (("--size", 4), "--size 4 has no unit. Write 4x or 4MB"),
+        (("--size", "1.5"), "--size 1.5 has no unit. Write 1.5x or 1.5MB"),
         (("--group-size", 32), "Give --bits, too"),
         (("--bits", 4, "--dtype", "float16"), "--dtype float16 does not go with"),
         (("--calibrate", "pictures"), "Give --size or --bits"),

@@ -37,6 +37,8 @@ def wanted_bytes(text: str | None, source: Source) -> int | None:
         found = 0
     if found < 1:
         raise RecastError(f"--size {text} is not a size", "Give e.g. 4x (of the source) or 6MB.")
+    if found < 1000 and text.strip().replace(".", "", 1).isdigit():
+        raise RecastError(f"--size {text} has no unit", f"Write {text.strip()}x or {text.strip()}MB.")
     return found
 
 
