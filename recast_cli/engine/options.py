@@ -41,8 +41,8 @@ RECIPES = {
 }
 
 CUT_KERNEL_LR = 0.002
-"""The default recipe's rate for kernels that are cut in two, as a sweep on validation chose it (docs/results.md): no norm
-takes back what changes of several layers make of one another, as a transformer's does."""
+"""The default recipe's rate for kernels that are cut in two, as a sweep on validation chose it (docs/results.md): here
+no norm takes back what changes of several layers make of one another."""
 
 
 @dataclass(frozen=True)
