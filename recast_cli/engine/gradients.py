@@ -243,6 +243,7 @@ def read_geometry(module: Any) -> tuple[Geometry | None] | None:
     """The geometry of a plain convolution, or None in its place for a plain linear module; nothing for any other."""
     first, *others = module.parametrizations.weight
     # an adapter on the same weight wants the weight's gradient anyway, and the mixture's is a pass over it
+    # the roads take coefficients for what templates count, which those of cut kernels are not; such kernels are small
     if (
         not isinstance(first, Mixture)
         or first.means
