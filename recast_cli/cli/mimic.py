@@ -255,11 +255,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
             "layout",
             f"{layout.name}: {value['modules']} modules in {value['banks']} banks of {', '.join(roles[:3])}"
             + (f" and {len(roles) - 3} more roles" if len(roles) > 3 else "")
-            + (
-                ", each cut into its mean over the window and the rest"
-                if any(bank.means for bank in layout.banks)
-                else ""
-            ),
+            + (", each cut into its mean over the window and the rest" if layout.means else ""),
         ),
         ("groups x templates x sets", f"G={value['groups']}, n={value['templates']}, K={value['sets']}"),
         ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),

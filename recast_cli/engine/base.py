@@ -173,7 +173,7 @@ def save_base(base: Base, path: Path) -> Base:
 
 def version_of(base: Base) -> int:
     """The oldest format whose readers understand a base."""
-    if any(bank.means for bank in base.layout.banks):
+    if base.layout.means:
         return MEANS_VERSION
     return CODED_VERSION if base.codes else FORMAT_VERSION
 

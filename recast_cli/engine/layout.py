@@ -92,6 +92,11 @@ class Layout:
         return self.source_parameters - (self.template_parameters + self.coefficients)
 
     @property
+    def means(self) -> bool:
+        """Whether kernels of any bank are cut in two."""
+        return any(bank.means for bank in self.banks)
+
+    @property
     def groups(self) -> int:
         """G, the largest number of groups of one role and shape."""
         return max(Counter((bank.role, bank.shape) for bank in self.banks).values())

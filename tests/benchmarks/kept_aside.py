@@ -11,7 +11,6 @@ skin colour, `stamps` photographs and drawings of Debian's Tux Paint package by 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -47,12 +46,12 @@ def write_emoji(out: Path, archive: Path) -> None:
     """A class for each category; what stands for a part of another emoji has none that says anything."""
     with tarfile.open(archive) as files:
         found = {member.name: member for member in files.getmembers()}
-        about = json.load(files.extractfile(found["package/emoji.json"]) or io.BytesIO())
+        about = json.load(files.extractfile(found["package/emoji.json"]))
         for emoji in about:
             member = found.get(f"package/img/google/64/{emoji['image']}")
             if member is not None and emoji["category"] != "Component":
                 name = emoji["category"].replace(" & ", "-and-").lower()
-                save(Image.open(files.extractfile(member) or io.BytesIO()), out / name / emoji["image"])
+                save(Image.open(files.extractfile(member)), out / name / emoji["image"])
 
 
 def write_stamps(out: Path, folder: Path) -> None:
