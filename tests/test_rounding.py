@@ -15,7 +15,7 @@ from recast_cli.engine.compress.grid import Grid
 from recast_cli.engine.compress.matrices import matrices
 from recast_cli.engine.compress.packing import BLOCK, pack, packed_bytes, unpack
 from recast_cli.engine.compress.rounding import feed_back
-from recast_cli.engine.compress.steps import Steps, curved_steps, plain_steps
+from recast_cli.engine.compress.steps import OCTAVE, curved_steps, near, plain_steps
 
 
 def random(*shape, seed=0):
@@ -85,6 +85,11 @@ def layer(rows=12, columns=40, samples=400, seed=0):
     return random(1, rows, columns, seed=seed + 2), hessian[None], root[None].float()
 
 
+def whole(column, value):
+    """Rounding to the nearest whole step."""
+    return value.round()
+
+
 def output_error(off, hessian):
     return float(torch.einsum("gri,gij,grj->", off.double(), hessian, off.double()))
 
@@ -105,21 +110,26 @@ def test_error_feedback_is_the_papers(most):
         left -= np.outer(lost / inverse[column, column], inverse[column])
         inverse -= np.outer(inverse[:, column], inverse[column]) / inverse[column, column]
         inverse[column, column] = 1  # never asked for again
-    assert feed_back(weights, root, steps, centre, most)[0].numpy().tolist() == expected.tolist()
+
+    def point(column, value):
+        code = (value + centre).round()
+        return (code.clamp(0, 7) if most == 7 else code) - centre
+
+    assert (feed_back(weights, root, steps, point) + centre)[0].numpy().tolist() == expected.tolist()
 
 
 def test_error_feedback_keeps_the_error_of_outputs_small():
     weights, hessian, root = layer()
     steps = curved_steps(Curvature(torch.full((1, 12), 1 / 12), hessian.float())).times(0.1).spread()
     nearest = output_error(weights - (weights / steps).round() * steps, hessian)
-    assert output_error(weights - feed_back(weights, root, steps) * steps, hessian) < 0.5 * nearest
+    assert output_error(weights - feed_back(weights, root, steps, whole) * steps, hessian) < 0.5 * nearest
 
 
 def test_matrices_are_rounded_each_by_itself():
     (one, _, first), (two, _, second) = layer(seed=3), layer(seed=9)
     steps = torch.full((2, 12, 40), 0.3)
-    together = feed_back(torch.cat([one, two]), torch.cat([first, second]), steps)
-    assert torch.equal(together[1:], feed_back(two, second, steps[1:]))
+    together = feed_back(torch.cat([one, two]), torch.cat([first, second]), steps, whole)
+    assert torch.equal(together[1:], feed_back(two, second, steps[1:], whole))
 
 
 def test_no_error_counts_more_than_another_with_the_steps_of_a_curvature():
@@ -128,28 +138,32 @@ def test_no_error_counts_more_than_another_with_the_steps_of_a_curvature():
     products = torch.tensor([[4.0, 1.0, 0.25, 9.0]])
     for form in (products, torch.diag_embed(products)):
         counts = curved_steps(Curvature(rows, form)).spread() ** 2 * rows[..., None] * products[:, None]
-        assert torch.allclose(counts, torch.ones_like(counts), rtol=1e-4)
+        assert torch.allclose(counts.log2(), torch.zeros(()), atol=2 / OCTAVE)  # to half a place in row and column each
     _, hessian, root = layer()
     rows = torch.full((1, 12), 1 / 12)
     steps = curved_steps(Curvature(rows, hessian.float())).spread()
-    assert torch.allclose(steps[0, 0], 12**0.5 * root[0].diagonal(), rtol=1e-3)
+    assert torch.allclose(steps[0, 0].log2(), (12**0.5 * root[0].diagonal()).log2(), atol=1 / OCTAVE)
 
 
 def test_plain_steps_go_with_the_norm_and_with_the_root_of_rows_and_columns():
     weights = random(2, 30, 50)
     weights[1, 3] *= 16
     steps = plain_steps(torch.cat([weights, 10 * weights])).spread()
-    assert torch.allclose(steps[2:], 10 * steps[:2], rtol=1e-4)
+    assert torch.allclose(steps[2:].log2(), (10 * steps[:2]).log2(), atol=1 / OCTAVE)
     assert float(steps[0].mean()) == pytest.approx(float(weights[0].norm()), rel=0.05)
     rms = weights[1].square().mean(1).sqrt()
-    assert torch.allclose(steps[1, 3] / steps[1, 4], (rms[3] / rms[4]).sqrt(), rtol=1e-4)
+    assert torch.allclose((steps[1, 3] / steps[1, 4]).log2(), (rms[3] / rms[4]).log2() / 2, atol=1 / OCTAVE)
     assert bool((plain_steps(torch.zeros(1, 4, 4)).times(1.0).spread() > 0).all())
 
 
-def test_steps_are_what_float16_holds_and_never_0():
-    steps = Steps(torch.tensor([[1e-12, 0.1]]), torch.tensor([[1e9, 1.0]])).times(0.5)
-    assert torch.equal(steps.rows, torch.tensor([[2.0**-24, torch.tensor(0.05).half().float()]]))
-    assert float(steps.columns.max()) == 65504
+def test_steps_are_near_those_wanted_however_small_or_large_and_never_0():
+    rows, columns = 1e-12 * torch.tensor([[1.0, 3.0, 0.2]]), 1e9 * torch.tensor([[1.0, 50.0]])
+    steps = near(rows, columns).times(0.5)
+    wanted = 0.5 * rows[..., None] * columns[:, None]
+    assert float((steps.spread() / wanted).log2().abs().max()) <= 1 / OCTAVE + 1e-4
+    wide = near(torch.tensor([[1e-30, 1.0, 1.0, 1.0, 1e30]]), torch.ones(1, 1))
+    assert wide.rows.tolist() == [[-127, 0, 0, 0, 127]]
+    assert bool((wide.spread() > 0).all())
 
 
 @given(st.lists(st.one_of(st.integers(-200, 200), st.integers(-(2**30), 2**30)), max_size=80), st.integers(0, 300))

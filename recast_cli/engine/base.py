@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.compress.code import Code, code_from_dict, code_to_dict
+from recast_cli.engine.compress.code import Code, Deflated, code_from_dict, code_to_dict
 from recast_cli.engine.digest import Hashed, digest
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import (
     CODED_VERSION,
     FORMAT_VERSION,
     MEANS_VERSION,
+    TRELLIS_VERSION,
     read_header,
     read_metadata,
     read_tensors,
@@ -173,6 +174,8 @@ def save_base(base: Base, path: Path) -> Base:
 
 def version_of(base: Base) -> int:
     """The oldest format whose readers understand a base."""
+    if any(isinstance(code, Deflated) for code in base.codes.values()):
+        return TRELLIS_VERSION
     if base.layout.means:
         return MEANS_VERSION
     return CODED_VERSION if base.codes else FORMAT_VERSION

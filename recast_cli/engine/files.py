@@ -28,7 +28,9 @@ INDEX = ".safetensors.index.json"
 CODED_VERSION = 2
 """The format of compressed bases, which a reader of format 1 would take for damaged ones."""
 MEANS_VERSION = 3
-"""The format of bases whose layout takes means of templates; the latest."""
+"""The format of bases whose layout takes means of templates."""
+TRELLIS_VERSION = 4
+"""The format of bases that have integers on a trellis; the latest."""
 
 
 @contextlib.contextmanager
@@ -172,9 +174,9 @@ def read_metadata(path: Path, header: dict[str, Any] | None = None) -> dict[str,
         version, kind = metadata["format"], metadata["kind"]
     except (ValueError, KeyError, TypeError):
         raise RecastError(f"{path}: its recast metadata is damaged", "Write the file again.") from None
-    if not isinstance(version, int) or version > MEANS_VERSION:
+    if not isinstance(version, int) or version > TRELLIS_VERSION:
         raise RecastError(
-            f"{path} is a {kind} of format {version}; this recast reads up to {MEANS_VERSION}", "Upgrade recast-cli."
+            f"{path} is a {kind} of format {version}; this recast reads up to {TRELLIS_VERSION}", "Upgrade recast-cli."
         )
     return metadata
 

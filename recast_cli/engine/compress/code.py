@@ -13,6 +13,8 @@ from torch import Tensor
 from recast_cli.engine.compress.deflate import deflate, inflate
 from recast_cli.engine.compress.grid import Grid
 from recast_cli.engine.compress.packing import pack, packed_bytes, unpack
+from recast_cli.engine.compress.steps import Steps
+from recast_cli.engine.compress.trellis import halves
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.tensors import Spec
 
@@ -94,52 +96,55 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Deflated:
-    """Integers in a stream that is as long as they need, times a step for every row and one for every column.
+    """Integers in a stream that is as long as they need, points of a trellis, times a step for every row and column.
 
     Attributes:
         matrices: (n, rows, columns), as which the tensor is seen.
         stream: Bytes of the stream.
         low: See deflate.py.
+        scale: Of all steps, see steps.py.
     """
 
     shape: tuple[int, ...]
     matrices: tuple[int, int, int]
     stream: int
     low: int
+    scale: float
 
     def specs(self, name: str) -> dict[str, Spec]:
         """As of `Half`."""
         count, rows, columns = self.matrices
         return {
             f"{name}.codes": Spec(torch.uint8, (self.stream,)),
-            f"{name}.rows": Spec(torch.float16, (count, rows)),
-            f"{name}.columns": Spec(torch.float16, (count, columns)),
+            f"{name}.steps": Spec(torch.int8, (count, rows + columns)),
         }
+
+    def steps(self, name: str, tensors: Mapping[str, Tensor]) -> Steps:
+        """The steps, from what is stored."""
+        return Steps(self.scale, *tensors[f"{name}.steps"].split(self.matrices[1:], 1))
 
     def decode(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
         """As of `Half`. Raises RecastError where the stream is damaged."""
         try:
-            codes = inflate(tensors[f"{name}.codes"], math.prod(self.shape), self.low)
+            codes = inflate(tensors[f"{name}.codes"], math.prod(self.shape), self.low).view(self.matrices)
         except ValueError as error:
             raise RecastError(f"{name} of the base is damaged: {error}", "Run `recast mimic` again.") from None
-        rows, columns = tensors[f"{name}.rows"].float(), tensors[f"{name}.columns"].float()
-        return (codes.view(self.matrices).float() * (rows[..., :, None] * columns[..., None, :])).view(self.shape)
+        return ((codes + halves(codes)) * self.steps(name, tensors).spread()).view(self.shape)
 
 
-def deflated(name: str, shape: tuple[int, ...], codes: Tensor, rows: Tensor, columns: Tensor) -> Stored:
+def deflated(name: str, shape: tuple[int, ...], codes: Tensor, steps: Steps) -> Stored:
     """The code of a tensor, and what is stored of it.
 
     Args:
         name: Of the tensor.
         shape: Its own.
         codes: Integers, (n, rows, columns).
-        rows: Steps, (n, rows).
-        columns: Steps, (n, columns).
+        steps: Of them.
     """
     stream, low = deflate(codes)
     count, height, width = codes.shape
-    code = Deflated(tuple(shape), (count, height, width), len(stream), low)
-    return code, {f"{name}.codes": stream, f"{name}.rows": rows.half(), f"{name}.columns": columns.half()}
+    code = Deflated(tuple(shape), (count, height, width), len(stream), low, steps.scale)
+    return code, {f"{name}.codes": stream, f"{name}.steps": torch.cat([steps.rows, steps.columns], 1)}
 
 
 Code = Half | Fixed | Deflated
@@ -165,12 +170,22 @@ def code_to_dict(code: Code) -> dict[str, Any]:
 
 
 def code_from_dict(value: dict[str, Any]) -> Code:
-    """Inverse of `code_to_dict`. Raises LookupError, TypeError or ValueError where it is damaged."""
+    """Inverse of `code_to_dict`.
+
+    Raises:
+        LookupError: Damaged; or TypeError or ValueError.
+        RecastError: Of an earlier version.
+    """
     shape = tuple(int(size) for size in value["shape"])
     if "stream" in value:
         count, rows, columns = (int(size) for size in value["matrices"])
-        found = Deflated(shape, (count, rows, columns), int(value["stream"]), int(value["low"]))
-        if count * rows * columns != math.prod(shape) or not 0 <= found.low <= 8:
+        if "scale" not in value:
+            raise RecastError(
+                "this compressed base is of an earlier version of its format", "Run `recast mimic` again."
+            )
+        stream, low, scale = int(value["stream"]), int(value["low"]), float(value["scale"])
+        found = Deflated(shape, (count, rows, columns), stream, low, scale)
+        if count * rows * columns != math.prod(shape) or not 0 <= low <= 8 or not 0 < scale < math.inf:
             raise ValueError(f"no such code: {value}")
         return found
     if "bits" not in value:

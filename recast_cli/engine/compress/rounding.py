@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,30 +12,23 @@ from recast_cli.engine.compress.curvature import Curvature
 from recast_cli.engine.compress.grid import SMALLEST
 from recast_cli.engine.compress.matrices import matrices_of
 from recast_cli.engine.compress.steps import Steps, curved_steps, plain_steps
+from recast_cli.engine.compress.trellis import follow, halves, rounded
 
 
 def to_steps(name: str, tensor: Tensor, step: float, curvature: Curvature | None = None) -> Stored:
     """A tensor as integers of as many bits as they need, with steps so many times those of `curved_steps`.
 
-    Without a curvature they are those of `plain_steps`, and every value goes to the nearest.
+    Without a curvature they are those of `plain_steps`, and no error is fed back.
     """
     weights = matrices_of(name, tensor)
     steps = steps_of(weights, curvature).times(step)
-    if curvature is None or not curvature.whole:
-        codes = integers(weights / steps.spread())
-    else:
-        codes = feed_back(weights, curvature.root, steps.spread())
-    return deflated(name, tuple(tensor.shape), codes, *steps)
+    root = curvature.root if curvature is not None and curvature.whole else None
+    return deflated(name, tuple(tensor.shape), on_trellis(weights, steps.spread(), root), steps)
 
 
 def steps_of(weights: Tensor, curvature: Curvature | None) -> Steps:
     """The steps of matrices, before they are scaled."""
     return plain_steps(weights) if curvature is None else curved_steps(curvature)
-
-
-def integers(values: Tensor) -> Tensor:
-    """The nearest integers, none larger than a stream holds."""
-    return values.round().clamp(-(2**30), 2**30)
 
 
 def to_bits(name: str, tensor: Tensor, code: Fixed, curvature: Curvature | None = None) -> dict[str, Tensor]:
@@ -50,13 +45,32 @@ def to_bits(name: str, tensor: Tensor, code: Fixed, curvature: Curvature | None 
     order = diagonal.argsort(-1, descending=True)
     sorted_root = curvature.sorted(order).root
     across = order[:, None].expand_as(weights)
-    codes = feed_back(weights.gather(-1, across), sorted_root, steps.gather(-1, across), grid.centre, 2 * grid.centre)
-    codes = torch.empty_like(codes).scatter_(-1, across, codes)
+
+    def point(_: int, value: Tensor) -> Tensor:
+        return (value + grid.centre).round().clamp(0, 2 * grid.centre) - grid.centre
+
+    points = feed_back(weights.gather(-1, across), sorted_root, steps.gather(-1, across), point)
+    codes = torch.empty_like(points).scatter_(-1, across, points + grid.centre)
     return code.store(name, codes, scales)
 
 
-def feed_back(weights: Tensor, root: Tensor, steps: Tensor, centre: float = 0.0, most: float = torch.inf) -> Tensor:
-    """Codes of matrices, rounded column by column so that d H d^T stays small for every row d of errors.
+def on_trellis(weights: Tensor, steps: Tensor, root: Tensor | None) -> Tensor:
+    """Codes (n, rows, columns) of matrices on the best path of a trellis; arguments as of `follow`."""
+    odd = follow(weights, steps, root)
+    half = halves(odd)
+    if root is None:
+        return rounded(weights / steps, half, odd)
+    points = feed_back(
+        weights,
+        root,
+        steps,
+        lambda column, value: half[..., column] + rounded(value, half[..., column], odd[..., column]),
+    )
+    return points - half
+
+
+def feed_back(weights: Tensor, root: Tensor, steps: Tensor, point: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Points of matrices, rounded column by column so that d H d^T stays small for every row d of errors.
 
     GPTQ (Frantar et al., ICLR 2023, arXiv:2210.17323): what is lost in a column, over its own entry of U, is taken from
     the columns after it in the proportion of U's row.
@@ -65,17 +79,16 @@ def feed_back(weights: Tensor, root: Tensor, steps: Tensor, centre: float = 0.0,
         weights: (n, rows, columns).
         root: U, upper triangular, with U^T U = H^-1: (n, columns, columns).
         steps: Of every value, (n, rows, columns), all above 0.
-        centre: Code of 0.
-        most: The largest code, where the smallest is 0; default: there is no end to either side.
+        point: From a column and its values over their steps, (n, rows), to where they are rounded to, in steps.
 
     Returns:
-        (n, rows, columns), float32.
+        (n, rows, columns), float32, in steps.
     """
-    left, least = weights.float().clone(), 0.0 if most < torch.inf else -torch.inf
-    codes = torch.empty_like(left)
+    left = weights.float().clone()
+    points = torch.empty_like(left)
     for column in range(left.shape[-1]):
         value, step = left[..., column], steps[..., column]
-        code = codes[..., column] = (value / step + centre).round_().clamp_(least, most)
-        lost = (value - (code - centre) * step) / root[:, column, column, None]
+        points[..., column] = point(column, value / step)
+        lost = (value - points[..., column] * step) / root[:, column, column, None]
         left[..., column + 1 :] -= lost[..., None] * root[:, None, column, column + 1 :]
-    return codes
+    return points

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -15,7 +16,8 @@ from recast_cli.engine.compress.curvature import Curvature
 from recast_cli.engine.compress.deflate import deflate
 from recast_cli.engine.compress.matrices import is_large, matrices, matrices_of
 from recast_cli.engine.compress.plan import Compression
-from recast_cli.engine.compress.rounding import integers, steps_of, to_steps
+from recast_cli.engine.compress.rounding import steps_of, to_steps
+from recast_cli.engine.compress.trellis import MOST
 from recast_cli.engine.errors import RecastError
 
 Progress = Callable[[int, int, str], None]
@@ -27,6 +29,8 @@ NEAR = 0.001
 """Of the bytes that are wanted: to be so much below is near enough."""
 ATTEMPTS = 4
 """At rounding everything, to come so near."""
+Tried = dict[bool, tuple[float, float]]
+"""Whether bytes were too many -> the power of two of such a step, and the excess."""
 
 
 class Sample(NamedTuple):
@@ -73,8 +77,9 @@ class Job:
         for name, each in samples.items():
             stream = FEWEST * prod(each.shape) / 8
             if step is not None:
-                stream = each.share * len(deflate(integers(each.values / step))[0])
-            codes[name] = Deflated(each.shape, matrices(name, each.shape), int(stream), 0)
+                # codes of a trellis spread as the nearest integers do
+                stream = each.share * len(deflate((each.values / step).round().clamp(-MOST, MOST))[0])
+            codes[name] = Deflated(each.shape, matrices(name, each.shape), int(stream), 0, step or 1.0)
         return self.plan(codes)
 
     def rounded(self, step: float, count: int, progress: Progress | None) -> Compression:
@@ -118,12 +123,13 @@ def fit(
     step = search_step(lambda step: job.foreseen(samples, step).nbytes - size, values, NEAR * size)
     if announce:
         announce(job.foreseen(samples, step))
+    tried: Tried = {}
     for attempt in itertools.count(1):
         plan = job.rounded(step, len(samples), progress)
         excess = plan.nbytes - size
         if excess <= 0 and (excess >= -3 * NEAR * size or attempt >= ATTEMPTS):
             break
-        step *= 2 ** (8 * (excess + max(8, NEAR * size)) / values)
+        step = 2 ** better_power(math.log2(step), excess + max(8, NEAR * size), values, tried)
 
     def encode(name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
         if not isinstance(code, Deflated):
@@ -142,15 +148,31 @@ def take(name: str, tensor: Tensor, curvature: Curvature | None) -> Sample:
 
 
 def search_step(excess: Callable[[float], int], values: int, near: float) -> float:
-    """The step of which `excess`, in bytes, is about 0.
-
-    Half the step is a bit more of all `values`, so Newton's method knows its slope beforehand. Where values have hardly
-    a bit left it goes slowly, but never too far.
-    """
-    power = 0.0
+    """The step of which `excess`, in bytes, is about 0."""
+    power, tried = 0.0, Tried()
     for _ in range(100):
         found = excess(2.0**power)
         if abs(found) <= near:
             break
-        power += 8 * found / values
+        power = better_power(power, found, values, tried)
     return float(2.0**power)
+
+
+def better_power(power: float, excess: float, values: int, tried: Tried) -> float:
+    """The next step to try, as a power of two.
+
+    Half the step is a bit more of all `values`, so Newton's method knows its slope beforehand. Where values have hardly
+    a bit left it goes slowly, but never too far. Codes have whole bits, so bytes may jump where a step hardly changes:
+    once there is a step on either side, it goes between them.
+
+    Args:
+        power: Of the step that was tried.
+        excess: Bytes that were too many.
+        values: That are rounded.
+        tried: The last step of too many bytes, and the last one of too few; both are noted here.
+    """
+    tried[excess > 0] = power, excess
+    if len(tried) < 2:
+        return power + 8 * excess / values
+    (fine, over), (coarse, under) = tried[True], tried[False]
+    return fine + (coarse - fine) * over / (over - under)

@@ -7,36 +7,49 @@ With error feedback this is WaterSIC (Lifar, Savkin, Ordentlich and Polyanskiy 2
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from recast_cli.engine.compress.curvature import Curvature
-from recast_cli.engine.compress.grid import SMALLEST, stored
+if TYPE_CHECKING:
+    from recast_cli.engine.compress.curvature import Curvature
 
 RANGE = 64
 """No row or column of weights counts as more than so many times larger or smaller than the mean one."""
+OCTAVE = 8
+"""Steps between a step and its double: they need be no finer, a few per cent more or less cost next to nothing."""
 
 
 class Steps(NamedTuple):
-    """Of matrices (n, rows, columns): the step of a value is rows[n, row] * columns[n, column].
+    """Of matrices (n, rows, columns): a value's step is scale * 2^((rows[n, row] + columns[n, column]) / OCTAVE).
 
     Attributes:
-        rows: (n, rows).
-        columns: (n, columns).
+        scale: Of all.
+        rows: (n, rows), int8.
+        columns: (n, columns), int8.
     """
 
+    scale: float
     rows: Tensor
     columns: Tensor
 
     def times(self, factor: float) -> Steps:
-        """Steps so many times as large, as float16 holds them."""
-        return Steps(*(stored(each).clamp_min(SMALLEST) for each in (self.rows * factor, self.columns)))
+        """Steps so many times as large."""
+        return self._replace(scale=self.scale * factor)
 
     def spread(self) -> Tensor:
-        """One for every value: (n, rows, columns)."""
-        return self.rows[..., :, None] * self.columns[..., None, :]
+        """One for every value: (n, rows, columns), float32."""
+        rows, columns = (torch.exp2(each.double() / OCTAVE) for each in (self.rows, self.columns))
+        return (self.scale * rows).float()[..., :, None] * columns.float()[..., None, :]
+
+
+def near(rows: Tensor, columns: Tensor) -> Steps:
+    """The steps next to rows[n, row] * columns[n, column], all above 0."""
+    logs = [each.double().log2() for each in (rows, columns)]
+    means = [float(each.mean()) for each in logs]
+    places = (OCTAVE * (each - mean) for each, mean in zip(logs, means, strict=True))
+    return Steps(2.0 ** sum(means), *(each.round().clamp(-127, 127).to(torch.int8) for each in places))
 
 
 def plain_steps(weights: Tensor) -> Steps:
@@ -51,7 +64,7 @@ def plain_steps(weights: Tensor) -> Steps:
     squares = weights.float().square()
     size = squares.mean((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     rows, columns = ((squares.mean(dim) / size).clamp(1 / RANGE**2, RANGE**2) ** 0.25 for dim in (2, 1))
-    return Steps(rows * (size * weights[0].numel()).sqrt(), columns)
+    return near(rows * (size * weights[0].numel()).sqrt(), columns)
 
 
 def curved_steps(curvature: Curvature) -> Steps:
@@ -64,5 +77,4 @@ def curved_steps(curvature: Curvature) -> Steps:
         Of matrices (n, rows, columns), as of `plain_steps`.
     """
     columns = curvature.root.diagonal(dim1=-2, dim2=-1) if curvature.whole else curvature.products.rsqrt()
-    mean = columns.log().mean(-1, keepdim=True).exp()  # float16 holds numbers around 1 best
-    return Steps((curvature.rows.rsqrt() * mean).float(), (columns / mean).float())
+    return near(curvature.rows.rsqrt(), columns)

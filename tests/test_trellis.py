@@ -1,0 +1,105 @@
+"""Trellis-coded quantisation: against all paths, one by one, and against what it is known to gain."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from test_rounding import layer, output_error, random
+
+from recast_cli.engine.compress import trellis
+from recast_cli.engine.compress.rounding import feed_back, on_trellis
+from recast_cli.engine.compress.trellis import MOST, follow, halves
+
+
+def read(codes):
+    """What stands for 0 or 1/2, by the parity-check equation: h0 * z0 + h1 * z1 = 0, h0 = 1 + D + D^3, h1 = D^2."""
+    odd, z = [code % 2 for code in codes], []
+    for place in range(len(codes)):
+        past = [z[place - back] if place >= back else 0 for back in (1, 3)]
+        z.append((sum(past) + (odd[place - 2] if place >= 2 else 0)) % 2)
+    return [each / 2 for each in z]
+
+
+def test_halves_are_those_of_the_parity_checks():
+    codes = torch.randint(-9, 9, (4, 30), generator=torch.Generator().manual_seed(0))
+    assert halves(codes).tolist() == [read(row) for row in codes.tolist()]
+    assert halves(codes.float().int()[None]).shape == (1, 4, 30)
+
+
+def cheapest(weights, steps, root):
+    """The least that a row can cost: every choice of even and odd, errors fed back along it, in float64."""
+    best = np.inf
+    for odd in itertools.product((0, 1), repeat=len(weights)):
+        left, cost, half = weights.astype(np.float64).copy(), 0.0, read(odd)
+        for column, parity in enumerate(odd):
+            value = left[column] / steps[column] - half[column]
+            code = 2 * np.round((value - parity) / 2) + parity
+            lost = (value - code) * steps[column] / root[column, column]
+            left[column + 1 :] -= lost * root[column, column + 1 :]
+            cost += lost**2
+        best = min(best, cost)
+    return best
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 9])
+def test_without_feedback_the_path_is_the_best_of_all(columns):
+    weights, steps = random(1, 6, columns), 0.3 + random(1, 6, columns, seed=1).abs()
+    codes = on_trellis(weights, steps, None)
+    costs = ((codes + halves(codes.int())) - weights / steps).square().sum(-1)[0]
+    for row, cost in enumerate(costs.tolist()):
+        scaled = (weights / steps)[0, row].numpy()
+        assert cost == pytest.approx(cheapest(scaled, np.ones(columns), np.eye(columns)), rel=1e-4)
+
+
+def test_with_feedback_it_is_hardly_worse_than_the_best_of_all():
+    """Paths that meet in a state have different errors to make up for, one is dropped by what it has cost so far."""
+    weights, hessian, root = layer(rows=20, columns=9)
+    steps = (0.5 * root[0].diagonal()).expand_as(weights)
+    codes = on_trellis(weights, steps, root)
+    off = weights - (codes + halves(codes.int())) * steps
+    least = sum(cheapest(row, steps[0, 0].numpy(), root[0].numpy().astype(np.float64)) for row in weights[0].numpy())
+    assert least * (1 - 1e-3) <= output_error(off, hessian) <= 1.05 * least
+
+
+@pytest.mark.parametrize("fed", [False, True])
+def test_it_comes_a_decibel_nearer_for_the_same_bits(fed):
+    weights, hessian, root = layer(rows=60, columns=150, samples=600)
+    steps = (0.3 * root[0].diagonal()).expand_as(weights)
+    hessian, root = (hessian, root) if fed else (torch.diag_embed(steps[0, :1].double() ** -2), None)
+    codes = on_trellis(weights, steps, root)
+    plain = (weights / steps).round()
+    if fed:
+        plain = feed_back(weights, root, steps, lambda column, value: value.round())
+    gain = output_error(weights - plain * steps, hessian)
+    gain /= output_error(weights - (codes + halves(codes.int())) * steps, hessian)
+    assert 0.9 < 10 * np.log10(gain) < 1.2
+    bits = [entropy(each) for each in (plain, codes)]
+    assert bits[1] == pytest.approx(bits[0], abs=0.03)
+
+
+def entropy(codes):
+    shares = codes.unique(return_counts=True)[1] / codes.numel()
+    return float(-(shares * shares.log2()).sum())
+
+
+@pytest.mark.parametrize("fed", [False, True])
+def test_some_rows_at_a_time_are_all_rows(fed, monkeypatch):
+    (one, _, first), (two, _, second) = layer(rows=5, seed=3), layer(rows=5, seed=9)
+    weights, root = torch.cat([one, two]), torch.cat([first, second]) if fed else None
+    steps = torch.full(weights.shape, 0.3)
+    together = follow(weights, steps, root)
+    monkeypatch.setattr(trellis, "AT_ONCE", 80)
+    monkeypatch.setattr(trellis, "BLOCK", 7)
+    assert torch.equal(together, follow(weights, steps, root))
+
+
+def test_what_is_too_large_for_a_code_keeps_its_path():
+    """The largest code is cut off to, and those after it still mean what they say."""
+    weights = torch.tensor([[[3e9, 0.3, -0.8, -3e9, 0.6, 1.4, 0.9]]])
+    codes = on_trellis(weights, torch.ones_like(weights), None)
+    assert float(codes.abs().max()) <= MOST + 1
+    points = codes + halves(codes.int())
+    assert torch.equal(halves(codes.int())[0, 0], torch.tensor(read(codes[0, 0].int().tolist())))
+    inside = weights.abs() < 10
+    assert float((points - weights)[inside].abs().max()) <= 1
