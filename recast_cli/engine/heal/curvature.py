@@ -24,8 +24,8 @@ DAMPING = 0.05
 
 
 @dataclass(frozen=True)
-class Curvature:
-    """Of a layer with weight (G, rows, columns), G the groups of a convolution, else 1.
+class Factors:
+    """The two factors of the curvature of a layer with weight (G, rows, columns), G the groups of a convolution, else 1.
 
     Attributes:
         inputs: E[x x^T], (G, columns, columns).
@@ -44,7 +44,7 @@ def curvature(
     *,
     classifies: bool = True,
     progress: Progress | None = None,
-) -> dict[str, Curvature]:
+) -> dict[str, Factors]:
     """The Fisher information of some layers of the source, each as a Kronecker product.
 
     For a small change D of a weight, KL(source | changed) is about 1/2 tr(D^T A D B), with A = `outputs` and
@@ -90,7 +90,7 @@ def curvature(
         for hook in hooks:
             hook.remove()
     return {
-        name: Curvature(damped(inputs[name] / counts[name]), damped(outputs[name] / len(chosen)))
+        name: Factors(damped(inputs[name] / counts[name]), damped(outputs[name] / len(chosen)))
         for name in names
         if name in outputs
     }

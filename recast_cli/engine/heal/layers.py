@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recast_cli.engine.base import Base
 from recast_cli.engine.heal.bank import fit_bank
-from recast_cli.engine.heal.curvature import Curvature, curvature
+from recast_cli.engine.heal.curvature import Factors, curvature
 from recast_cli.engine.heal.inputs import groups_of, measurable
 from recast_cli.engine.layout import Bank, coefficient_key, template_key
 from recast_cli.engine.solve import Solution
@@ -47,7 +47,7 @@ def heal_layers(source: Source, base: Base, model: nn.Module, pixels: Tensor, pr
     return replace(base, tensors={**base.tensors, **fitted})
 
 
-def heal_bank(base: Base, bank: Bank, weights: Tensor, groups: int, found: list[Curvature]) -> dict[str, Tensor]:
+def heal_bank(base: Base, bank: Bank, weights: Tensor, groups: int, found: list[Factors]) -> dict[str, Tensor]:
     """The tensors of one bank, fitted to weights (layers, *shape)."""
 
     def cut(values: Tensor) -> Tensor:
