@@ -12,7 +12,7 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import load_base
 from recast_cli.engine.compress import curvature as curving
 from recast_cli.engine.compress.compress import compress
-from recast_cli.engine.compress.curvature import DAMPING, FLOOR, curvatures
+from recast_cli.engine.compress.curvature import DAMPING, FLOOR, curvatures, drawn_loss
 from recast_cli.engine.compress.matrices import matrices
 from recast_cli.engine.compress.pictures import MOST, list_pictures, read_pictures
 from recast_cli.engine.compress.plan import source_bytes
@@ -96,12 +96,11 @@ def test_a_curvature_is_of_the_gradients_of_drawn_decisions(vit_source, data, cl
     squares = dict.fromkeys(names, 0)
     for picture in normalise(pixels, base.architecture.data):
         logits = torch.func.functional_call(model, mixed, (picture[None],))
+        vector = 2.0 * torch.randint(0, 2, logits.shape, generator=generator)[0] - 1
         if classifies:
-            probabilities = logits.softmax(1)
-            label = int(torch.multinomial(probabilities.detach(), 1, generator=generator))
-            loss = -probabilities[0, label].log()
-        else:
-            loss = (logits * torch.randn(logits.shape, generator=generator)).sum()
+            p = logits.detach().softmax(1)[0]
+            vector = (torch.eye(5) - torch.outer(p, torch.ones(5))) @ torch.diag(p.sqrt()) @ vector
+        loss = logits[0] @ vector
         gradients = torch.autograd.grad(loss, [templates, *weights.values()], retain_graph=True)
         for name, gradient in zip(names, gradients, strict=True):
             gradient = gradient.reshape(matrices(name, gradient.shape))
@@ -115,6 +114,20 @@ def test_a_curvature_is_of_the_gradients_of_drawn_decisions(vit_source, data, cl
         assert torch.allclose(found[name].rows, rows, rtol=1e-2, atol=1e-4 * float(rows.max())), name
         expected = sums[name] + damping
         assert torch.allclose(found[name].products, expected, rtol=1e-2, atol=1e-3 * float(expected.max())), name
+
+
+@pytest.mark.parametrize("classifies", [True, False])
+def test_drawn_gradients_have_the_fisher_information_for_a_mean(classifies):
+    """Of logits that is diag(p) - p p^T, of features the identity."""
+    found = torch.tensor([[2.0, -1.0, 0.5, 0.0]], requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    outer = []
+    for _ in range(4000):
+        gradient = torch.autograd.grad(drawn_loss(found, classifies, generator), found)[0][0]
+        outer.append(torch.outer(gradient, gradient))
+    p = found.detach().softmax(1)[0]
+    expected = torch.diag(p) - torch.outer(p, p) if classifies else torch.eye(4)
+    assert torch.allclose(torch.stack(outer).mean(0), expected, atol=0.05 * float(expected.max()))
 
 
 def test_half_of_the_form_is_the_divergence(vit_source, data):

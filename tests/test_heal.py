@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers import draw_images
 from torch import nn
-from torch.nn import functional as F
 
 from recast_cli.engine.attach import merge
+from recast_cli.engine.compress.curvature import drawn_loss
 from recast_cli.engine.compress.pictures import read_pictures
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.heal import bank, distil, state
@@ -137,8 +137,8 @@ def test_curvature_against_autograd_of_the_weight(vit_source, data):
     seen = []
     layer.register_forward_hook(lambda module, args, output: seen.extend([args[0].detach(), output]))
     logits = model(normalise(pixels, vit_source.architecture.data).requires_grad_(True))
-    label = torch.multinomial(logits.softmax(1), 1, generator=torch.Generator().manual_seed(0))[0]
-    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, label), seen[1])
+    loss = drawn_loss(logits, True, torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(loss, seen[1])
     tokens, rows = seen[0].flatten(0, 1), gradient.flatten(0, 1)
     for factor, expected in ((found.inputs, tokens.T @ tokens / len(tokens)), (found.outputs, rows.T @ rows)):
         assert torch.allclose(factor, damped(expected[None]), rtol=1e-3, atol=1e-9)

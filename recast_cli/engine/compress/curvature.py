@@ -8,7 +8,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
@@ -67,11 +66,11 @@ def curvatures(
 ) -> dict[str, Curvature]:
     """The Fisher information of some tensors of a base, as products of rows and columns.
 
-    For small errors d of all values, KL(source | base) is 1/2 d^T F d with F = E[g g^T], g the gradient of
-    -log p(y | x), x a picture and y drawn from the source's own probabilities (Amari 1998,
-    doi:10.1162/089976698300017746). Of the gradient G of one matrix, E[G^T G] and the squares of its rows are kept:
-    what is between two rows is left out, as is what is between two matrices. Without a classifier the same stands for
-    squared distances of features.
+    For small errors d of all values, KL(source | base) is 1/2 d^T F d with F the mean over pictures of
+    J^T (diag(p) - p p^T) J, J the derivatives of the logits and p the source's own probabilities (Amari 1998,
+    doi:10.1162/089976698300017746), which is E[g g^T] for the gradients g of `drawn_loss`. Of the gradient G of one
+    matrix, E[G^T G] and the squares of its rows are kept: what is between two rows is left out, as is what is between
+    two matrices. Without a classifier the same stands for squared distances of features.
 
     Args:
         base: Without codes, of a known architecture.
@@ -127,12 +126,21 @@ def template_gradient(base: Base, model: nn.Module, bank: Bank) -> Callable[[], 
 def drawn_loss(found: Tensor, classifies: bool, generator: torch.Generator) -> Tensor:
     """A loss, summed over pictures, whose gradients' outer products have the Fisher information for a mean.
 
-    That is -log p(y) with y drawn from p, or the product of features with a drawn vector.
+    That is the product of logits with a root of diag(p) - p p^T times random signs: the same mean as with gradients of
+    -log p(y), y drawn from p, but where the source is sure those are next to nothing, and now and then enormous. Or the
+    product of features with random signs.
+
+    Args:
+        found: Logits or features, (batch, classes or features).
+        classifies: Whether they are logits.
+        generator: Draws the signs.
     """
+    signs = 2.0 * torch.randint(0, 2, found.shape, generator=generator).to(found.device) - 1
     if not classifies:
-        return (found * torch.randn(found.shape, generator=generator).to(found.device)).sum()
-    labels = torch.multinomial(found.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
-    return F.cross_entropy(found.float(), labels.to(found.device), reduction="sum")
+        return (found.float() * signs).sum()
+    probabilities = found.detach().float().softmax(1)
+    parts = probabilities.sqrt() * signs
+    return (found.float() * (parts - probabilities * parts.sum(1, keepdim=True))).sum()
 
 
 def add(sums: dict[str, tuple[Tensor, Tensor]], name: str, gradient: Tensor) -> None:

@@ -25,7 +25,7 @@ DAMPING = 0.05
 
 @dataclass(frozen=True)
 class Factors:
-    """The two factors of the curvature of a layer with weight (G, rows, columns), G the groups of a convolution, else 1.
+    """The factors of a layer's curvature, its weight (G, rows, columns), G the groups of a convolution, else 1.
 
     Attributes:
         inputs: E[x x^T], (G, columns, columns).
@@ -49,8 +49,7 @@ def curvature(
 
     For a small change D of a weight, KL(source | changed) is about 1/2 tr(D^T A D B), with A = `outputs` and
     B = `inputs` (Martens and Grosse 2015, arXiv:1503.05671; of convolutions Grosse and Martens 2016, arXiv:1602.01407).
-    Labels are drawn from the source's own probabilities. Without a classifier the same stands for squared distances of
-    features, by gradients of random projections of them.
+    Gradients are those of `drawn_loss`. Without a classifier the same stands for squared distances of features.
 
     Args:
         model: The source, frozen.
