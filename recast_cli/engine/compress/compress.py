@@ -25,6 +25,8 @@ from recast_cli.engine.solve import SolverOptions
 from recast_cli.engine.source import Source
 
 Progress = Callable[[int, int, str], None]
+KEPT = 2**28
+"""Bytes up to which a file is kept in memory, so that nothing is rounded once more to write it."""
 
 
 def compress(
@@ -94,7 +96,7 @@ def compress(
         if announce:
             announce(plan(codes))
     else:
-        job = Job(tensors, codes, curves, plan, in_memory=base is not None)
+        job = Job(tensors, codes, curves, plan, keep=base is not None or size <= KEPT)
         codes, encode = fit(job, size, announce, progress)
     about = {**plan(codes).to_dict(), "calibrated": calibrated}
     if base is None:

@@ -56,15 +56,15 @@ class Job:
         small: Codes of those that are not rounded.
         curves: What errors of large tensors do, where that is known.
         plan: The plan that codes make.
-        in_memory: Whether what is rounded may be kept.
-        kept: What is stored of each tensor that was rounded last, where it may be kept.
+        keep: Whether there is memory for all that is stored.
+        kept: What is stored of each tensor that was rounded last, where there is.
     """
 
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     small: Mapping[str, Code]
     curves: Mapping[str, Curvature]
     plan: Callable[[Mapping[str, Code]], Compression]
-    in_memory: bool
+    keep: bool
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def large(self) -> Iterator[tuple[str, Tensor]]:
@@ -87,7 +87,7 @@ class Job:
         codes = dict(self.small)
         for number, (name, tensor) in enumerate(self.large()):
             codes[name], stored = to_steps(name, tensor, step, self.curves.get(name))
-            if self.in_memory:
+            if self.keep:
                 self.kept[name] = stored
             if progress:
                 progress(number + 1, count, f"rounding {name}")
@@ -120,7 +120,9 @@ def fit(
             f"({least.ratio:.1f}x)",
             "Ask for no less; most of a network is lost there already.",
         )
-    step = search_step(lambda step: job.foreseen(samples, step).nbytes - size, values, NEAR * size)
+    # a little less, so that rounding everything once will mostly do
+    wanted = size - max(8, 1.5 * NEAR * size)
+    step = search_step(lambda step: job.foreseen(samples, step).nbytes - wanted, values, NEAR * size / 4)
     if announce:
         announce(job.foreseen(samples, step))
     tried: Tried = {}
@@ -129,7 +131,7 @@ def fit(
         excess = plan.nbytes - size
         if excess <= 0 and (excess >= -3 * NEAR * size or attempt >= ATTEMPTS):
             break
-        step = 2 ** better_power(math.log2(step), excess + max(8, NEAR * size), values, tried)
+        step = 2 ** better_power(math.log2(step), plan.nbytes - wanted, values, tried)
 
     def encode(name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
         if not isinstance(code, Deflated):
@@ -147,7 +149,7 @@ def take(name: str, tensor: Tensor, curvature: Curvature | None) -> Sample:
     return Sample(tuple(tensor.shape), chosen, len(values) / len(chosen))
 
 
-def search_step(excess: Callable[[float], int], values: int, near: float) -> float:
+def search_step(excess: Callable[[float], float], values: int, near: float) -> float:
     """The step of which `excess`, in bytes, is about 0."""
     power, tried = 0.0, Tried()
     for _ in range(100):

@@ -71,55 +71,86 @@ def follow(weights: Tensor, steps: Tensor, root: Tensor | None = None) -> Tensor
     """
     odd = torch.empty(weights.shape, dtype=torch.uint8)
     rows = max(1, AT_ONCE // weights.shape[-1])
-    for number, (matrix, their_steps) in enumerate(zip(weights.float(), steps, strict=True)):
-        form = None if root is None else root[number]
+    for number, matrix in enumerate(weights.float()):
         for first in range(0, len(matrix), rows):
             part = slice(first, first + rows)
-            odd[number, part] = best_path(matrix[part], their_steps[part], form)
+            some, their_steps = matrix[part].T.contiguous(), steps[number, part].T.contiguous()
+            ways, cost = ways_to(some / their_steps) if root is None else fed_ways_to(some, their_steps, root[number])
+            odd[number, part] = traced(ways, cost.argmin(0))
     return odd
 
 
-def best_path(weights: Tensor, steps: Tensor, root: Tensor | None) -> Tensor:
-    """`follow` for some rows (rows, columns) of one matrix."""
-    rows, columns = weights.shape
-    steps, left = steps.T.contiguous(), weights.T.contiguous()[:, None]  # (columns, rows), (columns, states, rows)
-    seen = HALF.unique() if root is None else HALF  # without feedback all states see the same values
-    if root is not None:
-        left = left.expand(columns, STATES, rows)
-    error = ODD * len(seen) + (HALF[BEFORE] if root is None else BEFORE)  # of each way, the place of what it errs
-    cost = torch.full((STATES, rows), torch.inf)
-    cost[0] = 0
-    ways = torch.empty(columns, STATES, rows, dtype=torch.bool)
+def ways_to(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The better way to each state at every column.
+
+    Args:
+        values: Over their steps, (columns, rows).
+
+    Returns:
+        Which of the two ways of `origins`, (columns, STATES, rows), and what the paths have cost, (STATES, rows).
+    """
+    columns, rows = values.shape
+    ways, cost = torch.empty(columns, STATES, rows, dtype=torch.bool), start(rows)
+    error = 2 * ODD + HALF[BEFORE]  # where what a way errs stands: all states see the same values
+    for first in range(0, columns, BLOCK):
+        squares = off(values[first : first + BLOCK, None], torch.tensor([[0.0], [0.5]])).square_().flatten(1, 2)
+        costs = zip(*(squares.index_select(1, way) for way in error), strict=True)
+        for column, (one, other) in enumerate(costs, start=first):
+            cost, ways[column] = met(cost, one, other)
+    return ways, cost
+
+
+def fed_ways_to(weights: Tensor, steps: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """`ways_to` of weights (columns, rows) with steps of the same shape, where every path feeds back its own errors."""
+    columns, rows = weights.shape
+    ways, cost = torch.empty(columns, STATES, rows, dtype=torch.bool), start(rows)
+    left = weights[:, None].expand(columns, STATES, rows)
     for first in range(0, columns, BLOCK):
         last = min(first + BLOCK, columns)
         block, left = left[: last - first], left[last - first :]
         lost = torch.empty(last - first, STATES, rows)
         origin = torch.arange(STATES)[:, None].expand(STATES, rows)
         for column in range(first, last):
-            errors = off(block[0] / steps[column], seen[:, None] / 2)  # (even or odd, states, rows)
-            if root is not None:
-                errors *= steps[column] / root[column, column]
-            squares = errors.square().flatten(0, 1)
-            one, other = (cost.index_select(0, BEFORE[way]) + squares.index_select(0, error[way]) for way in (0, 1))
-            cost = torch.minimum(one, other)
-            taken = ways[column] = other < one
-            block = block[1:]
-            if root is not None:
-                place, before = column - first, torch.where(taken, BEFORE[1, :, None], BEFORE[0, :, None])
-                lost[:place], origin = carried(lost[:place], before), origin.gather(0, before)
-                lost[place] = torch.where(taken, errors[ODD[1], BEFORE[1]], errors[ODD[0], BEFORE[0]])
-                block = carried(block, before) - root[column, column + 1 : last, None, None] * lost[place]
-        if root is not None:
-            made_up = root[first:last, last:].T @ lost.flatten(1)
-            left = carried(left, origin) - made_up.view_as(left)
-    return traced(ways, cost.argmin(0))
+            errors = off(block[0] / steps[column], HALF[:, None] / 2) * (steps[column] / root[column, column])
+            one, other = (errors[ODD[way], BEFORE[way]] for way in (0, 1))
+            cost, taken = met(cost, one.square(), other.square())
+            ways[column] = taken
+            place, before = column - first, torch.where(taken, BEFORE[1, :, None], BEFORE[0, :, None])
+            lost[:place], origin = carried(lost[:place], before), origin.gather(0, before)
+            lost[place] = torch.where(taken, other, one)
+            block = carried(block[1:], before) - root[column, column + 1 : last, None, None] * lost[place]
+        made_up = root[first:last, last:].T @ lost.flatten(1)
+        left = carried(left, origin) - made_up.view_as(left)
+    return ways, cost
+
+
+def start(rows: int) -> Tensor:
+    """What paths have cost before the first column, (STATES, rows): all begin in state 0."""
+    cost = torch.full((STATES, rows), torch.inf)
+    cost[0] = 0
+    return cost
+
+
+def met(cost: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """What paths have cost after a column whose ways cost so much, and whether the other way is cheaper."""
+    one = cost.index_select(0, BEFORE[0]).add_(one)
+    other = cost.index_select(0, BEFORE[1]).add_(other)
+    return torch.minimum(one, other), other < one
 
 
 def off(values: Tensor, halves: Tensor) -> Tensor:
-    """How far values over their steps, (1 or states, rows), are from even and odd codes: (2, states, rows)."""
+    """How far values are from the nearest even and odd codes.
+
+    Args:
+        values: Over their steps, (..., 1 or states, rows).
+        halves: What is added to codes, (states, 1).
+
+    Returns:
+        (..., even or odd, states, rows), with a sign.
+    """
     wanted = values - halves
-    even = wanted - (2 * (wanted / 2).round()).clamp_(-MOST, MOST)
-    return torch.stack([even, even - torch.ones(()).copysign(even)])
+    even = wanted - (2 * (wanted / 2).round_()).clamp_(-MOST, MOST)
+    return torch.stack([even, even - torch.ones(()).copysign(even)], -3)
 
 
 def carried(of_states: Tensor, before: Tensor) -> Tensor:
