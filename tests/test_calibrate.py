@@ -12,7 +12,7 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import load_base
 from recast_cli.engine.compress import curvature as curving
 from recast_cli.engine.compress.compress import compress
-from recast_cli.engine.compress.curvature import DAMPING, FLOOR, curvatures, drawn_loss
+from recast_cli.engine.compress.curvature import DAMPING, FLOOR, ROW_DAMPING, curvatures, drawn_loss, squares
 from recast_cli.engine.compress.matrices import matrices
 from recast_cli.engine.compress.pictures import MOST, list_pictures, read_pictures
 from recast_cli.engine.compress.plan import source_bytes
@@ -93,7 +93,7 @@ def test_a_curvature_is_of_the_gradients_of_drawn_decisions(vit_source, data, cl
     mixed = {f"{m}.weight": torch.tensordot(base.coefficients(m).mean(0), templates, dims=1) for m in bank.modules}
     generator = torch.Generator().manual_seed(0)
     sums = dict.fromkeys(names, 0)
-    squares = dict.fromkeys(names, 0)
+    rows = dict.fromkeys(names, 0)
     for picture in normalise(pixels, base.architecture.data):
         logits = torch.func.functional_call(model, mixed, (picture[None],))
         vector = 2.0 * torch.randint(0, 2, logits.shape, generator=generator)[0] - 1
@@ -105,15 +105,18 @@ def test_a_curvature_is_of_the_gradients_of_drawn_decisions(vit_source, data, cl
         for name, gradient in zip(names, gradients, strict=True):
             gradient = gradient.reshape(matrices(name, gradient.shape))
             sums[name] = sums[name] + torch.einsum("nri,nrj->nij", gradient, gradient) / 3
-            squares[name] = squares[name] + gradient.square().sum(2) / 3
+            rows[name] = rows[name] + torch.einsum("nri,nsi->nrs", gradient, gradient) / 3
     for name in names:
-        rows = squares[name] + DAMPING * squares[name].mean(1, keepdim=True)
-        rows /= rows.sum(1, keepdim=True)
-        mean = sums[name].diagonal(dim1=1, dim2=2).mean(1)
-        damping = DAMPING * mean[:, None, None] * torch.eye(sums[name].shape[-1])
-        assert torch.allclose(found[name].rows, rows, rtol=1e-2, atol=1e-4 * float(rows.max())), name
-        expected = sums[name] + damping
-        assert torch.allclose(found[name].products, expected, rtol=1e-2, atol=1e-3 * float(expected.max())), name
+        expected = damped(rows[name], ROW_DAMPING)
+        expected /= expected.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+        assert torch.allclose(found[name].rows, expected, rtol=1e-2, atol=1e-3 * float(expected.max())), name
+        expected = damped(sums[name], DAMPING)
+        assert torch.allclose(found[name].columns, expected, rtol=1e-2, atol=1e-3 * float(expected.max())), name
+
+
+def damped(products, share):
+    mean = products.diagonal(dim1=1, dim2=2).mean(1)
+    return products + share * mean[:, None, None] * torch.eye(products.shape[-1])
 
 
 @pytest.mark.parametrize("classifies", [True, False])
@@ -136,10 +139,9 @@ def test_half_of_the_form_is_the_divergence(vit_source, data):
     key = template_key(base.layout.banks[0])
     pixels = read_pictures(data, vit_source.architecture)
     curve = curvatures(base, pixels, {key: matrices(key, base.tensors[key].shape)})[key]
-    # what damping adds is known exactly: rows were multiplied by 1 + DAMPING on average, so was the diagonal
-    products = curve.products - DAMPING / (1 + DAMPING) * torch.diag_embed(
-        curve.products.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).expand(curve.products.shape[:-1])
-    )
+    # what damping adds is known exactly: diagonals are larger by it on average
+    columns = damped(curve.columns, -DAMPING / (1 + DAMPING)).double()
+    rows = damped((1 + ROW_DAMPING) * curve.rows, -ROW_DAMPING / (1 + ROW_DAMPING)).double()
     generator = torch.Generator().manual_seed(1)
     foreseen, measured = 0.0, 0.0
     images = normalise(pixels, base.architecture.data)
@@ -148,7 +150,7 @@ def test_half_of_the_form_is_the_divergence(vit_source, data):
         for _ in range(8):
             change = 0.02 * torch.randn(base.tensors[key].shape, generator=generator)
             off = change.reshape(matrices(key, change.shape)).double()
-            foreseen += 0.5 * float(torch.einsum("nr,nri,nij,nrj->", curve.rows.double(), off, products.double(), off))
+            foreseen += 0.5 * float(torch.einsum("nrs,nri,nij,nsj->", rows, off, columns, off))
             other = merge(replace(base, tensors={**base.tensors, key: base.tensors[key] + change}))
             after = other(images).double().log_softmax(1)
             measured += float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
@@ -168,20 +170,22 @@ def test_what_no_decision_depends_on_is_still_stored(vit_source, data, monkeypat
 
     monkeypatch.setattr(curving, "gradient_of", unused)
     found = curvatures(base, pixels, shapes)
-    assert torch.equal(found["head.weight"].products, before["head.weight"].products)
-    counts = [each.rows[..., None] * each.products.diagonal(dim1=-2, dim2=-1)[:, None] for each in found.values()]
+    assert torch.equal(found["head.weight"].columns, before["head.weight"].columns)
+    counts = [squares(each.rows)[..., None] * squares(each.columns)[:, None] for each in found.values()]
     values = sum(each.numel() for each in counts)
     assert float(counts[1].mean()) == pytest.approx(FLOOR * float(counts[0].sum()) / values, rel=1e-3)
 
 
-def test_a_matrix_of_many_columns_has_a_diagonal_alone(vit_source, data, monkeypatch):
+def test_a_matrix_of_many_rows_or_columns_has_a_diagonal_alone(vit_source, data, monkeypatch):
     base = mimic(vit_source, plan_layout(vit_source.modules))
     pixels = read_pictures(data, vit_source.architecture)[:2]
     shapes = {"head.weight": matrices("head.weight", base.tensors["head.weight"].shape)}
     whole = curvatures(base, pixels, shapes)["head.weight"]
     monkeypatch.setattr(curving, "WIDEST", 8)
     found = curvatures(base, pixels, shapes)["head.weight"]
-    assert torch.allclose(found.products, whole.products.diagonal(dim1=-2, dim2=-1), rtol=1e-4)
+    assert found.columns.ndim == 2
+    assert torch.allclose(found.columns, squares(whole.columns), rtol=1e-4)
+    assert whole.rows.ndim == 3  # five classes
     for numbers in ({"bits": 3}, {"size": source_bytes(vit_source) // 4}):
         assert compress(vit_source, plan_layout(vit_source.modules), pictures=data, **numbers).codes
 

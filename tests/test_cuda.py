@@ -132,5 +132,5 @@ def test_calibrating_sees_what_the_cpu_sees(vit_source, data):
     shapes = {name: matrices(name, base.tensors[name].shape) for name in ("head.weight", "patch_embed.proj.weight")}
     there, here = (curvatures(base, pixels, shapes, device) for device in ("cuda", "cpu"))
     for name, expected in here.items():
-        assert there[name].products.device.type == "cpu"
+        assert there[name].columns.device.type == "cpu"
         assert torch.allclose(there[name].rows, expected.rows, rtol=0.1, atol=1e-2 * float(expected.rows.max()))

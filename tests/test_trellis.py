@@ -7,8 +7,10 @@ import pytest
 import torch
 from test_rounding import layer, output_error, random
 
-from recast_cli.engine.compress import trellis
-from recast_cli.engine.compress.rounding import feed_back, on_trellis
+from recast_cli.engine.compress import curvature, trellis
+from recast_cli.engine.compress.curvature import Curvature, squares
+from recast_cli.engine.compress.rounding import feed_back, in_turns, on_trellis
+from recast_cli.engine.compress.steps import curved_steps
 from recast_cli.engine.compress.trellis import MOST, follow, halves
 
 
@@ -81,6 +83,62 @@ def test_it_comes_a_decibel_nearer_for_the_same_bits(fed):
 def entropy(codes):
     shares = codes.unique(return_counts=True)[1] / codes.numel()
     return float(-(shares * shares.log2()).sum())
+
+
+def form_of(rows, seed=20):
+    """Products of rows of gradients, of trace 1."""
+    gradients = random(rows, 3 * rows, seed=seed) * torch.linspace(0.3, 2, rows)[:, None]
+    gradients += random(1, 3 * rows, seed=seed + 1)
+    return (gradients @ gradients.T / gradients.square().sum())[None]
+
+
+def test_of_one_column_rows_are_fed_back_as_columns_of_one_row_are(monkeypatch):
+    """There a trellis is rounding to the nearest. With a turn for each row that is GPTQ of the transposed matrix."""
+    monkeypatch.setattr(curvature, "TURNS", 100)
+    form, weights = form_of(12), random(1, 12, 1)
+    curve = Curvature(form, torch.ones(1, 1, 1))
+    inverse = torch.linalg.inv(form.double())
+    root = torch.linalg.cholesky(inverse, upper=True).float()
+    steps = curved_steps(curve).times(0.05).spread()
+    expected = feed_back(weights.mT, root, steps.mT, lambda column, value: value.round())
+    assert in_turns(weights, steps, curve).flatten().tolist() == expected.flatten().tolist()
+    counts = torch.cat([turn.counts[0] for turn in curve.turns])
+    assert torch.allclose(counts, root[0].diagonal() ** -2, rtol=1e-3)
+    assert [turn.rows.tolist() for turn in curve.turns] == [[row] for row in range(12)]
+
+
+def test_what_later_rows_are_asked_to_make_up_for_is_the_least(monkeypatch):
+    """Of errors of one turn, the best that all later rows can do, by least squares of the whole form."""
+    monkeypatch.setattr(curvature, "TURNS", 3)
+    form = form_of(10)
+    turns = Curvature(form, torch.ones(1, 1, 1)).turns
+    assert [turn.rows.tolist() for turn in turns] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    for rows, later, counts, shares in turns:
+        for place, row in enumerate(rows.tolist()):
+            off = torch.zeros(10)
+            off[row] = 1
+            off[later] = -shares[0, :, place]
+            gradient = form[0] @ off
+            assert torch.allclose(gradient[later], torch.zeros(len(later)), atol=1e-6)
+            assert float(off @ form[0] @ off) == pytest.approx(float(counts[0, place]), rel=1e-3)
+
+
+def test_errors_of_rows_are_made_up_for_in_later_rows():
+    weights, hessian, _ = layer(rows=64, columns=40)
+    curve = Curvature(form_of(64), hessian.float())
+    alone = Curvature(squares(curve.rows), curve.columns)
+
+    def error(made, step):
+        steps = curved_steps(made).times(step)
+        codes = in_turns(weights, steps.spread(), made)
+        off = (weights - (codes + halves(codes.int())) * steps.spread())[0].double()
+        return float(torch.trace(curve.rows[0].double() @ off @ hessian[0] @ off.T)), entropy(codes)
+
+    (fed, bits), (plain, their_bits) = error(curve, 0.1), error(alone, 0.1)
+    fed *= 4 ** (bits - their_bits)  # as many bits
+    foreseen = torch.cat([turn.counts[0] for turn in curve.turns]).log().mean() - squares(curve.rows).log().mean()
+    assert fed / plain == pytest.approx(float(foreseen.exp()), rel=0.15)
+    assert fed < 0.8 * plain
 
 
 @pytest.mark.parametrize("fed", [False, True])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.compress.code import Fixed, Stored, deflated
-from recast_cli.engine.compress.curvature import Curvature
+from recast_cli.engine.compress.curvature import Curvature, squares
 from recast_cli.engine.compress.grid import SMALLEST
 from recast_cli.engine.compress.matrices import matrices_of
 from recast_cli.engine.compress.steps import Steps, curved_steps, plain_steps
@@ -22,8 +22,9 @@ def to_steps(name: str, tensor: Tensor, step: float, curvature: Curvature | None
     """
     weights = matrices_of(name, tensor)
     steps = steps_of(weights, curvature).times(step)
-    root = curvature.root if curvature is not None and curvature.whole else None
-    return deflated(name, tuple(tensor.shape), on_trellis(weights, steps.spread(), root), steps)
+    spread = steps.spread()
+    codes = on_trellis(weights, spread, None) if curvature is None else in_turns(weights, spread, curvature)
+    return deflated(name, tuple(tensor.shape), codes, steps)
 
 
 def steps_of(weights: Tensor, curvature: Curvature | None) -> Steps:
@@ -36,7 +37,7 @@ def to_bits(name: str, tensor: Tensor, code: Fixed, curvature: Curvature | None 
     if curvature is None:
         return code.encode(name, tensor)
     weights, grid = matrices_of(name, tensor), code.grid
-    diagonal = curvature.products.diagonal(dim1=-2, dim2=-1) if curvature.whole else curvature.products
+    diagonal = squares(curvature.columns)
     scales = grid.search(weights, diagonal[:, None])
     if not curvature.whole:
         return code.store(name, grid.encode(weights, scales), scales)
@@ -52,6 +53,17 @@ def to_bits(name: str, tensor: Tensor, code: Fixed, curvature: Curvature | None 
     points = feed_back(weights.gather(-1, across), sorted_root, steps.gather(-1, across), point)
     codes = torch.empty_like(points).scatter_(-1, across, points + grid.centre)
     return code.store(name, codes, scales)
+
+
+def in_turns(weights: Tensor, steps: Tensor, curvature: Curvature) -> Tensor:
+    """`on_trellis` with what some rows lose made up for in later ones, as GPTQ does for columns."""
+    left, codes = weights.clone(), torch.empty_like(weights)
+    root = curvature.root if curvature.whole else None
+    for rows, later, _, shares in curvature.turns:
+        found = codes[:, rows] = on_trellis(left[:, rows], steps[:, rows], root)
+        off = (found + halves(found.int())) * steps[:, rows] - left[:, rows]
+        left[:, later] -= shares @ off
+    return codes
 
 
 def on_trellis(weights: Tensor, steps: Tensor, root: Tensor | None) -> Tensor:

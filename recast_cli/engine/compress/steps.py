@@ -71,10 +71,14 @@ def curved_steps(curvature: Curvature) -> Steps:
     """Steps with which every rounded value adds as much to the divergence: 1/24 nat, before they are scaled.
 
     A value that counts F and is rounded to steps of s adds 1/2 F s^2/12. By error feedback an error of a column is made
-    up for in those that follow, and what is left counts 1/u^2, u the column's place on the diagonal of `root`.
+    up for in those that follow, and what is left counts 1/u^2, u the column's place on the diagonal of `root`; so is an
+    error of a row in those of later turns.
 
     Returns:
         Of matrices (n, rows, columns), as of `plain_steps`.
     """
-    columns = curvature.root.diagonal(dim1=-2, dim2=-1) if curvature.whole else curvature.products.rsqrt()
-    return near(curvature.rows.rsqrt(), columns)
+    columns = curvature.root.diagonal(dim1=-2, dim2=-1) if curvature.whole else curvature.columns.rsqrt()
+    rows = torch.empty(curvature.rows.shape[:2])
+    for turn in curvature.turns:
+        rows[:, turn.rows] = turn.counts.rsqrt()
+    return near(rows, columns)
