@@ -253,9 +253,9 @@ def test_older_readers_refuse_what_they_cannot_read(numbers, version, source, la
 def test_streams_of_an_earlier_format_are_refused_and_not_misread(source, layout, tmp_path):
     path = compress(source, layout, size=200_000, path=tmp_path / "base.safetensors").path
     text = path.read_bytes()
-    scale = text.index(b'\\"scale\\"')
-    (tmp_path / "old").write_bytes(text[:scale] + text[scale:].replace(b"scale", b"elacs"))
-    with pytest.raises(RecastError, match="earlier version of its format"):
+    assert text.count(b'\\"format\\":4') == 1
+    (tmp_path / "old").write_bytes(text.replace(b'\\"format\\":4', b'\\"format\\":2'))
+    with pytest.raises(RecastError, match="old is of an earlier format of compressed bases"):
         load_base(tmp_path / "old")
 
 

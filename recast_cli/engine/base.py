@@ -228,6 +228,10 @@ def load_base(path: Path) -> Base:
         )
     layout = Layout.from_dict(metadata.get("layout", {}))
     try:
+        if metadata["format"] < TRELLIS_VERSION and any(
+            "stream" in code for code in metadata.get("codes", {}).values()
+        ):
+            raise RecastError(f"{path} is of an earlier format of compressed bases", "Run `recast mimic` again.")
         codes = {name: code_from_dict(value) for name, value in metadata.get("codes", {}).items()}
     except (LookupError, TypeError, ValueError, AttributeError):
         raise RecastError(f"{path}: the codes in its metadata are damaged", "Run `recast mimic` again.") from None

@@ -170,12 +170,7 @@ def code_to_dict(code: Code) -> dict[str, Any]:
 
 
 def code_from_dict(value: dict[str, Any]) -> Code:
-    """Inverse of `code_to_dict`.
-
-    Raises:
-        LookupError: Damaged; or TypeError or ValueError.
-        RecastError: Of an earlier version.
-    """
+    """Inverse of `code_to_dict`. Raises LookupError, TypeError or ValueError where it is damaged."""
     shape = tuple(int(size) for size in value["shape"])
     if "stream" in value:
         count, rows, columns = (int(size) for size in value["matrices"])

@@ -55,6 +55,7 @@ def origins() -> tuple[Tensor, Tensor]:
 
 BEFORE, ODD = origins()
 HALF = torch.arange(STATES) & 1
+"""Of each state, whether half a step is added to the code that it is left by."""
 
 
 def follow(weights: Tensor, steps: Tensor, root: Tensor | None = None) -> Tensor:
