@@ -38,7 +38,7 @@ def test_every_public_name_can_be_imported():
 
 def test_the_readme_has_the_two_commands_that_ci_and_newcomers_run():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for marker, last in (("demo", "recast demo"), ("test", "pytest -q")):
+    for marker, last in (("demo", "recast demo"), ("test", "pytest -q -n 2 --dist loadfile")):
         block = re.search(rf"<!-- {marker} -->\n```sh\n(.+)\n```", text)
         assert block is not None
         assert block[1].startswith("python3 -m venv .venv && .venv/bin/pip install")
