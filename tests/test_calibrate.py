@@ -53,11 +53,12 @@ def test_it_is_nearer_to_the_source_than_the_nearest_at_equal_bytes(numbers, kin
     assert better.compression["calibrated"] == {"pictures": 36}
 
 
-def test_templates_that_several_layers_share(vit_source, data, unseen):
+@pytest.mark.parametrize("numbers", [{"bits": 3, "group": 16}, {"size": 130_000}])
+def test_templates_that_several_layers_share(numbers, vit_source, data, unseen):
     for groups, templates, sets in ((6, 2, 2), (4, 2, 1)):
         layout = plan_layout(vit_source.modules, groups=groups, templates=templates, sets=sets)
         exact = mimic(vit_source, layout)
-        plain, better = (compress(vit_source, layout, bits=3, group=16, pictures=each) for each in (None, data))
+        plain, better = (compress(vit_source, layout, pictures=each, **numbers) for each in (None, data))
         assert template_key(layout.banks[0]) in better.codes
 
         class Mimicked:
