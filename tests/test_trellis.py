@@ -47,7 +47,8 @@ def cheapest(weights, steps, root):
 @pytest.mark.parametrize("columns", [1, 2, 5, 9])
 def test_without_feedback_the_path_is_the_best_of_all(columns):
     weights, steps = random(1, 6, columns), 0.3 + random(1, 6, columns, seed=1).abs()
-    codes = on_trellis(weights, steps, None)
+    codes, half = on_trellis(weights, steps)
+    assert torch.equal(half, halves(codes.int()))
     costs = ((codes + halves(codes.int())) - weights / steps).square().sum(-1)[0]
     for row, cost in enumerate(costs.tolist()):
         scaled = (weights / steps)[0, row].numpy()
@@ -58,7 +59,7 @@ def test_with_feedback_it_is_hardly_worse_than_the_best_of_all():
     """Paths that meet in a state have different errors to make up for, one is dropped by what it has cost so far."""
     weights, hessian, root = layer(rows=20, columns=9)
     steps = (0.5 * root[0].diagonal()).expand_as(weights)
-    codes = on_trellis(weights, steps, root)
+    codes, _ = on_trellis(weights, steps, root)
     off = weights - (codes + halves(codes.int())) * steps
     least = sum(cheapest(row, steps[0, 0].numpy(), root[0].numpy().astype(np.float64)) for row in weights[0].numpy())
     assert least * (1 - 1e-3) <= output_error(off, hessian) <= 1.05 * least
@@ -69,7 +70,7 @@ def test_it_comes_a_decibel_nearer_for_the_same_bits(fed):
     weights, hessian, root = layer(rows=60, columns=150, samples=600)
     steps = (0.3 * root[0].diagonal()).expand_as(weights)
     hessian, root = (hessian, root) if fed else (torch.diag_embed(steps[0, :1].double() ** -2), None)
-    codes = on_trellis(weights, steps, root)
+    codes, _ = on_trellis(weights, steps, root)
     plain = (weights / steps).round()
     if fed:
         plain = feed_back(weights, root, steps, lambda column, value: value.round())
@@ -155,7 +156,7 @@ def test_some_rows_at_a_time_are_all_rows(fed, monkeypatch):
 def test_what_is_too_large_for_a_code_keeps_its_path():
     """The largest code is cut off to, and those after it still mean what they say."""
     weights = torch.tensor([[[3e9, 0.3, -0.8, -3e9, 0.6, 1.4, 0.9]]])
-    codes = on_trellis(weights, torch.ones_like(weights), None)
+    codes, _ = on_trellis(weights, torch.ones_like(weights), None)
     assert float(codes.abs().max()) <= MOST + 1
     points = codes + halves(codes.int())
     assert torch.equal(halves(codes.int())[0, 0], torch.tensor(read(codes[0, 0].int().tolist())))

@@ -1,4 +1,4 @@
-"""Rounding one tensor: to the nearest, or with error feedback where it is known what its errors do."""
+"""Rounding one tensor: to the nearest path or point, or with error feedback where it is known what its errors do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def to_steps(name: str, tensor: Tensor, step: float, curvature: Curvature | None
     weights = matrices_of(name, tensor)
     steps = steps_of(weights, curvature).times(step)
     spread = steps.spread()
-    codes = on_trellis(weights, spread, None) if curvature is None else in_turns(weights, spread, curvature)
+    codes = on_trellis(weights, spread)[0] if curvature is None else in_turns(weights, spread, curvature)
     return deflated(name, tuple(tensor.shape), codes, steps)
 
 
@@ -56,29 +56,32 @@ def to_bits(name: str, tensor: Tensor, code: Fixed, curvature: Curvature | None 
 
 
 def in_turns(weights: Tensor, steps: Tensor, curvature: Curvature) -> Tensor:
-    """`on_trellis` with what some rows lose made up for in later ones, as GPTQ does for columns."""
+    """Codes as of `on_trellis`, with what some rows lose made up for in later ones, as GPTQ does for columns."""
     left, codes = weights.clone(), torch.empty_like(weights)
     root = curvature.root if curvature.whole else None
     for rows, later, _, shares in curvature.turns:
-        found = codes[:, rows] = on_trellis(left[:, rows], steps[:, rows], root)
-        off = (found + halves(found.int())) * steps[:, rows] - left[:, rows]
+        codes[:, rows], half = on_trellis(left[:, rows], steps[:, rows], root)
+        off = (codes[:, rows] + half) * steps[:, rows] - left[:, rows]
         left[:, later] -= shares @ off
     return codes
 
 
-def on_trellis(weights: Tensor, steps: Tensor, root: Tensor | None) -> Tensor:
-    """Codes (n, rows, columns) of matrices on the best path of a trellis; arguments as of `follow`."""
+def on_trellis(weights: Tensor, steps: Tensor, root: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Codes of matrices on the best path of a trellis, and what it adds to them: 0 or 1/2.
+
+    Arguments as of `follow`. Both are (n, rows, columns), float32.
+    """
     odd = follow(weights, steps, root)
     half = halves(odd)
     if root is None:
-        return rounded(weights / steps, half, odd)
+        return rounded(weights / steps, half, odd), half
     points = feed_back(
         weights,
         root,
         steps,
         lambda column, value: half[..., column] + rounded(value, half[..., column], odd[..., column]),
     )
-    return points - half
+    return points - half, half
 
 
 def feed_back(weights: Tensor, root: Tensor, steps: Tensor, point: Callable[[int, Tensor], Tensor]) -> Tensor:
