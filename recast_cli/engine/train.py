@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from recast_cli.engine import ranks, run
 from recast_cli.engine.batch import Accumulator, fitting_batch
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.images import Images, normalise
 from recast_cli.engine.metrics import top_k
@@ -153,7 +154,7 @@ def train(
         loss = share_of_loss(places % count, windows, torch.ones((), device=device), places)
         torch.autograd.grad(loss, trained)
 
-    with cheap_gradients(model), run.quick_attention(model, device, dtype):
+    with cheap_gradients(model), frozen_norms(model), run.quick_attention(model, device, dtype):
         if state.batch_size is None:
             state = replace(state, batch_size=choose_batch(options, trial, count, device))
         assert state.batch_size is not None

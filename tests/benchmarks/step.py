@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.batch import Accumulator
+from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.images import normalise
 from recast_cli.engine.mimic import mimic
@@ -186,6 +187,7 @@ def learn(batch: Batch, model: nn.Module, parameters: list[nn.Parameter], prepar
     parameters = [*parameters, head]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
     batch.contexts.enter_context(cheap_gradients(model))
+    batch.contexts.enter_context(frozen_norms(model))
     loss = batch.loss(model, head)
     accumulator, rows = Accumulator(len(batch.labels)), torch.arange(len(batch.labels), device=batch.device)
     generator = torch.Generator().manual_seed(0)
