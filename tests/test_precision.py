@@ -3,14 +3,18 @@
 import pytest
 import timm
 import torch
-from helpers import pictures
+from helpers import pictures, save_folder
+from torch import nn
 
 from recast_cli.engine import run
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import attach, coefficient_parameters
+from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.run import precision, quick_attention, ready, training_precision
+from recast_cli.engine.source import open_source
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -77,6 +81,20 @@ def test_convolutions_are_laid_out_channels_last_and_compute_the_same(conv_base)
     assert kernels
     assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in kernels)
     torch.testing.assert_close(features(model, images), features(plain, images), atol=1e-5, rtol=1e-4)
+
+
+def test_what_generated_kernels_compute_is_laid_out_channels_last_too(tmp_path):
+    """The first convolution and all depthwise ones are generated: nothing but the images could say how to lay out."""
+    source = open_source(str(save_folder(tmp_path / "network", "mobilenetv2_035", {"num_classes": 10})))
+    base = mimic(source, plan_layout(source.modules))
+    assert "conv_stem" in base.layout.modules
+    model, found = ready(attach(base, image_size=64), CPU), {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, inputs, output, name=name: found.update({name: output}))
+    features(model, torch.randn(2, 3, 64, 64))
+    assert len(found) > 20
+    assert [name for name, map in found.items() if not map.is_contiguous(memory_format=torch.channels_last)] == []
 
 
 def test_bfloat16_learns_nearly_what_float32_learns(vit_base, data, judged_by_loss, tmp_path):

@@ -69,7 +69,14 @@ def ready(model: nn.Module, device: torch.device) -> nn.Module:
         for parameter in model.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        # a weight that is generated is not laid out so, and its convolution goes by its input
+        convolutions(model)[0].register_forward_pre_hook(channels_last)
     return model
+
+
+def channels_last(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """The input of a network's first convolution, laid out as the rest of the network then is."""
+    return (inputs[0].contiguous(memory_format=torch.channels_last),)
 
 
 def keep_memory() -> None:
