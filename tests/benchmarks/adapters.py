@@ -22,8 +22,8 @@ from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.plan import plan_layout
 
-TRANSFORMER = (("melo", "dora", "rosa", "rosa-mlp", "adaptformer"), r"blocks\.\d+\.attn\.qkv")
-CONVOLUTIONS = (("piggyback", "clr"), r"blocks\..*\.conv_(pw|pwl)")
+TRANSFORMER = (("melo", "dora", "rosa", "rosa-mlp", "adaptformer"), r"blocks\.\d+\.attn\.qkv", "attn.qkv")
+CONVOLUTIONS = (("piggyback", "clr"), r"blocks\..*\.conv_(pw|pwl)", "conv_stem")
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     torch.manual_seed(0)
     batch = make_batch(options)
     attention = any(name.endswith("attn.qkv") for name in batch.source.modules)
-    names, modules = TRANSFORMER if attention else CONVOLUTIONS
+    names, modules, first = TRANSFORMER if attention else CONVOLUTIONS
     base = mimic(batch.source, plan_layout(batch.source.modules))
 
     def step(**given: Any) -> Step:
@@ -41,7 +41,7 @@ def main() -> None:
         learner = make_learner(base, chosen, batch.device)
         return learn(batch, learner.model, learner.parameters)
 
-    steps: dict[str, Step] = {"bare loop": bare(batch, products=False)} if attention else {}
+    steps: dict[str, Step] = {"bare loop": bare(batch, products=False, names=first)}
     steps["PEFT LoRA r=1"] = with_peft(batch, peft.LoraConfig(r=1, target_modules=modules))
     steps["PEFT DoRA r=1"] = with_peft(batch, peft.LoraConfig(r=1, use_dora=True, target_modules=modules))
     steps["recast"] = step()
@@ -55,6 +55,7 @@ def main() -> None:
             "step": name,
             "ms": 1000 * value,
             "images/s": options.batch_size / value,
+            "bare loop / it": seconds["bare loop"] / value,
             "PEFT LoRA / it": seconds["PEFT LoRA r=1"] / value,
             "PEFT DoRA / it": seconds["PEFT DoRA r=1"] / value,
         }

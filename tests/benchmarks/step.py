@@ -151,10 +151,10 @@ class Batch:
         return ready(merge(base, image_size=size), self.device)
 
 
-def bare(batch: Batch, products: bool) -> Step:
-    """Frozen forward, and backward down to what the first qkv gives."""
+def bare(batch: Batch, products: bool, names: str = "attn.qkv") -> Step:
+    """Frozen forward, and backward down to what the first of the adapted modules gives."""
     model = batch.plain()
-    adapted = [module for name, module in model.named_modules() if name.endswith("attn.qkv")]
+    adapted = [module for name, module in model.named_modules() if name.endswith(names)]
 
     def begin(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         return output.requires_grad_()
