@@ -55,22 +55,21 @@ def by_hand(path):
             continue
         if "stream" in code:
             assert len(tensors[f"{name}.codes"]) == code["stream"]
-            raw = zlib.decompress(tensors[f"{name}.codes"].tobytes())
+            raw, (n, rows, columns) = zlib.decompress(tensors[f"{name}.codes"].tobytes()), code["matrices"]
+            count += n * (rows + columns)
             values = np.frombuffer(raw[:count], np.int8).astype(np.int32)
             wide = values == -128
             end = count + 4 * wide.sum()
             values[wide] = np.frombuffer(raw[count:end], "<i4")
             bits = np.unpackbits(np.frombuffer(raw[end:], np.uint8), bitorder="little")[: count * code["low"]]
             values = (values << code["low"]) + bits.reshape(count, code["low"]) @ (1 << np.arange(code["low"]))
-            values, (n, rows, columns) = values.reshape(code["matrices"]), code["matrices"]
+            values, *steps = np.split(values, np.cumsum([n * rows * columns, n * rows]))
+            values, steps = values.reshape(n, rows, columns), [np.exp2(each.reshape(n, -1) / 8) for each in steps]
             halves, state = np.zeros(values.shape, np.float32), np.zeros((n, rows), int)
             for column in range(columns):
                 halves[..., column] = (state & 1) / 2
                 state = state >> 1 ^ 0b101 * (state & 1) ^ 0b010 * (values[..., column] & 1)
-            steps = np.exp2(tensors[f"{name}.steps"].astype(np.float64) / 8)
-            steps = (code["scale"] * steps[:, :rows, None]).astype(np.float32) * steps[:, None, rows:].astype(
-                np.float32
-            )
+            steps = (code["scale"] * steps[0][:, :, None]).astype(np.float32) * steps[1][:, None].astype(np.float32)
             found[name] = ((values + halves).astype(np.float32) * steps).reshape(code["shape"])
             continue
         bits, columns = code["bits"], code["columns"]
@@ -163,7 +162,7 @@ def test_values_are_nearer_than_the_nearest_of_whole_steps(source, layout):
     squares, count = 0.0, 0
     for name, code in base.codes.items():
         if isinstance(code, Deflated):
-            steps = code.steps(name, base.tensors).spread()
+            steps = code.codes(name, base.tensors)[1].spread()
             weights = dict(tensors_of_source(source, layout))[name].reshape(steps.shape)
             off = (base.value(name).reshape(steps.shape) - weights) / steps
             assert float(off.abs().max()) <= 1 + 1e-3
@@ -244,17 +243,18 @@ def test_a_damaged_code_is_an_error_in_one_line(small, tmp_path):
         load_base(tmp_path / "damaged")
 
 
-@pytest.mark.parametrize(("numbers", "version"), [({"bits": 4}, 2), ({"size": 200_000}, 4)])
+@pytest.mark.parametrize(("numbers", "version"), [({"bits": 4}, 2), ({"size": 200_000}, 5)])
 def test_older_readers_refuse_what_they_cannot_read(numbers, version, source, layout, tmp_path):
     compress(source, layout, path=tmp_path / "base.safetensors", **numbers)
     assert read_metadata(tmp_path / "base.safetensors")["format"] == version
 
 
-def test_streams_of_an_earlier_format_are_refused_and_not_misread(source, layout, tmp_path):
+@pytest.mark.parametrize("earlier", [b"2", b"4"])
+def test_streams_of_an_earlier_format_are_refused_and_not_misread(earlier, source, layout, tmp_path):
     path = compress(source, layout, size=200_000, path=tmp_path / "base.safetensors").path
     text = path.read_bytes()
-    assert text.count(b'\\"format\\":4') == 1
-    (tmp_path / "old").write_bytes(text.replace(b'\\"format\\":4', b'\\"format\\":2'))
+    assert text.count(b'\\"format\\":5') == 1
+    (tmp_path / "old").write_bytes(text.replace(b'\\"format\\":5', b'\\"format\\":' + earlier))
     with pytest.raises(RecastError, match="old is of an earlier format of compressed bases"):
         load_base(tmp_path / "old")
 

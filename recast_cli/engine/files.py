@@ -29,7 +29,7 @@ CODED_VERSION = 2
 """The format of compressed bases, which a reader of format 1 would take for damaged ones."""
 MEANS_VERSION = 3
 """The format of bases whose layout takes means of templates."""
-TRELLIS_VERSION = 4
+TRELLIS_VERSION = 5
 """The format of bases that have integers on a trellis; the latest."""
 
 

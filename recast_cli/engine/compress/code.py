@@ -98,6 +98,8 @@ class Fixed:
 class Deflated:
     """Integers in a stream that is as long as they need, points of a trellis, times a step for every row and column.
 
+    After them the stream holds what makes the steps: an integer for every row, then one for every column.
+
     Attributes:
         matrices: (n, rows, columns), as which the tensor is seen.
         stream: Bytes of the stream.
@@ -113,23 +115,26 @@ class Deflated:
 
     def specs(self, name: str) -> dict[str, Spec]:
         """As of `Half`."""
+        return {f"{name}.codes": Spec(torch.uint8, (self.stream,))}
+
+    def codes(self, name: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Steps]:
+        """Integers (n, rows, columns) and their steps, of what is stored.
+
+        Raises:
+            RecastError: The stream is damaged.
+        """
         count, rows, columns = self.matrices
-        return {
-            f"{name}.codes": Spec(torch.uint8, (self.stream,)),
-            f"{name}.steps": Spec(torch.int8, (count, rows + columns)),
-        }
-
-    def steps(self, name: str, tensors: Mapping[str, Tensor]) -> Steps:
-        """The steps, from what is stored."""
-        return Steps(self.scale, *tensors[f"{name}.steps"].split(self.matrices[1:], 1))
-
-    def decode(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """As of `Half`. Raises RecastError where the stream is damaged."""
+        lengths = [count * rows * columns, count * rows, count * columns]
         try:
-            codes = inflate(tensors[f"{name}.codes"], math.prod(self.shape), self.low).view(self.matrices)
+            codes, *steps = inflate(tensors[f"{name}.codes"], sum(lengths), self.low).split(lengths)
         except ValueError as error:
             raise RecastError(f"{name} of the base is damaged: {error}", "Run `recast mimic` again.") from None
-        return ((codes + halves(codes)) * self.steps(name, tensors).spread()).view(self.shape)
+        return codes.view(self.matrices), Steps(self.scale, *(each.view(count, -1) for each in steps))
+
+    def decode(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """As of `Half`; errors as of `codes`."""
+        codes, steps = self.codes(name, tensors)
+        return ((codes + halves(codes)) * steps.spread()).view(self.shape)
 
 
 def deflated(name: str, shape: tuple[int, ...], codes: Tensor, steps: Steps) -> Stored:
@@ -141,10 +146,9 @@ def deflated(name: str, shape: tuple[int, ...], codes: Tensor, steps: Steps) -> 
         codes: Integers, (n, rows, columns).
         steps: Of them.
     """
-    stream, low = deflate(codes)
+    stream, low = deflate(torch.cat([codes.flatten(), steps.flat()]))
     count, height, width = codes.shape
-    code = Deflated(tuple(shape), (count, height, width), len(stream), low, steps.scale)
-    return code, {f"{name}.codes": stream, f"{name}.steps": torch.cat([steps.rows, steps.columns], 1)}
+    return Deflated(tuple(shape), (count, height, width), len(stream), low, steps.scale), {f"{name}.codes": stream}
 
 
 Code = Half | Fixed | Deflated
@@ -174,10 +178,6 @@ def code_from_dict(value: dict[str, Any]) -> Code:
     shape = tuple(int(size) for size in value["shape"])
     if "stream" in value:
         count, rows, columns = (int(size) for size in value["matrices"])
-        if "scale" not in value:
-            raise RecastError(
-                "this compressed base is of an earlier version of its format", "Run `recast mimic` again."
-            )
         stream, low, scale = int(value["stream"]), int(value["low"]), float(value["scale"])
         found = Deflated(shape, (count, rows, columns), stream, low, scale)
         if count * rows * columns != math.prod(shape) or not 0 <= low <= 8 or not 0 < scale < math.inf:

@@ -38,7 +38,7 @@ def deflate(values: Tensor) -> tuple[Tensor, int]:
     parts.append(high[wide].numpy().astype("<i4").tobytes())
     parts.append(pack(flat & (2**low - 1), low).numpy().tobytes() if low else b"")
     # no search for repetitions: there are none, and without it the stream is made ten times faster
-    packer = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
+    packer = zlib.compressobj(memLevel=9, strategy=zlib.Z_HUFFMAN_ONLY)  # the most memory makes the longest blocks
     return torch.from_numpy(np.frombuffer(packer.compress(b"".join(parts)) + packer.flush(), np.uint8).copy()), low
 
 

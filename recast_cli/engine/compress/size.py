@@ -40,11 +40,13 @@ class Sample(NamedTuple):
         shape: The tensor's.
         values: Some of its values over their steps, before those are scaled.
         share: Values of the tensor for each of them.
+        beside: Bytes of what makes its steps.
     """
 
     shape: tuple[int, ...]
     values: Tensor
     share: float
+    beside: int
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ class Job:
         """The plan as samples tell it; without a step, that of `FEWEST` bits."""
         codes = dict(self.small)
         for name, each in samples.items():
-            stream = FEWEST * prod(each.shape) / 8
+            stream = each.beside + FEWEST * prod(each.shape) / 8
             if step is not None:
                 # codes of a trellis spread as the nearest integers do
-                stream = each.share * len(deflate((each.values / step).round().clamp(-MOST, MOST))[0])
+                stream = each.beside + each.share * len(deflate((each.values / step).round().clamp(-MOST, MOST))[0])
             codes[name] = Deflated(each.shape, matrices(name, each.shape), int(stream), 0, step or 1.0)
         return self.plan(codes)
 
@@ -144,9 +146,10 @@ def fit(
 def take(name: str, tensor: Tensor, curvature: Curvature | None) -> Sample:
     """Evenly spaced values of a tensor over their steps."""
     weights = matrices_of(name, tensor)
-    values = (weights / steps_of(weights, curvature).spread()).reshape(-1)
+    steps = steps_of(weights, curvature)
+    values = (weights / steps.spread()).reshape(-1)
     chosen = values[:: (len(values) // SAMPLE) | 1].clone()  # an odd stride goes through all columns
-    return Sample(tuple(tensor.shape), chosen, len(values) / len(chosen))
+    return Sample(tuple(tensor.shape), chosen, len(values) / len(chosen), len(deflate(steps.flat())[0]))
 
 
 def search_step(excess: Callable[[float], float], values: int, near: float) -> float:

@@ -38,6 +38,10 @@ class Steps(NamedTuple):
         """Steps so many times as large."""
         return self._replace(scale=self.scale * factor)
 
+    def flat(self) -> Tensor:
+        """Rows, then columns: (n * (rows + columns),), int8."""
+        return torch.cat([self.rows.flatten(), self.columns.flatten()])
+
     def spread(self) -> Tensor:
         """One for every value: (n, rows, columns), float32."""
         rows, columns = (torch.exp2(each.double() / OCTAVE) for each in (self.rows, self.columns))
