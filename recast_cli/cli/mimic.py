@@ -5,22 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from recast_cli.cli.compression import stored_as
+from recast_cli.cli.made import show, summary
 from recast_cli.cli.options import Debug, Device, Json, Quiet
-from recast_cli.cli.output import Output, facts, percent
-from recast_cli.cli.output import size as readable
+from recast_cli.cli.output import Output, percent
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.plan import BUDGET, PAPER_LAYOUTS
-
-if TYPE_CHECKING:
-    from recast_cli.engine.base import Base
-    from recast_cli.engine.source import Source
-    from recast_cli.engine.verify import Verification
 
 Layouts = " | ".join(PAPER_LAYOUTS)
 
@@ -98,11 +91,11 @@ def mimic(
     from recast_cli.engine.solve import solver_options
 
     options = solver_options(solver, loss=loss, noise=noise, steps=steps, lr=lr, seed=seed, kl=kl or None)
-    from recast_cli.engine.mimic import DTYPES
     from recast_cli.engine.mimic import mimic as make_base
     from recast_cli.engine.plan import plan_layout
     from recast_cli.engine.run import choose_device
     from recast_cli.engine.source import open_source
+    from recast_cli.engine.unmade import DTYPES
 
     if dtype not in DTYPES:
         raise RecastError(f"--dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
@@ -199,98 +192,3 @@ def check_output(output: Path, source: Path, weights: Path | None) -> None:
     given = [*(source.iterdir() if source.is_dir() else files_of(source)), *(files_of(weights) if weights else [])]
     if any(file.exists() and output.samefile(file) for file in given):
         raise RecastError(f"{output} is the source itself", "Give the base another name.")
-
-
-def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:
-    """The JSON of `recast mimic`."""
-    from recast_cli.engine.base import parameters
-    from recast_cli.engine.tensors import specs
-
-    assert base.path is not None
-    layout, errors = base.layout, base.errors.values()
-    value: dict[str, Any] = {
-        "base": str(base.path),
-        "base_id": base.base_id,
-        "architecture": base.architecture.name if base.architecture else None,
-        "layout": layout.name,
-        "modules": len(layout.modules),
-        "banks": len(layout.banks),
-        "groups": layout.groups,
-        "templates": layout.templates,
-        "sets": layout.sets,
-        "coefficients": layout.coefficients,
-        "degrees_of_freedom": layout.degrees_of_freedom,
-        "max_relative_error": max(error["relative_error"] for error in errors),
-        "min_cosine": min(error["cosine"] for error in errors),
-        "savings": layout.savings,
-        "source_parameters": parameters(specs(source.tensors)),
-        "base_parameters": parameters(base.specs),
-        "solver": base.solver["name"],
-        "bytes": base.path.stat().st_size,
-        "seconds": round(seconds, 3),
-    }
-    if "healed" in base.solver:
-        value["healed"] = base.solver["healed"]
-    if base.codes:
-        value["compression"] = base.compression
-    if verification is not None:
-        value["verify"] = {
-            "images": verification.images,
-            "agreement": verification.agreement,
-            "feature_cosine": verification.feature_cosine,
-        }
-    return value
-
-
-def show(console: Console, base: Base, value: dict[str, Any]) -> None:
-    """The same for people."""
-    layout = base.layout
-    roles = sorted({bank.role for bank in layout.banks})
-    exact = value["max_relative_error"] == 0
-    fit = "exact" if exact else f"max {value['max_relative_error']:.2g}, min cosine {value['min_cosine']:.4f}"
-    rows = [
-        ("base", f"{value['base']}  ({readable(value['bytes'])}, id {value['base_id'][:8]})"),
-        ("architecture", value["architecture"] or "unknown: can be inspected and exported, not adapted"),
-        (
-            "layout",
-            f"{layout.name}: {value['modules']} modules in {value['banks']} banks of {', '.join(roles[:3])}"
-            + (f" and {len(roles) - 3} more roles" if len(roles) > 3 else "")
-            + (", each cut into its mean over the window and the rest" if layout.means else ""),
-        ),
-        ("groups x templates x sets", f"G={value['groups']}, n={value['templates']}, K={value['sets']}"),
-        ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),
-        ("relative error", fit),
-        ("parameters", f"{value['base_parameters']:,} (source {value['source_parameters']:,})"),
-        ("seconds", f"{value['seconds']:.1f}"),
-    ]
-    if base.codes:
-        before = value["compression"]["source_bytes"]
-        rows.insert(
-            1,
-            ("size", f"{before / value['bytes']:.2f}x smaller than {readable(before)}: {stored_as(base.compression)}"),
-        )
-    if "healed" in value:
-        found = value["healed"]
-        steps = " -> ".join(f"{found['divergence'][step]:.3g}" for step in ("mimicked", "layers", "healed"))
-        rows.append(("healed", f"{found['pictures']} pictures, divergence from the source {steps}"))
-    if "verify" in value:
-        found = value["verify"]
-        lowest = min(found["feature_cosine"].values())
-        rows.append(
-            (
-                "verified",
-                f"{found['images']} images, top-1 agreement {percent(found['agreement'])}, "
-                f"lowest feature cosine {lowest:.4f}",
-            )
-        )
-    console.print(facts(rows))
-    if base.codes and "verify" in value:
-        console.print()
-        console.print(facts([(name, f"{cosine:.4f}") for name, cosine in value["verify"]["feature_cosine"].items()]))
-    # a healed base is not meant to have the source's weights
-    if not exact and "healed" not in value and not (base.codes and all(bank.exact for bank in layout.banks)):
-        worst = sorted(base.errors.items(), key=lambda item: -item[1]["relative_error"])
-        console.print()
-        console.print(
-            facts([(name, f"relative error {e['relative_error']:.4f}  cosine {e['cosine']:.4f}") for name, e in worst])
-        )

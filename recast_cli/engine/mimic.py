@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.base import (
-    LONGEST_NUMBER,
-    Base,
-    identify,
-    metadata_of,
-    shapes,
-    widest,
-)
+from recast_cli.engine.base import Base, identify, metadata_of, widest
 from recast_cli.engine.compress.code import Code, Encode, nearest
 from recast_cli.engine.digest import Hashed, begin_hashes, digest, hash_templates, hashed
 from recast_cli.engine.errors import RecastError
@@ -37,13 +30,13 @@ from recast_cli.engine.solve import (
     solve_vae,
 )
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import TYPE_NAMES, Spec, read_stored, spec_of, specs
-from recast_cli.engine.writer import file_bytes, writing
+from recast_cli.engine.tensors import read_stored, spec_of
+from recast_cli.engine.unmade import DTYPES, base_specs, stored_specs, unmade
+from recast_cli.engine.writer import writing
 
 Progress = Callable[[int, int, str], None]
 """Called with what is done, what there is in all, and a few words."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCH = 2**22
 """Bytes of the source's other tensors that are read at a time."""
 BEHIND = 2**22
@@ -95,54 +88,6 @@ def mimic(
         base = findings.complete(base)
         writer.finish(metadata_of(base))
     return replace(base, tensors=read_stored(path), path=path)
-
-
-def unmade(source: Source, layout: Layout, options: SolverOptions, dtype: str, codes: Mapping[str, Code]) -> Base:
-    """The base without tensors and without what is known only once they are there."""
-    name = {type(None): "exact", GradientOptions: "gradient", VaeOptions: "vae"}[type(options)]
-    return Base(
-        layout=layout,
-        tensors={},
-        base_id="",
-        architecture=source.architecture,
-        source=source.name,
-        source_digest="",
-        errors={},
-        solver={"name": name, "dtype": dtype, **(asdict(options) if options else {})},
-        aliases=source.aliases,
-        types=stored_types(source, layout),
-        codes=dict(codes),
-    )
-
-
-def stored_types(source: Source, layout: Layout) -> dict[str, str]:
-    """Module -> type of its weight in the source, as safetensors calls it, where that is not F32."""
-    found = specs(source.tensors)
-    types = {module: TYPE_NAMES[found[f"{module}.weight"].dtype] for module in layout.modules}
-    return {module: name for module, name in types.items() if name != "F32"}
-
-
-def stored_bytes(source: Source, layout: Layout, options: SolverOptions, codes: Mapping[str, Code]) -> int:
-    """Size of the file that `mimic` writes with these codes, in bytes, with room for what `verify` finds."""
-    verified: dict[str, Any] = {"images": 10**9, "agreement": LONGEST_NUMBER}
-    verified["feature_cosine"] = dict.fromkeys(layout.modules, LONGEST_NUMBER)
-    base = replace(unmade(source, layout, options, "float32", codes), verified=verified)
-    return file_bytes(stored_specs(base_specs(source, layout, "float32"), codes), widest(base))
-
-
-def base_specs(source: Source, layout: Layout, dtype: str) -> dict[str, Spec]:
-    """Type and shape of every tensor of the base."""
-    mixed = {f"{module}.weight" for module in layout.modules}
-    ours = shapes(layout)
-    types = {template_key(bank): DTYPES[dtype] for bank in layout.banks}
-    rest = {name: spec for name, spec in specs(source.tensors).items() if name not in mixed}
-    return rest | {name: Spec(types.get(name, torch.float32), shape) for name, shape in ours.items()}
-
-
-def stored_specs(tensors: Mapping[str, Spec], codes: Mapping[str, Code]) -> dict[str, Spec]:
-    """Type and shape of everything in the file of a base whose tensors are `tensors` before they are encoded."""
-    stored = {name: spec for name, spec in tensors.items() if name not in codes}
-    return stored | {part: spec for name, code in codes.items() for part, spec in code.specs(name).items()}
 
 
 @dataclass
