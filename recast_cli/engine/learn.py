@@ -129,8 +129,8 @@ def learn(
 def refit(parameters: list[nn.Parameter], state: State, solve: Callable[[], Probe]) -> State:
     """The head of the best epoch solved to convergence, where validation is better for it.
 
-    A head trained for a few epochs of steps lags behind the features that the parameters make by then. Where it lags so
-    far that no epoch is better than the linear probe, the last one's features are tried.
+    The head of an epoch was solved on flipped and cropped pictures, while the parameters still moved. Where no epoch is
+    better than the linear probe, the last one's features are tried.
 
     Args:
         parameters: Of the model; they are left at that epoch's.

@@ -20,7 +20,7 @@ class Recipe:
         patience: Epochs without a better validation accuracy after which training stops; 0: never.
         weight_decay: Of AdamW, for coefficients and head.
         schedule: `cosine` to zero over all epochs, or `step`: a tenth every 33 epochs.
-        head: What the head starts as: the linear `probe`, which is solved once more at the end, or `random`.
+        head: What the head starts as: the linear `probe`, solved again after every epoch, or `random`.
     """
 
     epochs: int
@@ -35,7 +35,7 @@ class Recipe:
 
 RECIPES = {
     # no weight decay: it would pull the coefficients to zero, and their source value is 1
-    "default": Recipe(10, 0.05, 1e-3, 32, patience=5, weight_decay=0.0, schedule="cosine", head="probe"),
+    "default": Recipe(6, 0.05, 1e-3, 32, patience=5, weight_decay=0.0, schedule="cosine", head="probe"),
     # RECAST, ICLR 2025: AdamW, StepLR(33, 0.1), 100 epochs
     "paper": Recipe(100, 2e-3, 2e-3, 128, patience=0, weight_decay=1e-6, schedule="step", head="random"),
 }

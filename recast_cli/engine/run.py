@@ -6,7 +6,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from recast_cli.engine.images import normalise
 from recast_cli.engine.network import features
 
 Progress = Callable[[int, int, str], None]
+Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt."""
 MANY_TOKENS = 400
@@ -98,11 +99,11 @@ def convolutions(model: nn.Module) -> list[nn.Conv2d]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
-def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def compiled(function: Callable[[Tensor], Result]) -> Callable[[Tensor], Result]:
     """`torch.compile` of a function of images; what keeps it from compiling is a RecastError."""
     fast = torch.compile(function)
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Result:
         try:
             return fast(images)
         except torch._dynamo.exc.TorchDynamoException as error:

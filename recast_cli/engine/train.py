@@ -22,6 +22,7 @@ from recast_cli.engine.images import Images, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.network import features
 from recast_cli.engine.options import RECIPES, AdaptOptions
+from recast_cli.engine.probe import solve_head
 from recast_cli.engine.run import Progress, augment, batches, draw_windows, infer, precision, resident, take
 
 
@@ -135,10 +136,14 @@ def train(
     image_weights, weights = weights.to(pixels.device)[labels], weights.to(device)
     count = len(labels)
 
-    def logits(images: Tensor) -> Tensor:
-        return F.linear(features(model, images), head[0], head[1])
+    # of every image, as it was when it was last trained on
+    seen = torch.zeros(count, head[0].shape[1], device=device) if recipe.head == "probe" else None
 
-    forward = run.compiled(logits) if compiled else logits
+    def outputs(images: Tensor) -> tuple[Tensor, Tensor]:
+        found = features(model, images)
+        return found, F.linear(found, head[0], head[1])
+
+    forward = run.compiled(outputs) if compiled else outputs
 
     def share_of_loss(order: Tensor, windows: Tensor, weight: Tensor, places: Tensor) -> Tensor:
         """What the images at some places of the epoch's order add to their batch's loss; `weight` is the batch's."""
@@ -146,7 +151,21 @@ def train(
         images = augment(normalise(take(pixels, rows, device), data), windows[places].to(device, non_blocking=True))
         wanted = labels[rows].to(device, non_blocking=True)
         with precision(device, dtype):
-            return F.cross_entropy(forward(images), wanted, weights, reduction="sum") / weight
+            found, logits = forward(images)
+            loss = F.cross_entropy(logits, wanted, weights, reduction="sum") / weight
+        if seen is not None:
+            seen[rows.to(device, non_blocking=True)] = found.detach().float()
+        return loss
+
+    def solve() -> None:
+        """Solve for the head on the epoch's features: a few steps leave it behind those that they make."""
+        assert seen is not None
+        ranks.add([seen])  # each process has the rows of its images, and zeros elsewhere
+        found = ranks.from_first(lambda: solve_head(seen, labels, state.penalty, head, class_weights))
+        with torch.no_grad():
+            for parameter, tensor in zip(head, found, strict=True):
+                parameter.copy_(tensor)
+                optimizer.state.pop(parameter, None)  # it was of another head
 
     def trial(size: int) -> None:
         places = torch.arange(size, device=pixels.device)
@@ -167,6 +186,8 @@ def train(
             order = torch.randperm(count, generator=generator).to(pixels.device)
             windows = draw_windows(count, generator).to(pixels.device)
             total = torch.zeros((), device=device)
+            if seen is not None:
+                seen.zero_()
             for step, part in enumerate(batches(count, state.batch_size)):
                 factor = SCHEDULES[recipe.schedule](number - 1 + step / steps, options.epochs)
                 for group, own in zip(optimizer.param_groups, parts, strict=True):
@@ -188,7 +209,11 @@ def train(
             training = time.perf_counter() - start
             if not math.isfinite(epoch_loss):
                 raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
-            accuracy = top_k(infer(logits, val_pixels, data, device, dtype=dtype), val_images.labels)
+            if seen is not None:
+                solve()
+            accuracy = top_k(
+                infer(lambda images: outputs(images)[1], val_pixels, data, device, dtype=dtype), val_images.labels
+            )
             epoch = Epoch(number, epoch_loss, accuracy, count / training, time.perf_counter() - start)
             state = advance(state, epoch, trained, optimizer)
             if after_epoch:
