@@ -27,6 +27,13 @@ def drawn(count, seed):
     return Images(pixels, labels, [str(i) for i in range(count)], [])
 
 
+def follow(monkeypatch, trained, solved=None):
+    """Let the head that is trained, and the one that is solved, have these accuracies after the epochs."""
+    solved = [0.0] * len(trained) if solved is None else solved
+    script = iter([accuracy for both in zip(trained, solved, strict=True) for accuracy in both])
+    monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
+
+
 @pytest.fixture
 def setting(vit_base):
     """Model, coefficients and the state of epoch 0, whose validation accuracy is 0.5."""
@@ -43,8 +50,7 @@ def setting(vit_base):
 )
 def test_the_earliest_epoch_of_the_best_validation_is_kept(accuracies, best, setting, monkeypatch):
     model, coefficients, state, data = setting
-    script = iter(accuracies)
-    monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
+    follow(monkeypatch, accuracies)
     states = [state]
     options = AdaptOptions(epochs=3, batch_size=4, lr=0.05)
     end = train(
@@ -102,7 +108,7 @@ def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
             seen.append([(group["lr"], group["weight_decay"]) for group in self.param_groups])
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
-    monkeypatch.setattr(module, "infer", lambda *args, **options: torch.zeros(1))
+    monkeypatch.setattr(module, "infer", lambda *args, **options: torch.zeros(1, 32))
     monkeypatch.setattr(module, "top_k", lambda *args: 0.1)
     monkeypatch.setattr(
         module,
@@ -127,8 +133,7 @@ def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
 )
 def test_training_stops_when_validation_has_not_improved(accuracies, patience, epochs, setting, monkeypatch):
     model, coefficients, state, data = setting
-    script = iter(accuracies)
-    monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
+    follow(monkeypatch, accuracies)
     options = AdaptOptions(epochs=6, batch_size=8, patience=patience, lr=0.05)
     end = train(model, [Part(coefficients, options.lr)], state, drawn(8, 0), drawn(4, 1), data, options)
     assert end.history[-1].number == epochs
@@ -137,8 +142,9 @@ def test_training_stops_when_validation_has_not_improved(accuracies, patience, e
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_the_head_is_solved_after_every_epoch_on_the_features_that_were_trained_on(cut, setting, monkeypatch):
+def test_a_head_that_is_better_solved_is_the_one_for_what_was_trained_on(cut, setting, monkeypatch):
     """Pictures are not changed and coefficients hardly, so the features are those of the network at the start."""
+    follow(monkeypatch, [0.6, 0.6], [0.7, 0.8])
     model, coefficients, state, data = setting
     monkeypatch.setattr(module, "augment", lambda pixels, windows: pixels)
     images = drawn(24, 0)
@@ -146,6 +152,7 @@ def test_the_head_is_solved_after_every_epoch_on_the_features_that_were_trained_
     if cut:  # the last part of a batch is not the whole of it
         monkeypatch.setattr(module, "Accumulator", lambda size: Accumulator(3))
     end = train(model, [Part(coefficients, options.lr)], state, images, drawn(4, 1), data, options)
+    assert [epoch.val_top1 for epoch in end.history] == [0.5, 0.7, 0.8]
     with torch.no_grad():
         found = features(model, normalise(images.pixels, data)).double().numpy()
     scaler = StandardScaler().fit(found)
@@ -158,6 +165,23 @@ def test_the_head_is_solved_after_every_epoch_on_the_features_that_were_trained_
     ours = 1 / (1 + np.exp(scores[:, 0] - scores[:, 1]))
     np.testing.assert_allclose(ours, wanted, atol=5e-3)
     assert wanted.std() > 0.05
+
+
+def test_a_head_that_is_no_better_solved_stays_as_it_was_trained(setting, monkeypatch):
+    model, coefficients, state, data = setting
+    options = AdaptOptions(epochs=2, batch_size=8, lr=0.05)
+
+    def heads(solved):
+        follow(monkeypatch, [0.6, 0.6], solved)
+        states = []
+        parts = [Part(coefficients, options.lr)]
+        train(model, parts, state, drawn(24, 0), drawn(4, 1), data, options, after_epoch=states.append)
+        return [state.trained[-2] for state in states]
+
+    never, second = heads([0.6, 0.5]), heads([0.6, 0.7])
+    assert torch.equal(never[0], second[0])
+    assert float((never[1] - second[1]).abs().max()) > 1e-3
+    assert float((never[1] - never[0]).abs().max()) < 5e-3  # three steps of 0.001
 
 
 def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, monkeypatch):

@@ -23,7 +23,17 @@ from recast_cli.engine.metrics import top_k
 from recast_cli.engine.network import features
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import solve_head
-from recast_cli.engine.run import Progress, augment, batches, draw_windows, infer, precision, resident, take
+from recast_cli.engine.run import (
+    Progress,
+    augment,
+    batches,
+    draw_windows,
+    infer,
+    precision,
+    resident,
+    take,
+    take_features,
+)
 
 
 @dataclass(frozen=True)
@@ -157,15 +167,28 @@ def train(
             seen[rows.to(device, non_blocking=True)] = found.detach().float()
         return loss
 
-    def solve() -> None:
-        """Solve for the head on the epoch's features: a few steps leave it behind those that they make."""
-        assert seen is not None
+    def measure() -> float:
+        """Validation accuracy after an epoch, with the head solved for the epoch's features where that is better.
+
+        A few steps may leave a head behind features that change under it.
+        """
+        found = infer(take_features(model), val_pixels, data, device, dtype=dtype)
+
+        def accuracy(head: Sequence[Tensor]) -> float:
+            return top_k(F.linear(found, *(part.detach().cpu() for part in head)), val_images.labels)
+
+        trained = accuracy(head)
+        if seen is None:
+            return trained
         ranks.add([seen])  # each process has the rows of its images, and zeros elsewhere
-        found = ranks.from_first(lambda: solve_head(seen, labels, state.penalty, head, class_weights))
+        solved = ranks.from_first(lambda: solve_head(seen, labels, state.penalty, head, class_weights))
+        if (better := accuracy(solved)) <= trained:
+            return trained
         with torch.no_grad():
-            for parameter, tensor in zip(head, found, strict=True):
+            for parameter, tensor in zip(head, solved, strict=True):
                 parameter.copy_(tensor)
                 optimizer.state.pop(parameter, None)  # it was of another head
+        return better
 
     def trial(size: int) -> None:
         places = torch.arange(size, device=pixels.device)
@@ -209,11 +232,7 @@ def train(
             training = time.perf_counter() - start
             if not math.isfinite(epoch_loss):
                 raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
-            if seen is not None:
-                solve()
-            accuracy = top_k(
-                infer(lambda images: outputs(images)[1], val_pixels, data, device, dtype=dtype), val_images.labels
-            )
+            accuracy = measure()
             epoch = Epoch(number, epoch_loss, accuracy, count / training, time.perf_counter() - start)
             state = advance(state, epoch, trained, optimizer)
             if after_epoch:
