@@ -103,7 +103,7 @@ def test_the_best_epoch_is_the_earliest_with_the_best_validation(task):
 def test_the_task_is_what_the_best_epoch_ended_with(vit_base, data, tmp_path, monkeypatch):
     states = []
     monkeypatch.setattr("recast_cli.engine.resume.save", lambda folder, identity, state: states.append(state))
-    accuracies = iter([0.5, 0.75, 0.75])
+    accuracies = iter([0.5, 0.0, 0.75, 0.0, 0.75, 0.0])  # with the head as trained, and solved
     monkeypatch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: next(accuracies))
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", OPTIONS, device="cpu")
     assert task.record["metrics"]["best_epoch"] == 2
