@@ -177,13 +177,13 @@ def train(
         def accuracy(head: Sequence[Tensor]) -> float:
             return top_k(F.linear(found, *(part.detach().cpu() for part in head)), val_images.labels)
 
-        trained = accuracy(head)
+        stepped = accuracy(head)
         if seen is None:
-            return trained
+            return stepped
         ranks.add([seen])  # each process has the rows of its images, and zeros elsewhere
         solved = ranks.from_first(lambda: solve_head(seen, labels, state.penalty, head, class_weights))
-        if (better := accuracy(solved)) <= trained:
-            return trained
+        if (better := accuracy(solved)) <= stepped:
+            return stepped
         with torch.no_grad():
             for parameter, tensor in zip(head, solved, strict=True):
                 parameter.copy_(tensor)
