@@ -6,7 +6,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from recast_cli.engine.frozen_norms import Affine, frozen_norms
+from recast_cli.engine.frozen_norms import Frozen, frozen_norms
 from recast_cli.engine.network import features
 
 NORMS = {
@@ -39,8 +39,8 @@ def run(model, x, downstream):
 @pytest.fixture
 def calls(monkeypatch):
     found = []
-    own = Affine.apply
-    monkeypatch.setattr(Affine, "apply", lambda *inputs: (found.append(inputs), own(*inputs))[1])
+    own = Frozen.apply
+    monkeypatch.setattr(Frozen, "apply", lambda *inputs: (found.append(inputs), own(*inputs))[1])
     return found
 
 
@@ -70,7 +70,10 @@ def test_16_bits_stay_16_bits_and_channels_last_stays(calls):
     for tensor in (y, gradient):
         assert tensor.dtype == torch.bfloat16
         assert tensor.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(y.float(), made(x.float()), rtol=2**-8, atol=1e-6)
+    exact = x.detach().float().requires_grad_()
+    wanted = run(made, exact, torch.ones_like(exact))
+    torch.testing.assert_close(y.float(), wanted[0], rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(gradient.float(), wanted[1], rtol=2**-7, atol=1e-6)
 
 
 @pytest.mark.parametrize(
