@@ -110,5 +110,8 @@ class Stack:
     def write(self, vector: Tensor) -> None:
         """Equation 1 for every module of the stack, as one product that leaves nothing to be copied."""
         coefficients = averaged(vector.take(self.places), self.means).to(self.mixed.device)  # (B, layers, n)
+        if coefficients.shape[-1] == 1:  # nothing to sum, and what only scales is no slower than a copy
+            torch.mul(coefficients, self.templates, out=self.mixed)
+            return
         for part in batches(self.mixed.shape[-1], COLUMNS):
             torch.bmm(coefficients, self.templates[..., part], out=self.mixed[..., part])
