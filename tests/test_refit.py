@@ -14,7 +14,7 @@ from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe
 from recast_cli.engine.splits import split_folder
-from recast_cli.engine.train import Epoch, State
+from recast_cli.engine.state import Epoch, State
 
 PROBE = Probe(torch.ones(3, 4), torch.ones(3), 0.1, 0.8)
 

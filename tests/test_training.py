@@ -15,7 +15,8 @@ from recast_cli.engine.layout import Layout
 from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import augment, draw_windows
-from recast_cli.engine.train import Epoch, Part, State, train
+from recast_cli.engine.state import Epoch, State
+from recast_cli.engine.train import Part, train
 
 module = importlib.import_module("recast_cli.engine.train")
 

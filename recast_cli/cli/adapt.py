@@ -15,8 +15,8 @@ from recast_cli.engine.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
+    from recast_cli.engine.state import Epoch
     from recast_cli.engine.task import Task
-    from recast_cli.engine.train import Epoch
 
 
 def defaults(option: str) -> str:

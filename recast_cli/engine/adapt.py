@@ -27,9 +27,9 @@ from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import Progress, choose_device, infer, take_features, training_precision
 from recast_cli.engine.splits import Split, split_folder
+from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
-from recast_cli.engine.train import Epoch, State
 
 
 def adapt(

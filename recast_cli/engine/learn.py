@@ -17,7 +17,8 @@ from recast_cli.engine.images import Images
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe
 from recast_cli.engine.run import Progress, infer, take_features
-from recast_cli.engine.train import Epoch, Part, State, train
+from recast_cli.engine.state import Epoch, State
+from recast_cli.engine.train import Part, train
 
 
 def class_weights(labels: Tensor, classes: int, options: AdaptOptions) -> Tensor | None:

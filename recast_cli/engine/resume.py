@@ -11,8 +11,8 @@ import torch
 
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import atomic, to_json
+from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.task import RECORD
-from recast_cli.engine.train import Epoch, State
 
 FILE = "resume.pt"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,57 +34,7 @@ from recast_cli.engine.run import (
     take,
     take_features,
 )
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to; epoch 0 is the start. `loss` is the mean over the epoch's images.
-
-    `val_top1` is None for a random head at the start, which nobody measures.
-    `seconds` of wall time are the whole epoch's, validation included; `images_per_second` are of its training.
-    """
-
-    number: int
-    loss: float | None
-    val_top1: float | None
-    images_per_second: float | None = None
-    seconds: float | None = None
-
-
-@dataclass
-class State:
-    """All that a killed run needs to go on: tensors of the trained values, of AdamW, and of the best epoch.
-
-    Attributes:
-        trained: What is trained of the network (coefficients (K, n) of every module, an adapter's parameters), then
-            head weight and bias.
-        best: Like `trained`, at the best epoch so far.
-        probe: The linear probe's weight and bias, measured on test beside the task.
-        probe_val_top1: Its validation accuracy; `penalty` its regularisation.
-        best_epoch: Number of that epoch.
-        batch_size: Images a step, once it is known.
-        optimizer: AdamW's state dict; None before the first step.
-        history: Every epoch so far.
-        fixed: What of an adapter was chosen before training and stays, by name.
-        refit_val_top1: Validation accuracy with the head that `refit` solved for; None where the trained one was kept.
-    """
-
-    trained: list[Tensor]
-    best: list[Tensor]
-    probe: tuple[Tensor, Tensor]
-    probe_val_top1: float
-    penalty: float
-    best_epoch: int = 0
-    batch_size: int | None = None
-    optimizer: dict[str, Any] | None = None
-    history: list[Epoch] = field(default_factory=list)
-    fixed: dict[str, Tensor] = field(default_factory=dict)
-    refit_val_top1: float | None = None
-
-    @property
-    def val_top1(self) -> float | None:
-        """Validation accuracy of `best`."""
-        return self.history[self.best_epoch].val_top1 if self.refit_val_top1 is None else self.refit_val_top1
+from recast_cli.engine.state import Epoch, State, advance, finished
 
 
 class Part(NamedTuple):
@@ -126,118 +76,155 @@ def train(
     Raises:
         RecastError: The loss is no longer finite.
     """
-    device, recipe = next(model.parameters()).device, RECIPES[options.recipe]
-    dtype = run.training_precision(model, device, options.precision)
-    head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
-    parameters = [parameter for part in parts for parameter in part.parameters]
-    trained = [*parameters, *head]
-    with torch.no_grad():
-        for parameter, tensor in zip(parameters, state.trained, strict=False):
-            parameter.copy_(tensor)
-    parts = [*parts, Part(head, options.head_lr)]
-    groups = [{"params": part.parameters, "lr": part.lr} for part in parts]
-    optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=device.type in ("cpu", "cuda"))
-    if state.optimizer is not None:
-        optimizer.load_state_dict(state.optimizer)
-
-    pixels, val_pixels = resident(train_images.pixels, device), resident(val_images.pixels, device)
-    labels = train_images.labels.to(pixels.device)
-    weights = torch.ones(len(head[1])) if class_weights is None else class_weights
-    image_weights, weights = weights.to(pixels.device)[labels], weights.to(device)
-    count = len(labels)
-
-    # of every image, as it was when it was last trained on
-    seen = torch.zeros(count, head[0].shape[1], device=device) if recipe.head == "probe" else None
-
-    def outputs(images: Tensor) -> tuple[Tensor, Tensor]:
-        found = features(model, images)
-        return found, F.linear(found, head[0], head[1])
-
-    forward = run.compiled(outputs) if compiled else outputs
-
-    def share_of_loss(order: Tensor, windows: Tensor, weight: Tensor, places: Tensor) -> Tensor:
-        """What the images at some places of the epoch's order add to their batch's loss; `weight` is the batch's."""
-        rows = order[places]
-        images = augment(normalise(take(pixels, rows, device), data), windows[places].to(device, non_blocking=True))
-        wanted = labels[rows].to(device, non_blocking=True)
-        with precision(device, dtype):
-            found, logits = forward(images)
-            loss = F.cross_entropy(logits, wanted, weights, reduction="sum") / weight
-        if seen is not None:
-            seen[rows.to(device, non_blocking=True)] = found.detach().float()
-        return loss
-
-    def measure() -> float:
-        """Validation accuracy after an epoch, with the head solved for the epoch's features where that is better.
-
-        A few steps may leave a head behind features that change under it.
-        """
-        found = infer(take_features(model), val_pixels, data, device, dtype=dtype)
-
-        def accuracy(head: Sequence[Tensor]) -> float:
-            return top_k(F.linear(found, *(part.detach().cpu() for part in head)), val_images.labels)
-
-        stepped = accuracy(head)
-        if seen is None:
-            return stepped
-        ranks.add([seen])  # each process has the rows of its images, and zeros elsewhere
-        solved = ranks.from_first(lambda: solve_head(seen, labels, state.penalty, head, class_weights))
-        if (better := accuracy(solved)) <= stepped:
-            return stepped
-        with torch.no_grad():
-            for parameter, tensor in zip(head, solved, strict=True):
-                parameter.copy_(tensor)
-                optimizer.state.pop(parameter, None)  # it was of another head
-        return better
-
-    def trial(size: int) -> None:
-        places = torch.arange(size, device=pixels.device)
-        windows = draw_windows(size, torch.Generator()).to(pixels.device)
-        loss = share_of_loss(places % count, windows, torch.ones((), device=device), places)
-        torch.autograd.grad(loss, trained)
-
-    with cheap_gradients(model), frozen_norms(model), run.quick_attention(model, device, dtype):
+    loop = Loop(model, parts, state, train_images, val_images, data, options, class_weights, compiled)
+    with cheap_gradients(model), frozen_norms(model), run.quick_attention(model, loop.device, loop.dtype):
         if state.batch_size is None:
-            state = replace(state, batch_size=choose_batch(options, trial, count, device))
+            state = replace(state, batch_size=choose_batch(options, loop.try_batch, loop.count, loop.device))
         assert state.batch_size is not None
         accumulator = Accumulator(math.ceil(state.batch_size / ranks.world()))
-        steps = math.ceil(count / state.batch_size)
         while not finished(state, options):
             start, number = time.perf_counter(), state.history[-1].number + 1
-            # one generator an epoch: a run that was killed draws the same order and windows as one that was not
-            generator = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
-            order = torch.randperm(count, generator=generator).to(pixels.device)
-            windows = draw_windows(count, generator).to(pixels.device)
-            total = torch.zeros((), device=device)
-            if seen is not None:
-                seen.zero_()
-            for step, part in enumerate(batches(count, state.batch_size)):
-                factor = SCHEDULES[recipe.schedule](number - 1 + step / steps, options.epochs)
-                for group, own in zip(optimizer.param_groups, parts, strict=True):
-                    group["lr"] = own.lr * factor
-                batch_weight = image_weights[order[part]].sum().to(device, non_blocking=True)
-                loss = partial(share_of_loss, order, windows, batch_weight)
-                places = torch.arange(part.start, part.stop, device=pixels.device)
-                value, gradients = accumulator.gradients(loss, ranks.mine(places), trained)
-                ranks.add([value, *gradients])
-                for parameter, gradient in zip(trained, gradients, strict=True):
-                    parameter.grad = gradient
-                optimizer.step()
-                total += value * len(places)
-                if progress:
-                    progress(
-                        (number - 1) * count + part.stop, options.epochs * count, f"epoch {number}/{options.epochs}"
-                    )
-            epoch_loss = float(total) / count  # here the CPU waits for the device, once an epoch
+            loss = loop.steps(number, state.batch_size, accumulator, progress)
             training = time.perf_counter() - start
-            if not math.isfinite(epoch_loss):
+            if not math.isfinite(loss):
                 raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
-            accuracy = measure()
-            epoch = Epoch(number, epoch_loss, accuracy, count / training, time.perf_counter() - start)
-            state = advance(state, epoch, trained, optimizer)
+            accuracy = loop.measure(state.penalty)
+            epoch = Epoch(number, loss, accuracy, loop.count / training, time.perf_counter() - start)
+            state = advance(state, epoch, loop.trained, loop.optimizer)
             if after_epoch:
                 after_epoch(state)
     return state
+
+
+class Loop:
+    """What stays from epoch to epoch: pictures and parameters on their device, and the optimiser.
+
+    Arguments as of `train`.
+
+    Attributes:
+        trained: What `parts` hold, then head weight and bias.
+        count: Training images.
+        seen: Features (count, width) of every image, as it was when it was last trained on; None where the head is not
+            solved for them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Sequence[Part],
+        state: State,
+        train_images: Images,
+        val_images: Images,
+        data: dict[str, Any],
+        options: AdaptOptions,
+        class_weights: Tensor | None,
+        compiled: bool,
+    ) -> None:
+        self.model, self.data, self.options, self.recipe = model, data, options, RECIPES[options.recipe]
+        self.device = device = next(model.parameters()).device
+        self.dtype = run.training_precision(model, device, options.precision)
+        self.head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
+        parameters = [parameter for part in parts for parameter in part.parameters]
+        self.trained = [*parameters, *self.head]
+        with torch.no_grad():
+            for parameter, tensor in zip(parameters, state.trained, strict=False):
+                parameter.copy_(tensor)
+        self.parts = [*parts, Part(self.head, options.head_lr)]
+        groups = [{"params": part.parameters, "lr": part.lr} for part in self.parts]
+        self.optimizer = torch.optim.AdamW(
+            groups, weight_decay=self.recipe.weight_decay, fused=device.type in ("cpu", "cuda")
+        )
+        if state.optimizer is not None:
+            self.optimizer.load_state_dict(state.optimizer)
+
+        self.pixels, self.val_pixels = resident(train_images.pixels, device), resident(val_images.pixels, device)
+        self.labels, self.val_labels = train_images.labels.to(self.pixels.device), val_images.labels
+        self.count, self.class_weights = len(self.labels), class_weights
+        weights = torch.ones(len(self.head[1])) if class_weights is None else class_weights
+        self.image_weights, self.weights = weights.to(self.pixels.device)[self.labels], weights.to(device)
+        solves = self.recipe.head == "probe"
+        self.seen = torch.zeros(self.count, self.head[0].shape[1], device=device) if solves else None
+        head = self.head
+
+        def outputs(images: Tensor) -> tuple[Tensor, Tensor]:  # no method: a cycle would keep the device's memory
+            found = features(model, images)
+            return found, F.linear(found, *head)
+
+        self.forward = run.compiled(outputs) if compiled else outputs
+
+    def share_of_loss(self, order: Tensor, windows: Tensor, weight: Tensor, places: Tensor) -> Tensor:
+        """What the images at some places of the epoch's order add to their batch's loss; `weight` is the batch's."""
+        device, rows = self.device, order[places]
+        windows = windows[places].to(device, non_blocking=True)
+        images = augment(normalise(take(self.pixels, rows, device), self.data), windows)
+        wanted = self.labels[rows].to(device, non_blocking=True)
+        with precision(device, self.dtype):
+            found, logits = self.forward(images)
+            loss = F.cross_entropy(logits, wanted, self.weights, reduction="sum") / weight
+        if self.seen is not None:
+            self.seen[rows.to(device, non_blocking=True)] = found.detach().float()
+        return loss
+
+    def steps(self, number: int, batch_size: int, accumulator: Accumulator, progress: Progress | None) -> float:
+        """One epoch of steps; returns the mean loss over its images."""
+        # one generator an epoch: a run that was killed draws the same order and windows as one that was not
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + number)
+        order = torch.randperm(self.count, generator=generator).to(self.pixels.device)
+        windows = draw_windows(self.count, generator).to(self.pixels.device)
+        steps, epochs = math.ceil(self.count / batch_size), self.options.epochs
+        total = torch.zeros((), device=self.device)
+        if self.seen is not None:
+            self.seen.zero_()
+        for step, part in enumerate(batches(self.count, batch_size)):
+            factor = SCHEDULES[self.recipe.schedule](number - 1 + step / steps, epochs)
+            for group, own in zip(self.optimizer.param_groups, self.parts, strict=True):
+                group["lr"] = own.lr * factor
+            batch_weight = self.image_weights[order[part]].sum().to(self.device, non_blocking=True)
+            loss = partial(self.share_of_loss, order, windows, batch_weight)
+            places = torch.arange(part.start, part.stop, device=self.pixels.device)
+            value, gradients = accumulator.gradients(loss, ranks.mine(places), self.trained)
+            ranks.add([value, *gradients])
+            for parameter, gradient in zip(self.trained, gradients, strict=True):
+                parameter.grad = gradient
+            self.optimizer.step()
+            total += value * len(places)
+            if progress:
+                progress((number - 1) * self.count + part.stop, epochs * self.count, f"epoch {number}/{epochs}")
+        return float(total) / self.count  # here the CPU waits for the device, once an epoch
+
+    def measure(self, penalty: float) -> float:
+        """Validation accuracy after an epoch, with the head solved for the epoch's features where that is better.
+
+        A few steps may leave a head behind features that change under it.
+
+        Args:
+            penalty: Of the linear probe.
+        """
+        found = infer(take_features(self.model), self.val_pixels, self.data, self.device, dtype=self.dtype)
+
+        def accuracy(head: Sequence[Tensor]) -> float:
+            return top_k(F.linear(found, *(part.detach().cpu() for part in head)), self.val_labels)
+
+        stepped = accuracy(self.head)
+        if self.seen is None:
+            return stepped
+        ranks.add([self.seen])  # each process has the rows of its images, and zeros elsewhere
+        seen, head = self.seen, self.head
+        solved = ranks.from_first(lambda: solve_head(seen, self.labels, penalty, head, self.class_weights))
+        if (better := accuracy(solved)) <= stepped:
+            return stepped
+        with torch.no_grad():
+            for parameter, tensor in zip(self.head, solved, strict=True):
+                parameter.copy_(tensor)
+                self.optimizer.state.pop(parameter, None)  # it was of another head
+        return better
+
+    def try_batch(self, size: int) -> None:
+        """The work of a step of so many images, which changes nothing."""
+        places = torch.arange(size, device=self.pixels.device)
+        windows = draw_windows(size, torch.Generator()).to(self.pixels.device)
+        loss = self.share_of_loss(places % self.count, windows, torch.ones((), device=self.device), places)
+        torch.autograd.grad(loss, self.trained)
 
 
 SCHEDULES: dict[str, Callable[[float, int], float]] = {
@@ -247,12 +234,6 @@ SCHEDULES: dict[str, Callable[[float, int], float]] = {
 """Factor of a learning rate by the epochs that are done, with their fraction, and the epochs in all."""
 
 
-def finished(state: State, options: AdaptOptions) -> bool:
-    """Whether the last epoch is reached, or validation has not improved for as long as patience lasts."""
-    number = state.history[-1].number
-    return number >= options.epochs or 0 < options.patience <= number - state.best_epoch
-
-
 def choose_batch(options: AdaptOptions, trial: Callable[[int], None], count: int, device: torch.device) -> int:
     """Images a step: as the options say, or as many as fit every process's device."""
     if options.batch_size != "auto":
@@ -260,18 +241,3 @@ def choose_batch(options: AdaptOptions, trial: Callable[[int], None], count: int
     default = RECIPES[options.recipe].batch_size
     size = fitting_batch(trial, count // ranks.world(), device, math.ceil(default / ranks.world()))
     return ranks.from_first(lambda: size * ranks.world())
-
-
-def advance(state: State, epoch: Epoch, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
-    """The state after an epoch; the best one is replaced only by a better validation accuracy."""
-    trained = [parameter.detach().float().cpu().clone() for parameter in parameters]
-    assert epoch.val_top1 is not None
-    better = epoch.val_top1 > max((past.val_top1 for past in state.history if past.val_top1 is not None), default=-1.0)
-    return replace(
-        state,
-        trained=trained,
-        optimizer=optimizer.state_dict(),
-        best=trained if better else state.best,
-        best_epoch=epoch.number if better else state.best_epoch,
-        history=[*state.history, epoch],
-    )

@@ -35,7 +35,8 @@ from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import augment, choose_device, draw_windows, precision, ready, training_precision
 from recast_cli.engine.splits import split_folder
-from recast_cli.engine.train import Part, State
+from recast_cli.engine.state import State
+from recast_cli.engine.train import Part
 
 
 class Task(NamedTuple):

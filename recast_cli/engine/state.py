@@ -1,0 +1,83 @@
+"""What a run of training has come to after an epoch: all that one that was killed needs to go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recast_cli.engine.options import AdaptOptions
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to; epoch 0 is the start. `loss` is the mean over the epoch's images.
+
+    `val_top1` is None for a random head at the start, which nobody measures.
+    `seconds` of wall time are the whole epoch's, validation included; `images_per_second` are of its training.
+    """
+
+    number: int
+    loss: float | None
+    val_top1: float | None
+    images_per_second: float | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class State:
+    """All that a killed run needs to go on: tensors of the trained values, of AdamW, and of the best epoch.
+
+    Attributes:
+        trained: What is trained of the network (coefficients (K, n) of every module, an adapter's parameters), then
+            head weight and bias.
+        best: Like `trained`, at the best epoch so far.
+        probe: The linear probe's weight and bias, measured on test beside the task.
+        probe_val_top1: Its validation accuracy; `penalty` its regularisation.
+        best_epoch: Number of that epoch.
+        batch_size: Images a step, once it is known.
+        optimizer: AdamW's state dict; None before the first step.
+        history: Every epoch so far.
+        fixed: What of an adapter was chosen before training and stays, by name.
+        refit_val_top1: Validation accuracy with the head that `refit` solved for; None where the trained one was kept.
+    """
+
+    trained: list[Tensor]
+    best: list[Tensor]
+    probe: tuple[Tensor, Tensor]
+    probe_val_top1: float
+    penalty: float
+    best_epoch: int = 0
+    batch_size: int | None = None
+    optimizer: dict[str, Any] | None = None
+    history: list[Epoch] = field(default_factory=list)
+    fixed: dict[str, Tensor] = field(default_factory=dict)
+    refit_val_top1: float | None = None
+
+    @property
+    def val_top1(self) -> float | None:
+        """Validation accuracy of `best`."""
+        return self.history[self.best_epoch].val_top1 if self.refit_val_top1 is None else self.refit_val_top1
+
+
+def finished(state: State, options: AdaptOptions) -> bool:
+    """Whether the last epoch is reached, or validation has not improved for as long as patience lasts."""
+    number = state.history[-1].number
+    return number >= options.epochs or 0 < options.patience <= number - state.best_epoch
+
+
+def advance(state: State, epoch: Epoch, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
+    """The state after an epoch; the best one is replaced only by a better validation accuracy."""
+    trained = [parameter.detach().float().cpu().clone() for parameter in parameters]
+    assert epoch.val_top1 is not None
+    better = epoch.val_top1 > max((past.val_top1 for past in state.history if past.val_top1 is not None), default=-1.0)
+    return replace(
+        state,
+        trained=trained,
+        optimizer=optimizer.state_dict(),
+        best=trained if better else state.best,
+        best_epoch=epoch.number if better else state.best_epoch,
+        history=[*state.history, epoch],
+    )
