@@ -103,5 +103,5 @@ def test_a_full_disk_leaves_what_was_there(source, tmp_path, monkeypatch):
     monkeypatch.setattr("recast_cli.engine.writer.TensorWriter.put", full)
     for more in ((), ("--calibrate", "pictures")):
         line = refused("mimic", source, "-o", "base.safetensors", "--bits", 4, "-q", *more, code=3)
-        assert "No space left on device" in line
+        assert line.startswith("error: base.safetensors: No space left on device. ")
     assert (tmp_path / "base.safetensors").read_text() == "old"

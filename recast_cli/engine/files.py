@@ -7,6 +7,7 @@ keys in random order, and equal runs must give equal bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -33,6 +34,10 @@ TRELLIS_VERSION = 5
 """The format of bases that have integers on a trellis; the latest."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more, whose texts do not say which file it was."""
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, on error removed.
@@ -46,12 +51,13 @@ def atomic(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes private files; a finished output has the permissions any other new file would have
-        temporary.chmod(0o666 & ~umask())
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            # mkstemp makes private files; a finished output has the permissions any other new file would have
+            temporary.chmod(0o666 & ~umask())
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,16 +71,28 @@ def staged(home: Path, names: Sequence[str]) -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(prefix=f".{names[-1]}.", suffix=".tmp", dir=home))
     try:
-        yield folder
-        for path in (folder, *folder.rglob("*")):
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
-            if path.is_file():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        for name in names:
-            (folder / name).replace(home / name)
+        with naming(home / names[-1]):
+            yield folder
+            for path in (folder, *folder.rglob("*")):
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
+                if path.is_file():
+                    with path.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            for name in names:
+                (folder / name).replace(home / name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the error of a full disk name the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = str(path)
+        raise
 
 
 def umask() -> int:

@@ -30,7 +30,7 @@ def writing(
         OSError: The disk is full, among others.
     """
     with atomic(path) as temporary, temporary.open("r+b", buffering=0) as stream:
-        writer = TensorWriter(path, stream, specs, widest, key)
+        writer = TensorWriter(stream, specs, widest, key)
         yield writer
         assert writer.finished, "the header is missing"
 
@@ -69,10 +69,8 @@ class TensorWriter:
     what is not needed is filled with spaces, which the format allows.
     """
 
-    def __init__(
-        self, path: Path, stream: BinaryIO, specs: Mapping[str, Spec], widest: dict[str, Any], key: str | None
-    ) -> None:
-        self.path, self.stream, self.left, self.finished = path, stream, dict(specs), False
+    def __init__(self, stream: BinaryIO, specs: Mapping[str, Spec], widest: dict[str, Any], key: str | None) -> None:
+        self.stream, self.left, self.finished = stream, dict(specs), False
         self.key = key
         self.entries = entries_of(specs)
         self.length = header_bytes(self.entries, widest, key)
@@ -92,9 +90,6 @@ class TensorWriter:
 
     def put(self, data: memoryview, place: int) -> None:
         """Write `data` at `place`, an offset in bytes."""
-        try:
-            self.stream.seek(place)
-            while data:  # the system may take less than all at once
-                data = data[self.stream.write(data) :]
-        except OSError as error:
-            raise OSError(f"{self.path} cannot be written: {error}") from None
+        self.stream.seek(place)
+        while data:  # the system may take less than all at once
+            data = data[self.stream.write(data) :]
