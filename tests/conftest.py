@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import CONV, CONV_ARGS, draw_images, save_folder
 from hypothesis import settings
-from torch.nn.functional import cross_entropy
 
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
@@ -92,14 +91,10 @@ def weak_probe():
 
 
 @pytest.fixture(scope="module")
-def judged_by_loss():
-    """Epochs are compared by their loss on validation, which keeps falling where accuracies already tie."""
-
-    def judge(logits, labels):
-        return 2 + 1 / (1 + float(cross_entropy(logits, labels)))
-
+def every_epoch_counts():
+    """Every epoch is as good on validation as any, so that the last one is chosen, whatever so few images say."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recast_cli.engine.train.top_k", judge)
+        patch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: 1.0)
         yield
 
 

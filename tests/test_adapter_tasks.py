@@ -19,7 +19,7 @@ from recast_cli.engine.options import ADAPTERS, AdaptOptions
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.task import ADAPTER, load_task
 
-pytestmark = pytest.mark.usefixtures("judged_by_loss")
+pytestmark = pytest.mark.usefixtures("every_epoch_counts")
 CONV = ("piggyback", "clr")
 
 

@@ -22,7 +22,6 @@ KEYS = {
     "linear_probe_test_top1",
     "epochs",
     "best_epoch",
-    "head",
     "images_per_second",
     "seconds",
     "timings",

@@ -29,7 +29,7 @@ def test_cuda_is_the_default_and_runs_in_bfloat16():
 
 
 @pytest.mark.parametrize("kind", ["vit", "conv"])
-def test_adapting_moves_the_coefficients(kind, request, data, judged_by_loss, tmp_path):
+def test_adapting_moves_the_coefficients(kind, request, data, every_epoch_counts, tmp_path):
     base = request.getfixturevalue(f"{kind}_base")
     task = adapt(base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(epochs=2), device="cuda")
     assert 1e-3 < float((task.vector - base.vector).abs().max()) < 1
@@ -54,7 +54,7 @@ def test_small_steps_are_not_rounded_away(vit_base):
         assert 0.9e-4 < float(moved.abs().max()) < 1.1e-4
 
 
-def test_merged_networks_agree_with_the_cpu(vit_base, data, judged_by_loss, tmp_path):
+def test_merged_networks_agree_with_the_cpu(vit_base, data, every_epoch_counts, tmp_path):
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(epochs=3), device="cuda")
     assert not torch.equal(task.vector, vit_base.vector)
     model, images = merge(vit_base, task.vector), pictures(8)

@@ -12,7 +12,7 @@ from recast_cli.engine.task import load_task
 
 
 @pytest.fixture
-def six(vit_base, judged_by_loss, tmp_path):
+def six(vit_base, every_epoch_counts, tmp_path):
     """Six tasks with different classes on one base."""
     save_base(vit_base, tmp_path / "base")
     for number in range(6):

@@ -97,7 +97,7 @@ def test_what_generated_kernels_compute_is_laid_out_channels_last_too(tmp_path):
     assert [name for name, map in found.items() if not map.is_contiguous(memory_format=torch.channels_last)] == []
 
 
-def test_bfloat16_learns_nearly_what_float32_learns(vit_base, data, judged_by_loss, tmp_path):
+def test_bfloat16_learns_nearly_what_float32_learns(vit_base, data, every_epoch_counts, tmp_path):
     tasks = {
         name: adapt(
             vit_base, data, name, tmp_path / "tasks" / name, AdaptOptions(epochs=2, precision=name), device="cpu"

@@ -10,7 +10,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.options import AdaptOptions
 
 OPTIONS = AdaptOptions(epochs=4, batch_size=8, seed=2)
-pytestmark = pytest.mark.usefixtures("judged_by_loss")
+pytestmark = pytest.mark.usefixtures("every_epoch_counts")
 FILES = ("coefficients.safetensors", "head.safetensors")
 
 
@@ -31,7 +31,7 @@ def kill_after(number):
 
 
 @pytest.fixture(scope="module")
-def whole(vit_base, data, judged_by_loss, tmp_path_factory):
+def whole(vit_base, data, every_epoch_counts, tmp_path_factory):
     """The run that nobody killed."""
     folder = tmp_path_factory.mktemp("whole") / "tasks" / "t"
     task = run(vit_base, data, folder)

@@ -2,17 +2,12 @@
 
 import importlib
 
-import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine.attach import attach, coefficient_parameters
-from recast_cli.engine.batch import Accumulator
-from recast_cli.engine.images import Images, normalise
+from recast_cli.engine.images import Images
 from recast_cli.engine.layout import Layout
-from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import augment, draw_windows
 from recast_cli.engine.state import Epoch, State
@@ -28,13 +23,6 @@ def drawn(count, seed):
     return Images(pixels, labels, [str(i) for i in range(count)], [])
 
 
-def follow(monkeypatch, trained, solved=None):
-    """Let the head that is trained, and the one that is solved, have these accuracies after the epochs."""
-    solved = [0.0] * len(trained) if solved is None else solved
-    script = iter([accuracy for both in zip(trained, solved, strict=True) for accuracy in both])
-    monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
-
-
 @pytest.fixture
 def setting(vit_base):
     """Model, coefficients and the state of epoch 0, whose validation accuracy is 0.5."""
@@ -47,11 +35,13 @@ def setting(vit_base):
 
 @pytest.mark.parametrize(
     ("accuracies", "best"),
-    [([0.4, 0.5, 0.5], 0), ([0.6, 0.7, 0.7], 2), ([0.9, 0.2, 0.8], 1), ([0.1, 0.2, 0.6], 3)],
+    # of four pictures one standard error is 0.22 at 0.75, 0.15 at 0.9, and nothing at 1
+    [([0.4, 0.4, 0.4], 0), ([0.4, 0.5, 0.4], 2), ([0.75, 0.55, 0.5], 2), ([0.9, 0.2, 0.7], 1), ([1.0, 0.99, 0.9], 1)],
 )
-def test_the_earliest_epoch_of_the_best_validation_is_kept(accuracies, best, setting, monkeypatch):
+def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(accuracies, best, setting, monkeypatch):
     model, coefficients, state, data = setting
-    follow(monkeypatch, accuracies)
+    script = iter(accuracies)
+    monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     states = [state]
     options = AdaptOptions(epochs=3, batch_size=4, lr=0.05)
     end = train(
@@ -134,55 +124,13 @@ def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
 )
 def test_training_stops_when_validation_has_not_improved(accuracies, patience, epochs, setting, monkeypatch):
     model, coefficients, state, data = setting
-    follow(monkeypatch, accuracies)
+    script = iter(accuracies)
+    monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     options = AdaptOptions(epochs=6, batch_size=8, patience=patience, lr=0.05)
     end = train(model, [Part(coefficients, options.lr)], state, drawn(8, 0), drawn(4, 1), data, options)
     assert end.history[-1].number == epochs
     again = train(model, [Part(coefficients, options.lr)], end, drawn(8, 0), drawn(4, 1), data, options)
     assert again is end  # a run that was killed after its last epoch does not begin another
-
-
-@pytest.mark.parametrize("cut", [False, True])
-def test_a_head_that_is_better_solved_is_the_one_for_what_was_trained_on(cut, setting, monkeypatch):
-    """Pictures are not changed and coefficients hardly, so the features are those of the network at the start."""
-    follow(monkeypatch, [0.6, 0.6], [0.7, 0.8])
-    model, coefficients, state, data = setting
-    monkeypatch.setattr(module, "augment", lambda pixels, windows: pixels)
-    images = drawn(24, 0)
-    options = AdaptOptions(epochs=2, batch_size=8, lr=1e-12, precision="float32")
-    if cut:  # the last part of a batch is not the whole of it
-        monkeypatch.setattr(module, "Accumulator", lambda size: Accumulator(3))
-    end = train(model, [Part(coefficients, options.lr)], state, images, drawn(4, 1), data, options)
-    assert [epoch.val_top1 for epoch in end.history] == [0.5, 0.7, 0.8]
-    with torch.no_grad():
-        found = features(model, normalise(images.pixels, data)).double().numpy()
-    scaler = StandardScaler().fit(found)
-    # of two classes it has one vector, the difference of ours, whose square is twice the sum of their squares
-    regression = LogisticRegression(C=2 / (24 * state.penalty), tol=1e-10, max_iter=10000)
-    regression.fit(scaler.transform(found), images.labels.numpy())
-    wanted = regression.predict_proba(scaler.transform(found))[:, 1]
-    weight, bias = (part.double().numpy() for part in end.trained[-2:])
-    scores = found @ weight.T + bias
-    ours = 1 / (1 + np.exp(scores[:, 0] - scores[:, 1]))
-    np.testing.assert_allclose(ours, wanted, atol=5e-3)
-    assert wanted.std() > 0.05
-
-
-def test_a_head_that_is_no_better_solved_stays_as_it_was_trained(setting, monkeypatch):
-    model, coefficients, state, data = setting
-    options = AdaptOptions(epochs=2, batch_size=8, lr=0.05)
-
-    def heads(solved):
-        follow(monkeypatch, [0.6, 0.6], solved)
-        states = []
-        parts = [Part(coefficients, options.lr)]
-        train(model, parts, state, drawn(24, 0), drawn(4, 1), data, options, after_epoch=states.append)
-        return [state.trained[-2] for state in states]
-
-    never, second = heads([0.6, 0.5]), heads([0.6, 0.7])
-    assert torch.equal(never[0], second[0])
-    assert float((never[1] - second[1]).abs().max()) > 1e-3
-    assert float((never[1] - never[0]).abs().max()) < 5e-3  # three steps of 0.001
 
 
 def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, monkeypatch):
@@ -193,16 +141,14 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
     own = torch.nn.functional.cross_entropy
 
     def tight(logits, *rest, **options):
-        if len(logits) > 2 and options.get("reduction") == "sum":  # the solver's own sums are means
+        if len(logits) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return own(logits, *rest, **options)
 
     monkeypatch.setattr(module.F, "cross_entropy", tight)
     cut = train(model, [Part(coefficients, options.lr)], state, drawn(10, 0), drawn(4, 1), data, options)
-    for one, other in zip(whole.trained[:-2], cut.trained[:-2], strict=True):
+    for one, other in zip(whole.trained, cut.trained, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-    for one, other in zip(whole.trained[-2:], cut.trained[-2:], strict=True):  # solved until gradients are small
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):

@@ -203,7 +203,6 @@ def summary(task: Task, folder: Path) -> dict[str, Any]:
         **{name: metrics[name] for name in names},
         "epochs": len(record["history"]) - 1,
         "best_epoch": metrics["best_epoch"],
-        "head": metrics.get("head", "trained"),  # older records do not say
         "images_per_second": record["images_per_second"],
         "seconds": record["seconds"],
         "timings": record["timings"],
@@ -226,8 +225,7 @@ def show(console: Console, value: dict[str, Any]) -> None:
         ),
         (
             "val top-1",
-            f"{percent(value['val_top1'])}  at epoch {value['best_epoch']} of {value['epochs']}"
-            f"{', its head solved once more' if value['head'] == 'refitted' else ''}{unmoved}",
+            f"{percent(value['val_top1'])}  at epoch {value['best_epoch']} of {value['epochs']}{unmoved}",
         ),
         ("files", str(Path(value["files"][0]).parent)),
         ("seconds", f"{value['seconds']:.1f}  on {value['device']}"),

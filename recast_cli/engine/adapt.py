@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION
 from recast_cli.engine.images import Images, decode
 from recast_cli.engine.join import begin, make_learner
-from recast_cli.engine.learn import class_weights, learn, probe_model
+from recast_cli.engine.learn import class_weights, learn, look_at, probe_rows
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import Progress, choose_device, infer, take_features, training_precision
@@ -102,12 +101,10 @@ def adapt(
         images = {"train": read("train"), "val": read("val")}
         weights = class_weights(images["train"].labels, len(split.classes), options)
         ranks.from_first(lambda: resume.prepare(folder, restart))
-        solve_probe = partial(
-            probe_model, model, images, len(split.classes), weights, architecture.data, where, progress
-        )
         if state is None:
             with timed(timings, "probe"):
-                probe = solve_probe()
+                rows = look_at(model, images, architecture.data, where, progress)
+                probe = probe_rows(*rows, len(split.classes), weights)
             state = begin(learner, base, options, images["train"], probe)
         elif adapter:
             adapter.fix(state.fixed)
@@ -129,7 +126,6 @@ def adapt(
                 architecture.data,
                 options,
                 weights,
-                solve_probe,
                 compiled=compiled,
                 after_epoch=after_epoch,
                 progress=progress,
@@ -138,7 +134,7 @@ def adapt(
         weight, bias = state.best[-2:]
         trained = sum(parameter.numel() for parameter in learner.coefficients)
         about = adapter and {"name": adapter.name, "options": adapter.options, "floats": adapter.floats}
-        del model, solve_probe, learner, adapter  # test wants the memory
+        del model, learner, adapter  # test wants the memory
         # the test images are read only now, and measured once
         images["test"] = read("test")
         with timed(timings, "test"):
@@ -152,7 +148,6 @@ def adapt(
                 "linear_probe_test_top1": probe_top1,
                 "linear_probe_penalty": state.penalty,
                 "best_epoch": state.best_epoch,
-                "head": "trained" if state.refit_val_top1 is None else "refitted",
             }
         rates = [epoch.images_per_second for epoch in state.history if epoch.images_per_second]
         record = {

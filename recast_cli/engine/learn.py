@@ -1,19 +1,21 @@
-"""Linear probe, training, and the head solved once more: how parameters of a network and a head learn a task.
+"""Linear probe, training, and the head settled: how parameters of a network and a head learn a task.
 
 `adapt` gives it the coefficients of a base, `compare` whatever a method trains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recast_cli.engine import ranks
 from recast_cli.engine.images import Images
+from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe
 from recast_cli.engine.run import Progress, infer, take_features
@@ -32,36 +34,40 @@ def class_weights(labels: Tensor, classes: int, options: AdaptOptions) -> Tensor
     return torch.where(counts > 0, len(labels) / (classes * counts.clamp_min(1)), torch.zeros(()))
 
 
-def probe_model(
+Rows = tuple[Tensor, Tensor]
+"""Features (N, width) of images, and their labels (N,)."""
+
+
+def look_at(
     model: nn.Module,
     images: dict[str, Images],
-    classes: int,
-    class_weights: Tensor | None,
     data: dict[str, Any],
     device: torch.device,
-    progress: Progress | None,
-) -> Probe:
-    """The linear probe on the features that a network makes of the training images, chosen on the validation images.
+    progress: Progress | None = None,
+) -> tuple[Rows, Rows]:
+    """What a network makes of the training and of the validation images, as they are.
 
-    Features are taken in the precision of measuring, as the probe will be measured: a CPU measures in
-    float32, and there a head that was fitted to bfloat16 features can be a point worse.
+    In the precision of measuring, as a head that is fitted to them will be measured: a CPU measures in float32, and
+    there a head that was fitted to bfloat16 features can be a point worse.
 
     Args:
-        model: On `device`; its features are taken as they are.
+        model: On `device`.
         images: `train` and `val`.
-        classes: Number of classes.
-        class_weights: (classes,) weights of the loss, or None.
         data: The network's data config.
         device: Where the network is.
         progress: Called after every batch.
     """
 
-    def features_of(part: Images) -> tuple[Tensor, Tensor]:
+    def rows(part: Images) -> Rows:
         found = infer(take_features(model), part.pixels, data, device, progress=progress, text="probing")
         return found, part.labels
 
-    train_rows, val_rows = features_of(images["train"]), features_of(images["val"])
-    return ranks.from_first(lambda: fit_probe(train_rows, val_rows, classes, class_weights))
+    return rows(images["train"]), rows(images["val"])
+
+
+def probe_rows(train: Rows, val: Rows, classes: int, class_weights: Tensor | None) -> Probe:
+    """The linear probe, `fit_probe`, the same in all processes."""
+    return ranks.from_first(lambda: fit_probe(train, val, classes, class_weights))
 
 
 def start_state(
@@ -102,10 +108,9 @@ def learn(
     data: dict[str, Any],
     options: AdaptOptions,
     weights: Tensor | None,
-    solve: Callable[[], Probe],
     **training: Any,
 ) -> State:
-    """Train from `state`, then solve the head once more where the recipe starts from the linear probe.
+    """Train from `state`, then settle the head where the recipe starts from the linear probe.
 
     Args:
         model: Frozen but for what `parts` hold, on its device, in eval mode.
@@ -115,37 +120,33 @@ def learn(
         data: The network's data config.
         options: Recipe and data options.
         weights: (classes,) of the loss, or None.
-        solve: The linear probe on the features that the network has then.
         training: Further options of `train`.
 
     Raises:
         RecastError: The loss is no longer finite.
     """
     state = train(model, parts, state, images["train"], images["val"], data, options, weights, **training)
-    parameters = [parameter for part in parts for parameter in part.parameters]
-    # without parameters the features never moved, and the solution is what the head started from
-    return refit(parameters, state, solve) if parameters and RECIPES[options.recipe].head == "probe" else state
+    if RECIPES[options.recipe].head == "random":
+        return state
+    with torch.no_grad():
+        for parameter, tensor in zip([each for part in parts for each in part.parameters], state.best, strict=False):
+            parameter.copy_(tensor)
+    return settle(state, *look_at(model, images, data, next(model.parameters()).device), weights)
 
 
-def refit(parameters: list[nn.Parameter], state: State, solve: Callable[[], Probe]) -> State:
-    """The head of the best epoch solved to convergence, where validation is better for it.
+def settle(state: State, train: Rows, val: Rows, class_weights: Tensor | None) -> State:
+    """The head of the chosen epoch, half trained and half solved: the mean of both.
 
-    The head of an epoch was solved on flipped and cropped pictures, while the parameters still moved. Where no epoch is
-    better than the linear probe, the last one's features are tried.
+    The trained one lags behind features that moved under it, the solved one, a linear probe, knows the training images
+    as they are and not flipped and cropped. They err differently: their mean is better than either (docs/results.md).
 
     Args:
-        parameters: Of the model; they are left at that epoch's.
         state: Of the finished training.
-        solve: The linear probe on the features that the model has then.
+        train: What the network makes of the training images with the parameters of `state.best`.
+        val: The same of the validation images.
+        class_weights: (classes,) of the loss, or None.
     """
-    number, values = state.best_epoch, state.best
-    if number == 0:
-        number, values = state.history[-1].number, state.trained
-    with torch.no_grad():
-        for parameter, tensor in zip(parameters, values, strict=False):
-            parameter.copy_(tensor)
-    probe = solve()
-    if probe.val_top1 <= (state.val_top1 or 0.0):
-        return state
-    best = [*values[:-2], probe.weight, probe.bias]
-    return replace(state, best=best, best_epoch=number, refit_val_top1=probe.val_top1)
+    *values, weight, bias = state.best
+    probe = probe_rows(train, val, len(bias), class_weights)
+    head = [(trained + solved) / 2 for trained, solved in ((weight, probe.weight), (bias, probe.bias))]
+    return replace(state, best=[*values, *head], final_val_top1=top_k(F.linear(val[0], *head), val[1]))

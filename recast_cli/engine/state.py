@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +34,7 @@ class State:
     Attributes:
         trained: What is trained of the network (coefficients (K, n) of every module, an adapter's parameters), then
             head weight and bias.
-        best: Like `trained`, at the best epoch so far.
+        best: Like `trained`, at the epoch that validation chooses, see `advance`; at last with the final head.
         probe: The linear probe's weight and bias, measured on test beside the task.
         probe_val_top1: Its validation accuracy; `penalty` its regularisation.
         best_epoch: Number of that epoch.
@@ -41,7 +42,7 @@ class State:
         optimizer: AdamW's state dict; None before the first step.
         history: Every epoch so far.
         fixed: What of an adapter was chosen before training and stays, by name.
-        refit_val_top1: Validation accuracy with the head that `refit` solved for; None where the trained one was kept.
+        final_val_top1: Validation accuracy with the final head; None while `best` has the trained one.
     """
 
     trained: list[Tensor]
@@ -54,30 +55,52 @@ class State:
     optimizer: dict[str, Any] | None = None
     history: list[Epoch] = field(default_factory=list)
     fixed: dict[str, Tensor] = field(default_factory=dict)
-    refit_val_top1: float | None = None
+    final_val_top1: float | None = None
 
     @property
     def val_top1(self) -> float | None:
         """Validation accuracy of `best`."""
-        return self.history[self.best_epoch].val_top1 if self.refit_val_top1 is None else self.refit_val_top1
+        return self.history[self.best_epoch].val_top1 if self.final_val_top1 is None else self.final_val_top1
 
 
 def finished(state: State, options: AdaptOptions) -> bool:
     """Whether the last epoch is reached, or validation has not improved for as long as patience lasts."""
     number = state.history[-1].number
-    return number >= options.epochs or 0 < options.patience <= number - state.best_epoch
+    peak = max(state.history, key=accuracy_of).number
+    return number >= options.epochs or 0 < options.patience <= number - peak
 
 
-def advance(state: State, epoch: Epoch, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
-    """The state after an epoch; the best one is replaced only by a better validation accuracy."""
+def accuracy_of(epoch: Epoch) -> float:
+    """On validation; less than any where it was not measured."""
+    return -1.0 if epoch.val_top1 is None else epoch.val_top1
+
+
+def advance(
+    state: State, epoch: Epoch, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, images: int
+) -> State:
+    """The state after an epoch, which validation chooses if it is as good as any, as far as so few images can tell.
+
+    That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees),
+    and not below the start. The highest of several accuracies on a few hundred images is mostly luck, and an early
+    epoch that had it has learned less.
+
+    Args:
+        state: Before it.
+        epoch: What it came to.
+        parameters: What it trained.
+        optimizer: After it.
+        images: That its accuracy was measured on.
+    """
     trained = [parameter.detach().float().cpu().clone() for parameter in parameters]
-    assert epoch.val_top1 is not None
-    better = epoch.val_top1 > max((past.val_top1 for past in state.history if past.val_top1 is not None), default=-1.0)
+    history = [*state.history, epoch]
+    highest = max(map(accuracy_of, history))
+    least = max(highest - math.sqrt(highest * (1 - highest) / images), accuracy_of(history[0]))
+    chosen = accuracy_of(epoch) >= least
     return replace(
         state,
         trained=trained,
         optimizer=optimizer.state_dict(),
-        best=trained if better else state.best,
-        best_epoch=epoch.number if better else state.best_epoch,
-        history=[*state.history, epoch],
+        best=trained if chosen else state.best,
+        best_epoch=epoch.number if chosen else state.best_epoch,
+        history=history,
     )

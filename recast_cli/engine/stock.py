@@ -17,7 +17,7 @@ from recast_cli.engine.comparison import Plan, digest_of, probe_options
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION, read_metadata, read_tensors, write_tensors
 from recast_cli.engine.images import Images, decode
-from recast_cli.engine.learn import class_weights, probe_model
+from recast_cli.engine.learn import class_weights, look_at, probe_rows
 from recast_cli.engine.mimic import DTYPES, mimic
 from recast_cli.engine.plan import BUDGET, plan_layout
 from recast_cli.engine.probe import Probe
@@ -137,7 +137,7 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
         model = ready(attach(base, image_size=options.image_size), device)
     data = base.known_architecture().data
     weights = class_weights(images["train"].labels, classes, options)
-    probe = probe_model(model, images, classes, weights, data, device, None)
+    probe = probe_rows(*look_at(model, images, data, device), classes, weights)
     metadata = {
         "kind": "probe",
         "format": FORMAT_VERSION,

@@ -22,7 +22,6 @@ from recast_cli.engine.images import Images, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.network import features
 from recast_cli.engine.options import RECIPES, AdaptOptions
-from recast_cli.engine.probe import solve_head
 from recast_cli.engine.run import (
     Progress,
     augment,
@@ -65,7 +64,7 @@ def train(
         parts: Parameters of the model: coefficients (K, n), an adapter's; none where the head alone is trained.
         state: Where to start.
         train_images: What is learnt.
-        val_images: What chooses the epoch. The earliest of equal ones wins.
+        val_images: What chooses the epoch, see `advance`.
         data: The network's data config.
         options: The options.
         class_weights: (classes,) weights of the loss.
@@ -88,9 +87,9 @@ def train(
             training = time.perf_counter() - start
             if not math.isfinite(loss):
                 raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
-            accuracy = loop.measure(state.penalty)
+            accuracy = loop.measure()
             epoch = Epoch(number, loss, accuracy, loop.count / training, time.perf_counter() - start)
-            state = advance(state, epoch, loop.trained, loop.optimizer)
+            state = advance(state, epoch, loop.trained, loop.optimizer, len(val_images))
             if after_epoch:
                 after_epoch(state)
     return state
@@ -104,8 +103,6 @@ class Loop:
     Attributes:
         trained: What `parts` hold, then head weight and bias.
         count: Training images.
-        seen: Features (count, width) of every image, as it was when it was last trained on; None where the head is not
-            solved for them.
     """
 
     def __init__(
@@ -139,18 +136,15 @@ class Loop:
 
         self.pixels, self.val_pixels = resident(train_images.pixels, device), resident(val_images.pixels, device)
         self.labels, self.val_labels = train_images.labels.to(self.pixels.device), val_images.labels
-        self.count, self.class_weights = len(self.labels), class_weights
+        self.count = len(self.labels)
         weights = torch.ones(len(self.head[1])) if class_weights is None else class_weights
         self.image_weights, self.weights = weights.to(self.pixels.device)[self.labels], weights.to(device)
-        solves = self.recipe.head == "probe"
-        self.seen = torch.zeros(self.count, self.head[0].shape[1], device=device) if solves else None
         head = self.head
 
-        def outputs(images: Tensor) -> tuple[Tensor, Tensor]:  # no method: a cycle would keep the device's memory
-            found = features(model, images)
-            return found, F.linear(found, *head)
+        def logits(images: Tensor) -> Tensor:  # no method: a cycle would keep the device's memory
+            return F.linear(features(model, images), *head)
 
-        self.forward = run.compiled(outputs) if compiled else outputs
+        self.logits = run.compiled(logits) if compiled else logits
 
     def share_of_loss(self, order: Tensor, windows: Tensor, weight: Tensor, places: Tensor) -> Tensor:
         """What the images at some places of the epoch's order add to their batch's loss; `weight` is the batch's."""
@@ -159,11 +153,7 @@ class Loop:
         images = augment(normalise(take(self.pixels, rows, device), self.data), windows)
         wanted = self.labels[rows].to(device, non_blocking=True)
         with precision(device, self.dtype):
-            found, logits = self.forward(images)
-            loss = F.cross_entropy(logits, wanted, self.weights, reduction="sum") / weight
-        if self.seen is not None:
-            self.seen[rows.to(device, non_blocking=True)] = found.detach().float()
-        return loss
+            return F.cross_entropy(self.logits(images), wanted, self.weights, reduction="sum") / weight
 
     def steps(self, number: int, batch_size: int, accumulator: Accumulator, progress: Progress | None) -> float:
         """One epoch of steps; returns the mean loss over its images."""
@@ -173,8 +163,6 @@ class Loop:
         windows = draw_windows(self.count, generator).to(self.pixels.device)
         steps, epochs = math.ceil(self.count / batch_size), self.options.epochs
         total = torch.zeros((), device=self.device)
-        if self.seen is not None:
-            self.seen.zero_()
         for step, part in enumerate(batches(self.count, batch_size)):
             factor = SCHEDULES[self.recipe.schedule](number - 1 + step / steps, epochs)
             for group, own in zip(self.optimizer.param_groups, self.parts, strict=True):
@@ -192,32 +180,10 @@ class Loop:
                 progress((number - 1) * self.count + part.stop, epochs * self.count, f"epoch {number}/{epochs}")
         return float(total) / self.count  # here the CPU waits for the device, once an epoch
 
-    def measure(self, penalty: float) -> float:
-        """Validation accuracy after an epoch, with the head solved for the epoch's features where that is better.
-
-        A few steps may leave a head behind features that change under it.
-
-        Args:
-            penalty: Of the linear probe.
-        """
+    def measure(self) -> float:
+        """Validation accuracy."""
         found = infer(take_features(self.model), self.val_pixels, self.data, self.device, dtype=self.dtype)
-
-        def accuracy(head: Sequence[Tensor]) -> float:
-            return top_k(F.linear(found, *(part.detach().cpu() for part in head)), self.val_labels)
-
-        stepped = accuracy(self.head)
-        if self.seen is None:
-            return stepped
-        ranks.add([self.seen])  # each process has the rows of its images, and zeros elsewhere
-        seen, head = self.seen, self.head
-        solved = ranks.from_first(lambda: solve_head(seen, self.labels, penalty, head, self.class_weights))
-        if (better := accuracy(solved)) <= stepped:
-            return stepped
-        with torch.no_grad():
-            for parameter, tensor in zip(self.head, solved, strict=True):
-                parameter.copy_(tensor)
-                self.optimizer.state.pop(parameter, None)  # it was of another head
-        return better
+        return top_k(F.linear(found, *(part.detach().cpu() for part in self.head)), self.val_labels)
 
     def try_batch(self, size: int) -> None:
         """The work of a step of so many images, which changes nothing."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from recast_cli.engine.contender import prepare, put
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
 from recast_cli.engine.join import begin
-from recast_cli.engine.learn import class_weights, learn, probe_model
+from recast_cli.engine.learn import class_weights, learn
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import choose_device, training_precision
 from recast_cli.engine.stock import (
@@ -182,9 +181,8 @@ def train_line(work: Work) -> Line:
     precision = training_precision(model, device, options.precision)
     about, degrees, base_id, vector = shared(work, base), base.layout.degrees_of_freedom, base.base_id, base.vector
     del base  # the network has what it needs: no method is charged for a second one
-    solve = partial(probe_model, model, images, len(probe.bias), weights, data, device, None)
     try:
-        state = learn(model, learner.parts(options), state, images, data, options, weights, solve)
+        state = learn(model, learner.parts(options), state, images, data, options, weights)
     except RecastError as error:  # the loss is no longer finite: another rate may do
         return {"error": str(error), "diverged": True, "val_top1": None, "test_top1": None}
     seconds, peak = time.perf_counter() - start, peak_mb(device)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from torch.nn.utils import parametrize
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base, load_base
 from recast_cli.engine.images import Images, decode, normalise
-from recast_cli.engine.learn import learn, probe_model, start_state
+from recast_cli.engine.learn import learn, look_at, probe_rows, start_state
 from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe
@@ -44,7 +43,6 @@ class Task(NamedTuple):
 
     name: str
     images: dict[str, Images]
-    classes: int
     probe: Probe
 
 
@@ -92,8 +90,8 @@ def open_task(base: Base, data: Path, size: int) -> Task:
     images = {part: decode(data, items, config, size) for part, items in parts.items()}
     device = choose_device()
     model = ready(merge(base, image_size=size), device)
-    probe = probe_model(model, images, len(split.classes), None, config, device, None)
-    return Task(data.name, images, len(split.classes), probe)
+    probe = probe_rows(*look_at(model, images, config, device), len(split.classes), None)
+    return Task(data.name, images, probe)
 
 
 def logged(
@@ -121,8 +119,7 @@ def fit(
     """What `adapt` does, from the linear probe to the head that is solved once more."""
     recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr, head_lr=options.head_lr, seed=seed)
     data, state = base.known_architecture().data, start_state(parameters, task.probe, recipe)
-    solve = partial(probe_model, model, task.images, task.classes, None, data, choose_device(), None)
-    return learn(model, [Part(parameters, lr)], state, task.images, data, recipe, None, solve)
+    return learn(model, [Part(parameters, lr)], state, task.images, data, recipe, None)
 
 
 def learned(base: Base, others: list[Task], options: Any, rank: int = 4) -> Candidate:
