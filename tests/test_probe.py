@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from recast_cli.engine import probe as probe_module
 from recast_cli.engine.learn import class_weights
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.probe import LIMITS, fit_probe, logistic_regression
+from recast_cli.engine.probe import LIMITS, fit_probe, logistic_regression, solve_head, standardised
 
 
 def draw(count, seed, classes=3, features=6, spread=1.0, uneven=False):
@@ -51,6 +51,31 @@ def test_the_probe_is_sklearn_at_the_chosen_penalty():
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert probe.val_top1 == pytest.approx((expected.argmax(1) == val[1].numpy()).mean())
     assert probe.weight.dtype == probe.bias.dtype == torch.float32
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_head_with_a_known_penalty_is_sklearn_s_wherever_it_starts(balanced):
+    features, labels = draw(150, 0, uneven=balanced)
+    options = AdaptOptions(class_weights="balanced" if balanced else "none")
+    weights = class_weights(labels, 3, options)
+    start = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, -2.0, 0.5])
+    weight, bias = solve_head(features, labels, 0.03, start, weights)
+    found = (features.double() @ weight.double().T + bias.double()).softmax(1).numpy()
+    per_class = None if weights is None else dict(enumerate(weights.tolist()))
+    predict = by_sklearn(features.double().numpy(), labels.numpy(), 0.03, per_class)
+    np.testing.assert_allclose(found, predict(features.double().numpy()), atol=2e-3)
+
+
+def test_a_head_for_features_is_one_for_standardised_features_and_back():
+    features, _ = draw(40, 0)
+    features[:, 2] = 7.0  # varies as little as can be
+    weight, bias = torch.randn(3, 6), torch.randn(3)
+    scaled, scaling = standardised(features)
+    solution = scaling.from_head(weight, bias)
+    wanted = features.double() @ weight.double().T + bias.double()
+    torch.testing.assert_close(scaled @ solution[:, :-1].T + solution[:, -1], wanted)
+    for found, given in zip(scaling.to_head(solution), (weight, bias), strict=True):
+        torch.testing.assert_close(found, given)
 
 
 def quality(train, val, penalty):

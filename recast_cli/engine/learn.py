@@ -17,7 +17,7 @@ from recast_cli.engine import ranks
 from recast_cli.engine.images import Images
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import RECIPES, AdaptOptions
-from recast_cli.engine.probe import Probe, fit_probe
+from recast_cli.engine.probe import Probe, fit_probe, halfway
 from recast_cli.engine.run import Progress, infer, take_features
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.train import Part, train
@@ -148,5 +148,5 @@ def settle(state: State, train: Rows, val: Rows, class_weights: Tensor | None) -
     """
     *values, weight, bias = state.best
     probe = probe_rows(train, val, len(bias), class_weights)
-    head = [(trained + solved) / 2 for trained, solved in ((weight, probe.weight), (bias, probe.bias))]
+    head = halfway((weight, bias), (probe.weight, probe.bias))
     return replace(state, best=[*values, *head], final_val_top1=top_k(F.linear(val[0], *head), val[1]))

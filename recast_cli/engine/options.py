@@ -20,7 +20,7 @@ class Recipe:
         patience: Epochs without a better validation accuracy after which training stops; 0: never.
         weight_decay: Of AdamW, for coefficients and head.
         schedule: `cosine` to zero over all epochs, or `step`: a tenth every 33 epochs.
-        head: What the head starts as: the linear `probe`, which also has a share in the final head, or `random`.
+        head: What the head starts as: the linear `probe`, half of the final head as well, or `random`.
     """
 
     epochs: int

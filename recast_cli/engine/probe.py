@@ -7,6 +7,7 @@ until neither of its ends is chosen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,12 +42,8 @@ def fit_probe(
         classes: Number of classes.
         class_weights: (classes,), weights of the loss.
     """
-    features, labels = train[0].double().cpu(), train[1].cpu()
-    mean = features.mean(0)
-    std = features.std(0, correction=0)
-    scale = torch.where(std > 1e-8 * std.max().clamp_min(1e-30), std, torch.ones_like(std))
-    features = (features - mean) / scale
-    val_features, val_labels = (val[0].double().cpu() - mean) / scale, val[1].cpu()
+    (features, scaling), labels = standardised(train[0]), train[1].cpu()
+    val_features, val_labels = scaling(val[0]), val[1].cpu()
     weights = None if class_weights is None else class_weights.double().cpu()
 
     solved: dict[int, tuple[tuple[float, float], Tensor]] = {}
@@ -69,10 +66,62 @@ def fit_probe(
         if not LIMITS[0] <= step <= LIMITS[1]:
             break
         solve(step)
-    solution = solved[chosen][1]
-    weight = solution[:, :-1] / scale
-    bias = solution[:, -1] - weight @ mean
-    return Probe(weight.float(), bias.float(), 10.0**chosen, solved[chosen][0][0])
+    weight, bias = scaling.to_head(solved[chosen][1])
+    return Probe(weight, bias, 10.0**chosen, solved[chosen][0][0])
+
+
+class Scaling(NamedTuple):
+    """Mean and standard deviation of every feature, (D,) float64; where it hardly varies 1 for the latter."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features (N, D), standardised, float64 on the CPU."""
+        return (features.double().cpu() - self.mean) / self.scale
+
+    def to_head(self, solution: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight (classes, D) and bias (classes,), float32, of a solution (classes, D+1) for standardised features."""
+        weight = solution[:, :-1] / self.scale
+        return weight.float(), (solution[:, -1] - weight @ self.mean).float()
+
+    def from_head(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """The inverse of `to_head`."""
+        weight = weight.double().cpu()
+        return torch.cat([weight * self.scale, (bias.double().cpu() + weight @ self.mean)[:, None]], 1)
+
+
+def standardised(features: Tensor) -> tuple[Tensor, Scaling]:
+    """Features (N, D) with mean 0 and deviation 1, and what made them so."""
+    features = features.double().cpu()
+    std = features.std(0, correction=0)
+    scale = torch.where(std > 1e-8 * std.max().clamp_min(1e-30), std, torch.ones_like(std))
+    scaling = Scaling(features.mean(0), scale)
+    return scaling(features), scaling
+
+
+def solve_head(
+    features: Tensor, labels: Tensor, penalty: float, start: Sequence[Tensor], class_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The head, weight (classes, D) and bias (classes,), that the probe would be with a penalty that is known.
+
+    Args:
+        features: (N, D).
+        labels: (N,).
+        penalty: As of `Probe`.
+        start: Weight and bias of a head that is near it.
+        class_weights: As of `fit_probe`.
+    """
+    scaled, scaling = standardised(features)
+    weights = None if class_weights is None else class_weights.double().cpu()
+    return scaling.to_head(
+        logistic_regression(scaled, labels.cpu(), penalty, scaling.from_head(*start).detach(), weights)
+    )
+
+
+def halfway(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+    """The mean of two heads, weight and bias."""
+    return [(first + second) / 2 for first, second in zip(one, other, strict=True)]
 
 
 def logistic_regression(

@@ -22,6 +22,7 @@ from recast_cli.engine.images import Images, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.network import features
 from recast_cli.engine.options import RECIPES, AdaptOptions
+from recast_cli.engine.probe import halfway, solve_head
 from recast_cli.engine.run import (
     Progress,
     augment,
@@ -87,7 +88,7 @@ def train(
             training = time.perf_counter() - start
             if not math.isfinite(loss):
                 raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
-            accuracy = loop.measure()
+            accuracy = loop.measure(state.penalty)
             epoch = Epoch(number, loss, accuracy, loop.count / training, time.perf_counter() - start)
             state = advance(state, epoch, loop.trained, loop.optimizer, len(val_images))
             if after_epoch:
@@ -103,6 +104,8 @@ class Loop:
     Attributes:
         trained: What `parts` hold, then head weight and bias.
         count: Training images.
+        seen: Features (count, width) of every image, as it was when it was last trained on; None where the head is
+            trained alone.
     """
 
     def __init__(
@@ -136,15 +139,18 @@ class Loop:
 
         self.pixels, self.val_pixels = resident(train_images.pixels, device), resident(val_images.pixels, device)
         self.labels, self.val_labels = train_images.labels.to(self.pixels.device), val_images.labels
-        self.count = len(self.labels)
+        self.count, self.class_weights = len(self.labels), class_weights
         weights = torch.ones(len(self.head[1])) if class_weights is None else class_weights
         self.image_weights, self.weights = weights.to(self.pixels.device)[self.labels], weights.to(device)
+        solves = self.recipe.head == "probe"
+        self.seen = torch.zeros(self.count, self.head[0].shape[1], device=device) if solves else None
         head = self.head
 
-        def logits(images: Tensor) -> Tensor:  # no method: a cycle would keep the device's memory
-            return F.linear(features(model, images), *head)
+        def outputs(images: Tensor) -> tuple[Tensor, Tensor]:  # no method: a cycle would keep the device's memory
+            found = features(model, images)
+            return found, F.linear(found, *head)
 
-        self.logits = run.compiled(logits) if compiled else logits
+        self.outputs = run.compiled(outputs) if compiled else outputs
 
     def share_of_loss(self, order: Tensor, windows: Tensor, weight: Tensor, places: Tensor) -> Tensor:
         """What the images at some places of the epoch's order add to their batch's loss; `weight` is the batch's."""
@@ -153,7 +159,11 @@ class Loop:
         images = augment(normalise(take(self.pixels, rows, device), self.data), windows)
         wanted = self.labels[rows].to(device, non_blocking=True)
         with precision(device, self.dtype):
-            return F.cross_entropy(self.logits(images), wanted, self.weights, reduction="sum") / weight
+            found, logits = self.outputs(images)
+            loss = F.cross_entropy(logits, wanted, self.weights, reduction="sum") / weight
+        if self.seen is not None:
+            self.seen[rows.to(device, non_blocking=True)] = found.detach().float()
+        return loss
 
     def steps(self, number: int, batch_size: int, accumulator: Accumulator, progress: Progress | None) -> float:
         """One epoch of steps; returns the mean loss over its images."""
@@ -163,6 +173,8 @@ class Loop:
         windows = draw_windows(self.count, generator).to(self.pixels.device)
         steps, epochs = math.ceil(self.count / batch_size), self.options.epochs
         total = torch.zeros((), device=self.device)
+        if self.seen is not None:
+            self.seen.zero_()
         for step, part in enumerate(batches(self.count, batch_size)):
             factor = SCHEDULES[self.recipe.schedule](number - 1 + step / steps, epochs)
             for group, own in zip(self.optimizer.param_groups, self.parts, strict=True):
@@ -180,10 +192,21 @@ class Loop:
                 progress((number - 1) * self.count + part.stop, epochs * self.count, f"epoch {number}/{epochs}")
         return float(total) / self.count  # here the CPU waits for the device, once an epoch
 
-    def measure(self) -> float:
-        """Validation accuracy."""
+    def measure(self, penalty: float) -> float:
+        """Validation accuracy after an epoch, of nearly the head that a run would have which ended here, see `settle`.
+
+        Its solved half is for the features that the epoch's steps saw, which need no pass over the images.
+
+        Args:
+            penalty: Of the linear probe.
+        """
         found = infer(take_features(self.model), self.val_pixels, self.data, self.device, dtype=self.dtype)
-        return top_k(F.linear(found, *(part.detach().cpu() for part in self.head)), self.val_labels)
+        head: Sequence[Tensor] = [part.detach().cpu() for part in self.head]
+        if (seen := self.seen) is not None:
+            ranks.add([seen])  # each process has the rows of its images, and zeros elsewhere
+            solve = partial(solve_head, seen, self.labels, penalty, head, self.class_weights)
+            head = halfway(head, ranks.from_first(solve))
+        return top_k(F.linear(found, *head), self.val_labels)
 
     def try_batch(self, size: int) -> None:
         """The work of a step of so many images, which changes nothing."""
