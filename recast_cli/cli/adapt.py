@@ -225,7 +225,8 @@ def show(console: Console, value: dict[str, Any]) -> None:
         ),
         (
             "val top-1",
-            f"{percent(value['val_top1'])}  at epoch {value['best_epoch']} of {value['epochs']}{unmoved}",
+            f"{percent(value['val_top1'])}  at epoch {value['best_epoch']} of {value['epochs']}, "
+            f"with the final head{unmoved}",
         ),
         ("files", str(Path(value["files"][0]).parent)),
         ("seconds", f"{value['seconds']:.1f}  on {value['device']}"),
