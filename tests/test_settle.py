@@ -47,17 +47,18 @@ def test_the_final_head_is_the_mean_of_the_trained_and_the_solved_one():
 
 @pytest.fixture
 def states(monkeypatch):
-    """What a run has come to after each epoch, none of which is worse than the others."""
-    found = []
-    monkeypatch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: 1.0)
+    """What a run has come to after each epoch, of which the third is worse than the others."""
+    found, accuracies = [], iter([1.0, 1.0, 0.1])
+    monkeypatch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: next(accuracies))
     monkeypatch.setattr("recast_cli.engine.resume.save", lambda folder, identity, state: found.append(state))
     return found
 
 
 def test_adapt_solves_for_the_adapted_network(vit_base, data, tmp_path, states):
-    options = AdaptOptions(epochs=2, precision="float32")
+    options = AdaptOptions(epochs=3, precision="float32")
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", options, device="cpu")
     *coefficients, weight, bias = states[1].trained
+    assert not torch.equal(states[2].trained[0], coefficients[0])  # the last epoch, which is not the chosen one
     assert torch.equal(task.vector, torch.cat([each.flatten() for each in coefficients]))
     assert not torch.equal(task.vector, vit_base.vector)
     split, config = split_folder(data, 0, False), vit_base.known_architecture().data
