@@ -22,6 +22,9 @@ from recast_cli.engine.run import Progress, infer, take_features
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.train import Part, train
 
+Rows = tuple[Tensor, Tensor]
+"""Features (N, width) of images, and their labels (N,)."""
+
 
 def class_weights(labels: Tensor, classes: int, options: AdaptOptions) -> Tensor | None:
     """Weights (classes,) of the loss where the options want them: by inverse frequency, with mean 1 over the images.
@@ -32,10 +35,6 @@ def class_weights(labels: Tensor, classes: int, options: AdaptOptions) -> Tensor
         return None
     counts = torch.bincount(labels, minlength=classes).float()
     return torch.where(counts > 0, len(labels) / (classes * counts.clamp_min(1)), torch.zeros(()))
-
-
-Rows = tuple[Tensor, Tensor]
-"""Features (N, width) of images, and their labels (N,)."""
 
 
 def look_at(
