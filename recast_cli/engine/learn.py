@@ -107,6 +107,7 @@ def learn(
     data: dict[str, Any],
     options: AdaptOptions,
     weights: Tensor | None,
+    progress: Progress | None = None,
     **training: Any,
 ) -> State:
     """Train from `state`, then settle the head where the recipe starts from the linear probe.
@@ -119,28 +120,33 @@ def learn(
         data: The network's data config.
         options: Recipe and data options.
         weights: (classes,) of the loss, or None.
+        progress: Called after every step, and after every batch that is looked at.
         training: Further options of `train`.
 
     Raises:
         RecastError: The loss is no longer finite.
     """
-    state = train(model, parts, state, images["train"], images["val"], data, options, weights, **training)
+    state = train(
+        model, parts, state, images["train"], images["val"], data, options, weights, progress=progress, **training
+    )
     if RECIPES[options.recipe].head == "random":
         return state
     with torch.no_grad():
         for parameter, tensor in zip([each for part in parts for each in part.parameters], state.best, strict=False):
             parameter.copy_(tensor)
-    return settle(state, *look_at(model, images, data, next(model.parameters()).device), weights)
+    rows = look_at(model, images, data, next(model.parameters()).device, progress)
+    return settle(state, *rows, weights)
 
 
 def settle(state: State, train: Rows, val: Rows, class_weights: Tensor | None) -> State:
     """The head of the chosen epoch, half trained and half solved: the mean of both.
 
     The trained one lags behind features that moved under it, the solved one, a linear probe, knows the training images
-    as they are and not flipped and cropped. They err differently: their mean is better than either (docs/results.md).
+    as they are and not flipped and cropped. They err differently: their mean is no worse than the better one, and where
+    both are as good better than either (docs/results.md).
 
     Args:
-        state: Of the finished training.
+        state: Of the finished training; its head has weight (classes, width) and bias (classes,).
         train: What the network makes of the training images with the parameters of `state.best`.
         val: The same of the validation images.
         class_weights: (classes,) of the loss, or None.

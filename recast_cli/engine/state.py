@@ -37,7 +37,7 @@ class State:
         best: Like `trained`, at the epoch that validation chooses, see `advance`; at last with the final head.
         probe: The linear probe's weight and bias, measured on test beside the task.
         probe_val_top1: Its validation accuracy; `penalty` its regularisation.
-        best_epoch: Number of that epoch.
+        best_epoch: Number of the epoch that `best` is of.
         batch_size: Images a step, once it is known.
         optimizer: AdamW's state dict; None before the first step.
         history: Every epoch so far.
@@ -87,7 +87,7 @@ def advance(
     Args:
         state: Before it.
         epoch: What it came to.
-        parameters: What it trained.
+        parameters: What it trained, in the order of `State.trained`.
         optimizer: After it.
         images: That its accuracy was measured on.
     """
