@@ -21,7 +21,7 @@ def setting():
 def test_parts_add_up_to_the_whole(size, setting):
     _, weight, loss = setting
     whole = loss(torch.arange(13))
-    value, (gradient,) = Accumulator(size).gradients(loss, torch.arange(13), [weight])
+    value, (gradient,) = Accumulator(loss, [weight], size).gradients(torch.arange(13))
     torch.testing.assert_close(value, whole.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(whole, weight)[0])
     assert weight.grad is None
@@ -29,7 +29,7 @@ def test_parts_add_up_to_the_whole(size, setting):
 
 def test_no_rows_give_no_gradient(setting):
     _, weight, loss = setting
-    value, (gradient,) = Accumulator(4).gradients(loss, torch.arange(0), [weight])
+    value, (gradient,) = Accumulator(loss, [weight], 4).gradients(torch.arange(0))
     assert value == 0
     assert torch.equal(gradient, torch.zeros_like(weight))
 
@@ -45,14 +45,14 @@ def test_parts_are_halved_until_they_fit_and_stay_so(error, setting):
             raise error
         return loss(chosen)
 
-    accumulator = Accumulator(13)
-    value, (gradient,) = accumulator.gradients(tight, torch.arange(13), [weight])
+    accumulator = Accumulator(tight, [weight], 13)
+    value, (gradient,) = accumulator.gradients(torch.arange(13))
     whole = loss(torch.arange(13))
     torch.testing.assert_close(value, whole.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(whole, weight)[0])
     assert sizes[:3] == [13, 7, 4]
     assert accumulator.size == 2
-    accumulator.gradients(loss, torch.arange(13), [weight])
+    accumulator.gradients(torch.arange(13))
     assert accumulator.size == 2
 
 
@@ -61,7 +61,7 @@ def test_a_single_image_that_does_not_fit_is_an_error(setting):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        Accumulator(8).gradients(never, torch.arange(13), [setting[1]])
+        Accumulator(never, [setting[1]], 8).gradients(torch.arange(13))
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(setting):
@@ -70,7 +70,7 @@ def test_other_errors_are_not_taken_for_want_of_memory(setting):
 
     assert not out_of_memory(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
-        Accumulator(8).gradients(broken, torch.arange(13), [setting[1]])
+        Accumulator(broken, [setting[1]], 8).gradients(torch.arange(13))
 
 
 def test_on_a_cpu_the_automatic_batch_is_the_recipe_s(setting):

@@ -148,7 +148,7 @@ def test_an_epoch_is_judged_by_a_head_half_of_which_is_solved_for_what_it_saw(cu
     images, val_images = drawn(24, 0), drawn(8, 1)
     options = AdaptOptions(epochs=2, batch_size=8, lr=1e-12, head_lr=0.05, precision="float32")
     if cut:  # the last part of a batch is not the whole of it
-        monkeypatch.setattr(module, "Accumulator", lambda size: Accumulator(3))
+        monkeypatch.setattr(module, "Accumulator", lambda loss, parameters, size: Accumulator(loss, parameters, 3))
     end = train(model, [Part(coefficients, options.lr)], state, images, val_images, data, options)
     with torch.no_grad():
         found, val = (features(model, normalise(each.pixels, data)).double() for each in (images, val_images))
@@ -172,7 +172,7 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
     own = torch.nn.functional.cross_entropy
 
     def tight(logits, *rest, **options):
-        if len(logits) > 2 and options.get("reduction") == "sum":  # the solver's own sums are means
+        if len(logits) > 2 and options.get("reduction") == "none":  # the solver's own are means
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return own(logits, *rest, **options)
 

@@ -2,57 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from recast_cli.engine.graph import Replayed, Work
 
 HEADROOM = 0.8
 """Share of the free memory that a batch of automatic size may take."""
 LEAST_STEPS, MOST_IMAGES = 8, 1024
 """A batch of automatic size leaves at least so many steps to an epoch, and holds at most so many images."""
 
-Loss = Callable[[Tensor], Tensor]
-"""Rows (B,) -> the loss summed over their images."""
+Loss = Callable[..., Tensor]
+"""Tensors with a row for each image -> the loss summed over the images."""
 
 
 class Accumulator:
     """Gradients of a summed loss, part by part; after an out-of-memory error the parts are half as large.
 
-    Attributes:
+    Args:
+        loss: Of some images.
+        parameters: What it is differentiated by, all on one device. On CUDA, parts of the same shapes are replayed as
+            a graph, so they stay where they are in memory.
         size: Images in a part.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, loss: Loss, parameters: Sequence[nn.Parameter], size: int) -> None:
+        def differentiate(*part: Tensor) -> list[Tensor]:  # no method: a cycle would keep the device's memory
+            value = loss(*part)
+            return [value.detach(), *torch.autograd.grad(value, parameters)]
 
-    def gradients(self, loss: Loss, rows: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
-        """The loss of all rows and its gradients.
+        self.parameters, self.size, self.plain = parameters, size, differentiate
+        self.work: Work = Replayed(differentiate) if parameters[0].is_cuda else differentiate
+
+    def gradients(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The loss of all images and its gradients, to be used before the next call.
+
+        Args:
+            inputs: Of the loss: (B, ...) each.
 
         Raises:
             RuntimeError: Out of memory with a single image.
         """
         while True:
             try:
-                return self.attempt(loss, rows, parameters)
+                return self.attempt(inputs)
             except RuntimeError as error:
                 if not out_of_memory(error) or self.size == 1:
                     raise
             # here, outside of `except`, the error no longer holds the tensors of the attempt
-            self.size = (self.size + 1) // 2
+            self.size, self.work = (self.size + 1) // 2, self.plain  # graphs would keep their memory
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def attempt(self, loss: Loss, rows: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
+    def attempt(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The same in parts of the present size."""
-        total, sums = parameters[0].new_zeros(()), None
-        for part in rows.split(self.size) if len(rows) else ():
-            value = loss(part)
-            gradients = torch.autograd.grad(value, parameters)
+        count = len(inputs[0])
+        if 0 < count <= self.size:
+            value, *gradients = self.work(*inputs)
+            return value, gradients
+        total, sums = self.parameters[0].new_zeros(()), [torch.zeros_like(each) for each in self.parameters]
+        for part in zip(*(each.split(self.size) for each in inputs), strict=True) if count else ():
+            value, *gradients = self.work(*part)
             # not in place: two parameters may have one tensor for their gradients
-            sums = gradients if sums is None else torch._foreach_add(sums, gradients)
-            total += value.detach()
-        return total, [torch.zeros_like(each) for each in parameters] if sums is None else list(sums)
+            total, sums = total + value, list(torch._foreach_add(sums, gradients))
+        return total, sums
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -77,11 +77,12 @@ class Scaled(torch.autograd.Function):
         geometry: Geometry | None,
         road: str,
     ) -> Tensor:
-        """x in the precision to compute in; coefficients (K, 1) and template (*shape) in the bank's."""
+        """x and bias in the precision to compute in; coefficients (K, 1) and template (*shape) in the bank's."""
         # dividing by a small c loses nothing, only by 0; to ask whether it is 0 would make a graphics card wait
-        c = coefficients.mean().add_(SMALL)  # without dimensions: on a CPU a factor (1,) takes half as long again
-        weight = (c * template).to(x.dtype)
-        bias = None if bias is None else bias.to(x.dtype)
+        # without dimensions: on a CPU a factor (1,) takes half as long again
+        c = (coefficients.view(()) if len(coefficients) == 1 else coefficients.mean()).add(SMALL)
+        # a graphics card rounds as it writes, a CPU in another pass
+        weight = torch.mul(c, template, out=torch.empty_like(template, dtype=x.dtype))
         ctx.geometry, ctx.road, ctx.shape, ctx.sets = geometry, road, x.shape, len(coefficients)
         if road == "input":
             ctx.save_for_backward(x, weight, c)
@@ -102,8 +103,10 @@ class Scaled(torch.autograd.Function):
             product = inner(gradient, kept, channel(ctx.geometry))  # first, while the gradient is in the cache
             if ctx.needs_input_grad[0]:
                 by_x = transpose(gradient, weight, ctx.shape, ctx.geometry)
-        # the sets are averaged, so each has the same gradient
-        return by_x, (product / c).expand(ctx.sets, 1) / ctx.sets, None, None, None, None
+        by_c = (product / c).view(1, 1)
+        if ctx.sets > 1:  # they are averaged, so each has the same gradient
+            by_c = (by_c / ctx.sets).expand(ctx.sets, 1)
+        return by_x, by_c, None, None, None, None
 
 
 class Products(torch.autograd.Function):
@@ -119,9 +122,8 @@ class Products(torch.autograd.Function):
         geometry: Geometry | None,
         road: str,
     ) -> Tensor:
-        """x in the precision to compute in; coefficients (K, n) and templates (n, *shape) in the bank's."""
+        """x and bias in the precision to compute in; coefficients (K, n), templates (n, *shape) in the bank's."""
         ctx.geometry, ctx.road, ctx.shape = geometry, road, x.shape
-        bias = None if bias is None else bias.to(x.dtype)
         if road == "input":
             ctx.save_for_backward(coefficients, templates, x)
             return apply(x, mix(coefficients, templates).to(x.dtype), bias, geometry)
@@ -145,7 +147,7 @@ class Products(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 by_x = mix_parts(coefficients, parts, None, channel(ctx.geometry))
         sets = len(coefficients)
-        return by_x, (torch.stack(by_c) / sets).repeat(sets, 1), None, None, None, None
+        return by_x, (torch.stack(by_c).to(coefficients.dtype) / sets).repeat(sets, 1), None, None, None, None
 
 
 def check_once() -> None:
@@ -179,13 +181,14 @@ def mix_parts(coefficients: Tensor, parts: list[Tensor], bias: Tensor | None, ch
 
 
 def inner(first: Tensor, second: Tensor, channel: int) -> Tensor:
-    """<A, B> without a copy of either, summed in float32 or better.
+    """<A, B> without a copy of either, without dimensions, summed in float32 or better.
 
     Of 16 bits the products are rounded to 16 bits, and so are the sums over the channels, which are made in float32:
     errors that differ from number to number and cancel, as those of A and B do. To sum all of it in float32 at once,
-    torch would first make a float32 copy of the products, half as long again.
+    torch would first make a float32 copy of the products, half as long again. On CUDA one kernel reads both and rounds
+    the sum alone.
     """
-    if first.itemsize >= 4 and first.is_contiguous() and second.is_contiguous():
+    if (first.itemsize >= 4 or first.is_cuda) and first.is_contiguous() and second.is_contiguous():
         return torch.dot(first.view(-1), second.view(-1))
     products = first * second
     if first.itemsize < 4 and products.ndim > 1:
@@ -264,10 +267,14 @@ def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], 
     """A function that gives what the module's own forward gives, with cheap gradients where gradients are wanted."""
     coefficients = module.parametrizations.weight.original
     templates = module.parametrizations.weight[0].templates.get_buffer("tensor")
-    first, bias, kind, own = templates[0], module.bias, templates.device.type, type(module).forward
+    first, kind, own = templates[0], templates.device.type, type(module).forward
     roads: dict[tuple[torch.Size, bool, bool], str] = {}
+    biases: dict[torch.dtype, Tensor | None] = {}
 
     def compute(x: Tensor, road: str) -> Tensor:
+        if x.dtype not in biases:  # it is frozen
+            biases[x.dtype] = None if module.bias is None else module.bias.detach().to(x.dtype)
+        bias = biases[x.dtype]
         if len(templates) == 1:
             return Scaled.apply(x, coefficients, first, bias, geometry, road)
         return Products.apply(x, coefficients, templates, bias, geometry, road)

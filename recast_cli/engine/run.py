@@ -135,10 +135,14 @@ def cpu_multiplies_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def measuring_precision(device: torch.device) -> torch.dtype:
+    """The type that products are computed in while measuring: bfloat16 on CUDA, float32 elsewhere."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def precision(device: torch.device, dtype: torch.dtype | None = None) -> torch.autocast:
-    """Autocast to `dtype`; default, for measuring: bfloat16 on CUDA, full precision elsewhere."""
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    """Autocast to `dtype`; default: the one for measuring."""
+    dtype = measuring_precision(device) if dtype is None else dtype
     enabled = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)
 

@@ -81,7 +81,7 @@ def train(
         if state.batch_size is None:
             state = replace(state, batch_size=choose_batch(options, loop.try_batch, loop.count, loop.device))
         assert state.batch_size is not None
-        accumulator = Accumulator(math.ceil(state.batch_size / ranks.world()))
+        accumulator = Accumulator(loop.share_of_loss, loop.trained, math.ceil(state.batch_size / ranks.world()))
         while not finished(state, options):
             start, number = time.perf_counter(), state.history[-1].number + 1
             loss = loop.steps(number, state.batch_size, accumulator, progress)
@@ -141,7 +141,7 @@ class Loop:
         self.labels, self.val_labels = train_images.labels.to(self.pixels.device), val_images.labels
         self.count, self.class_weights = len(self.labels), class_weights
         weights = torch.ones(len(self.head[1])) if class_weights is None else class_weights
-        self.image_weights, self.weights = weights.to(self.pixels.device)[self.labels], weights.to(device)
+        self.image_weights = weights.to(self.pixels.device)[self.labels]
         solves = self.recipe.head == "probe"
         self.seen = torch.zeros(self.count, self.head[0].shape[1], device=device) if solves else None
         head = self.head
@@ -152,18 +152,34 @@ class Loop:
 
         self.outputs = run.compiled(outputs) if compiled else outputs
 
-    def share_of_loss(self, order: Tensor, windows: Tensor, weight: Tensor, places: Tensor) -> Tensor:
-        """What the images at some places of the epoch's order add to their batch's loss; `weight` is the batch's."""
-        device, rows = self.device, order[places]
-        windows = windows[places].to(device, non_blocking=True)
-        images = augment(normalise(take(self.pixels, rows, device), self.data), windows)
-        wanted = self.labels[rows].to(device, non_blocking=True)
-        with precision(device, self.dtype):
+    def share_of_loss(self, pixels: Tensor, labels: Tensor, windows: Tensor, shares: Tensor, rows: Tensor) -> Tensor:
+        """What some images of a batch add to its loss.
+
+        Args:
+            pixels: (B, 3, H, W) uint8.
+            labels: (B,).
+            windows: (B, 2, 3), as `draw_windows` gives them.
+            shares: (B,), of each image in the batch's mean.
+            rows: (B,), which images they are.
+        """
+        images = augment(normalise(pixels, self.data), windows)
+        with precision(self.device, self.dtype):
             found, logits = self.outputs(images)
-            loss = F.cross_entropy(logits, wanted, self.weights, reduction="sum") / weight
+            loss = (F.cross_entropy(logits, labels, reduction="none") * shares).sum()
         if self.seen is not None:
-            self.seen[rows.to(device, non_blocking=True)] = found.detach().float()
+            self.seen[rows] = found.detach().float()
         return loss
+
+    def batch(self, rows: Tensor, windows: Tensor, weight: Tensor) -> list[Tensor]:
+        """What `share_of_loss` takes of the images `rows`, on the device.
+
+        Args:
+            rows: (B,), where the images are.
+            windows: (B, 2, 3).
+            weight: Sum of the weights of all images of the batch, whichever process has them.
+        """
+        parts = [self.labels[rows], windows, self.image_weights[rows] / weight, rows]
+        return [take(self.pixels, rows, self.device), *(each.to(self.device, non_blocking=True) for each in parts)]
 
     def steps(self, number: int, batch_size: int, accumulator: Accumulator, progress: Progress | None) -> float:
         """One epoch of steps; returns the mean loss over its images."""
@@ -179,15 +195,15 @@ class Loop:
             factor = SCHEDULES[self.recipe.schedule](number - 1 + step / steps, epochs)
             for group, own in zip(self.optimizer.param_groups, self.parts, strict=True):
                 group["lr"] = own.lr * factor
-            batch_weight = self.image_weights[order[part]].sum().to(self.device, non_blocking=True)
-            loss = partial(self.share_of_loss, order, windows, batch_weight)
-            places = torch.arange(part.start, part.stop, device=self.pixels.device)
-            value, gradients = accumulator.gradients(loss, ranks.mine(places), self.trained)
+            weight = self.image_weights[order[part]].sum()
+            value, gradients = accumulator.gradients(
+                *self.batch(ranks.mine(order[part]), ranks.mine(windows[part]), weight)
+            )
             ranks.add([value, *gradients])
             for parameter, gradient in zip(self.trained, gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
-            total += value * len(places)
+            total += value * (part.stop - part.start)
             if progress:
                 progress((number - 1) * self.count + part.stop, epochs * self.count, f"epoch {number}/{epochs}")
         return float(total) / self.count  # here the CPU waits for the device, once an epoch
@@ -210,9 +226,9 @@ class Loop:
 
     def try_batch(self, size: int) -> None:
         """The work of a step of so many images, which changes nothing."""
-        places = torch.arange(size, device=self.pixels.device)
+        rows = torch.arange(size, device=self.pixels.device) % self.count
         windows = draw_windows(size, torch.Generator()).to(self.pixels.device)
-        loss = self.share_of_loss(places % self.count, windows, torch.ones((), device=self.device), places)
+        loss = self.share_of_loss(*self.batch(rows, windows, torch.ones((), device=self.pixels.device)))
         torch.autograd.grad(loss, self.trained)
 
 

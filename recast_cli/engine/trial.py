@@ -24,7 +24,7 @@ from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
 from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn
 from recast_cli.engine.options import AdaptOptions, with_rate
-from recast_cli.engine.run import choose_device, training_precision
+from recast_cli.engine.run import choose_device, measuring_precision, training_precision
 from recast_cli.engine.stock import (
     CannotRun,
     base_of,
@@ -155,7 +155,7 @@ def probe_line(work: Work) -> Line:
         "seconds": made["seconds"],
         "peak_memory_mb": made["peak_memory_mb"],
         "images_per_second": None,
-        "precision": "float32",
+        "precision": str(measuring_precision(work.device)).removeprefix("torch."),
     }
 
 

@@ -14,6 +14,8 @@ import argparse
 import os
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -50,17 +52,22 @@ def main() -> None:
 
 def draw(folder: Path, count: int) -> None:
     """An image folder of `count` JPEGs, about 50 kB each."""
+    for number in range(CLASSES):
+        (folder / f"class{number:02}").mkdir(parents=True)
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(partial(draw_one, folder), range(count), chunksize=50))
+
+
+def draw_one(folder: Path, number: int) -> None:
+    """The picture of this number."""
     import numpy as np
     from PIL import Image
 
-    generator = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / f"class{number % CLASSES:02}" / f"{number:05}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        colours = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT), 3)
-        noise = generator.normal(0, 12, (HEIGHT, WIDTH, 1))
-        pixels = (np.asarray(colours) + noise).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(path, quality=88)
+    generator = np.random.default_rng(number)
+    colours = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT), 3)
+    noise = generator.normal(0, 12, (HEIGHT, WIDTH, 1))
+    pixels = (np.asarray(colours) + noise).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"class{number % CLASSES:02}" / f"{number:05}.jpg", quality=88)
 
 
 def mimic_to(options: argparse.Namespace, base: Path) -> None:

@@ -6,6 +6,7 @@
 The bare loop is what cannot be left out: the frozen forward pass, and the backward pass of activations alone down to
 the first adapted module; no optimiser, no gradient of any parameter. A second bare loop has one product more for each
 adapted module, which is what two templates a module need. Precision and attention are those of `adapt`, for all alike.
+On CUDA every step is timed as Python starts its kernels, and once more recorded as a CUDA graph, as `adapt` does it.
 Needs PEFT: pip install peft.
 """
 
@@ -27,6 +28,7 @@ from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.batch import Accumulator
 from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients
+from recast_cli.engine.graph import Replayed, Work
 from recast_cli.engine.images import normalise
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import features
@@ -35,6 +37,9 @@ from recast_cli.engine.run import augment, draw_windows, precision, quick_attent
 from recast_cli.engine.source import Source
 
 CLASSES = 50
+QKV = r"blocks\.\d+\.attn\.qkv"
+TWO = "recast, 2 templates (paper-attention)"
+RECORDED = ", as a graph"
 Step = Callable[[], object]
 
 
@@ -43,42 +48,29 @@ def main() -> None:
     add_step_options(parser)
     options = parser.parse_args()
     batch = make_batch(options)
-    source, device, size, count = batch.source, batch.device, options.image_size, options.batch_size
+    device, size, count = batch.device, options.image_size, options.batch_size
 
-    one = {"patterns": ["blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"]}
-    depth = sum(name.endswith("attn.qkv") for name in source.modules)
-    steps: dict[str, Step] = {
-        "bare loop": bare(batch, products=False),
-        "bare loop, one more product for each qkv": bare(batch, products=True),
-        "recast, 1 template, qkv proj fc1 fc2": recast(batch, one | {"groups": depth, "templates": 1, "sets": 1}),
-        "the same from uint8, with windows and flips": recast(
-            batch, one | {"groups": depth, "templates": 1, "sets": 1}, prepare=True
-        ),
-        "recast, 1 template, qkv alone": recast(
-            batch, {"patterns": ["blocks.*.attn.qkv"], "groups": depth, "templates": 1, "sets": 1}
-        ),
-        "recast, 2 templates (paper-attention)": recast(batch, {"layout": "paper-attention"}),
-        "PEFT LoRA r=1 on qkv": with_peft(batch, peft.LoraConfig(r=1, target_modules=r"blocks\.\d+\.attn\.qkv")),
-        "PEFT TinyLoRA on qkv": with_peft(batch, peft.TinyLoraConfig(target_modules=r"blocks\.\d+\.attn\.qkv")),
-    }
-
-    seconds = race(steps, options.rounds, warmup=2, device=options.device)
+    steps = cases(batch)
+    seconds = race(steps, options.rounds, warmup=3, device=options.device)
     with FlopCounterMode(display=False) as counter:
-        steps["bare loop"]()
+        bare(batch, products=False)()
     flops = counter.get_total_flops()
     rate = matrix_rate(options.device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    rows = [
-        {
-            "step": name,
-            "ms": 1000 * value,
-            "images/s": count / value,
-            "bare loop / it": seconds["bare loop"] / value,
-            "LoRA / it": seconds["PEFT LoRA r=1 on qkv"] / value,
-            "of the matrix rate": flops / value / rate,
-        }
-        for name, value in seconds.items()
-    ]
-    two = seconds["bare loop, one more product for each qkv"] / seconds["recast, 2 templates (paper-attention)"]
+    rows = []
+    for name, value in seconds.items():
+        recorded = RECORDED if name.endswith(RECORDED) else ""
+        rows.append(
+            {
+                "step": name,
+                "ms": 1000 * value,
+                "images/s": count / value,
+                "bare loop / it": seconds["bare loop" + recorded] / value,
+                "LoRA / it": seconds["PEFT LoRA r=1 on qkv" + recorded] / value,
+                "of the matrix rate": flops / value / rate,
+            }
+        )
+    way = RECORDED if device.type == "cuda" else ""
+    products, templates = seconds[f"bare loop, one more product for each qkv{way}"], seconds[f"{TWO}{way}"]
     report(
         "step",
         rows,
@@ -87,10 +79,32 @@ def main() -> None:
         image_size=size,
         batch_size=count,
         precision=options.precision,
-        products_bare_over_two_templates=two,
+        products_bare_over_two_templates=products / templates,
         matrix_flop_per_second=rate,
     )
-    print(f"\nbare loop with one more product / recast with 2 templates: {two:.3f}")
+    print(f"\nbare loop with one more product / recast with 2 templates: {products / templates:.3f}")
+
+
+def cases(batch: Batch) -> dict[str, Step]:
+    """Every step by name; on CUDA twice, the second time recorded."""
+    depth = sum(name.endswith("attn.qkv") for name in batch.source.modules)
+    four = ["blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"]
+    one: dict[str, Any] = {"groups": depth, "templates": 1, "sets": 1}
+    makers: dict[str, Callable[[], Step]] = {
+        "bare loop": lambda: bare(batch, products=False),
+        "bare loop, one more product for each qkv": lambda: bare(batch, products=True),
+        "recast, 1 template, qkv proj fc1 fc2": lambda: recast(batch, one | {"patterns": four}),
+        "the same from uint8, with windows and flips": lambda: recast(batch, one | {"patterns": four}, prepare=True),
+        "recast, 1 template, qkv alone": lambda: recast(batch, one | {"patterns": four[:1]}),
+        TWO: lambda: recast(batch, {"layout": "paper-attention"}),
+        "PEFT LoRA r=1 on qkv": lambda: with_peft(batch, peft.LoraConfig(r=1, target_modules=QKV)),
+        "PEFT TinyLoRA on qkv": lambda: with_peft(batch, peft.TinyLoraConfig(target_modules=QKV)),
+    }
+    steps = {name: make() for name, make in makers.items()}
+    if batch.device.type == "cuda":
+        batch.recorded = True
+        steps |= {name + RECORDED: make() for name, make in makers.items()}
+    return steps
 
 
 def add_step_options(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +135,9 @@ class Batch:
         self.data: dict[str, Any] = source.architecture.data
         self.images = normalise(pixels, self.data)
         self.wanted = wanted
+        self.recorded = False  # whether steps are recorded as CUDA graphs
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self.graphs: list[Replayed] = []
         self.contexts = ExitStack()  # for as long as the benchmark runs
         with torch.no_grad():
             width = features(self.plain(), self.images[:1]).shape[1]
@@ -141,6 +158,29 @@ class Batch:
                 return F.cross_entropy(run(images), self.labels)
 
         return loss
+
+    def step(self, loss: Callable[..., Tensor], parameters: list[nn.Parameter], *inputs: Tensor) -> Step:
+        """A step as `adapt` does it: the loss of `inputs`, its gradients by `parameters`, an update of AdamW."""
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+        accumulator = Accumulator(loss, parameters, len(inputs[0]))
+        accumulator.work = self.way(accumulator.plain)
+
+        def step() -> None:
+            _, gradients = accumulator.gradients(*inputs)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+
+        return step
+
+    def way(self, work: Work) -> Work:
+        """How the work of a step is done: as it is, or recorded; all graphs share their memory."""
+        if not self.recorded:
+            return work
+        replayed = Replayed(work)
+        replayed.pool = self.pool
+        self.graphs.append(replayed)
+        return replayed
 
     def plain(self) -> nn.Module:
         """timm's own network with the source's weights, frozen."""
@@ -168,10 +208,13 @@ def bare(batch: Batch, products: bool, names: str = "attn.qkv") -> Step:
         module.register_forward_hook(multiply)
     loss = batch.loss(model, batch.head.to(batch.device))
 
-    def step() -> None:
-        loss(batch.images).backward()
+    def work(images: Tensor) -> list[Tensor]:
+        value = loss(images)
+        value.backward()
+        return [value.detach()]
 
-    return step
+    way = batch.way(work)
+    return lambda: way(batch.images)
 
 
 def recast(batch: Batch, layout: dict[str, Any], prepare: bool = False) -> Step:
@@ -185,26 +228,16 @@ def learn(batch: Batch, model: nn.Module, parameters: list[nn.Parameter], prepar
     """What `adapt` does for a batch with these parameters of a network and a head."""
     head = nn.Parameter(batch.head.to(batch.device, copy=True))
     parameters = [*parameters, head]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
     batch.contexts.enter_context(cheap_gradients(model))
     batch.contexts.enter_context(frozen_norms(model))
     loss = batch.loss(model, head)
-    accumulator, rows = Accumulator(len(batch.labels)), torch.arange(len(batch.labels), device=batch.device)
+    if not prepare:
+        return batch.step(loss, parameters, batch.images)
     generator = torch.Generator().manual_seed(0)
-
-    def images() -> Tensor:
-        if not prepare:
-            return batch.images
-        windows = draw_windows(len(rows), generator).to(batch.device)
-        return augment(normalise(batch.pixels[rows], batch.data), windows)
-
-    def step() -> None:
-        _, gradients = accumulator.gradients(lambda part: loss(images()), rows, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-
-    return step
+    windows = draw_windows(len(batch.pixels), generator).to(batch.device)
+    return batch.step(
+        lambda pixels, windows: loss(augment(normalise(pixels, batch.data), windows)), parameters, batch.pixels, windows
+    )
 
 
 def with_peft(batch: Batch, config: Any) -> Step:
@@ -212,15 +245,7 @@ def with_peft(batch: Batch, config: Any) -> Step:
     model = peft.get_peft_model(batch.plain(), config).get_base_model().to(batch.device).eval()
     head = nn.Parameter(batch.head.to(batch.device, copy=True))
     parameters = [*(each for each in model.parameters() if each.requires_grad), head]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
-    loss = batch.loss(model, head)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(batch.images).backward()
-        optimizer.step()
-
-    return step
+    return batch.step(batch.loss(model, head), parameters, batch.images)
 
 
 if __name__ == "__main__":
