@@ -22,6 +22,8 @@ from recast_cli.engine.plot import COLOURS, MARKERS, STYLE
 from recast_cli.engine.standings import BUDGET, Standing
 
 OURS, GREY = COLOURS[1], "#666666"
+LEVEL = "level"
+"""Mark of a horizontal line that no label may cover."""
 STEP = 1.13
 """Factor between points of equal floats, which stand beside one another."""
 SHIFTS = [
@@ -90,18 +92,18 @@ def draw_panel(axis: Axes, rows: list[Standing], source: str, looks: dict[str, A
                                fontsize=7, va="bottom"))  # fmt: skip
     else:
         axis.set_xticks([])
-    axis.margins(y=0.12)
     lines = sorted((row for row in rows if not row.floats), key=lambda row: row.mean or 0.0)
     for place, row in enumerate(lines):
         y = 100 * (row.mean or 0.0)
         style = "--" if row.kind == "linear-probe" else ":"
-        axis.axhline(y, color=GREY, linestyle=style, linewidth=1, zorder=1)
+        axis.axhline(y, color=GREY, linestyle=style, linewidth=1, zorder=1, gid=LEVEL)
         # the lower label below its line, the upper one above: such lines lie close together
         va, shift = ("top", -2) if place == 0 and len(lines) > 1 else ("bottom", 2)
         texts.append(
             axis.annotate(short(row.method, 32), (1, y), xycoords=("axes fraction", "data"), xytext=(-2, shift),
                           textcoords="offset points", ha="right", va=va, color=GREY, fontsize=8)
         )  # fmt: skip
+    axis.margins(y=0.12)  # around the lines, too
     axis.grid(axis="y", color="#eeeeee", linewidth=0.6)
     axis.set_axisbelow(True)
     return points, texts
@@ -125,6 +127,11 @@ def place_labels(axis: Axes, points: list[Any], texts: list[Any]) -> None:
     for (x, y, *_, spread), (middle, _) in zip(points, middles, strict=True):
         (_, low), (_, high) = (axis.transData.transform((x, y + shift)) for shift in (-spread, spread))
         marks.append(Bbox.from_extents(middle - unit, low, middle + unit, high))
+    for line in axis.lines:
+        if line.get_gid() == LEVEL:
+            heights: Any = line.get_ydata()
+            level = axis.transData.transform((1, heights[0]))[1]
+            marks.append(Bbox.from_extents(frame.x0, level - unit, frame.x1, level + unit))
     for place in sorted(range(len(points)), key=lambda place: (not points[place][4], -points[place][1])):
         x, y, name, colour, ours, _ = points[place]
         label = axis.annotate(

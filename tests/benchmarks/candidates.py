@@ -63,6 +63,17 @@ def bands(tensor: Tensor, pieces: int) -> list[Tensor]:
     return [(u[:, a:b] * s[a:b]) @ vt[a:b] for a, b in itertools.pairwise(cuts)]
 
 
+def top(tensor: Tensor, rank: int = 1) -> list[Tensor]:
+    """What the largest singular values make of the tensor; LoRA-XS of rank 1 moves it, too."""
+    u, s, vt = torch.linalg.svd(tensor, full_matrices=False)
+    return [(u[:, :rank] * s[:rank]) @ vt[:rank]]
+
+
+def top_and_rest(tensor: Tensor) -> list[Tensor]:
+    """The largest singular value's part, and what is left."""
+    return [*top(tensor), tensor - top(tensor)[0]]
+
+
 def blocks(model: Any) -> list[Any]:
     """The transformer's blocks."""
     return list(model.blocks)
@@ -262,6 +273,16 @@ TRANSFORMER: dict[str, Candidate | None] = {
     "bands of proj and fc2": each(*((name, lambda tensor: bands(tensor, 2)) for name in ("attn.proj", "mlp.fc2"))),
     "input halves of proj and fc2": each(*((n, lambda t: masks(t, 1, 2)) for n in ("attn.proj", "mlp.fc2"))),
     "output halves of proj and fc2": each(*((n, lambda t: masks(t, 0, 2)) for n in ("attn.proj", "mlp.fc2"))),
+    "top of all four": each(*((name, top) for name in FOUR)),
+    "top and rest of qkv and fc2": each(*((name, top_and_rest) for name in ("attn.qkv", "mlp.fc2"))),
+    "top and rest of proj and fc1": each(*((name, top_and_rest) for name in ("attn.proj", "mlp.fc1"))),
+    "top of proj and fc1, qkv, fc2": each(
+        ("attn.qkv", whole), ("mlp.fc2", whole), ("attn.proj", top), ("mlp.fc1", top)
+    ),
+    "top of qkv and fc2, proj, fc1": each(
+        ("attn.qkv", top), ("mlp.fc2", top), ("attn.proj", whole), ("mlp.fc1", whole)
+    ),
+    "96: top and rest of all four": each(*((name, top_and_rest) for name in FOUR)),
     "functions of depth, 12 x 4": depth_functions(4),
     "q, v, proj, fc1, fc2 and k, last 8": each(
         ("attn.qkv", lambda tensor: masks(tensor, 0, 3)), *((n, whole) for n in FOUR[1:]), first=4
