@@ -16,7 +16,7 @@ from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import augment, draw_windows
 from recast_cli.engine.state import Epoch, State
-from recast_cli.engine.train import Part, train
+from recast_cli.engine.train import Lesson, Part, train
 
 module = importlib.import_module("recast_cli.engine.train")
 
@@ -26,6 +26,10 @@ def drawn(count, seed):
     pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 2, (count,), generator=generator)
     return Images(pixels, labels, [str(i) for i in range(count)], [])
+
+
+def lesson(data, options, images, val_images):
+    return Lesson({"train": images, "val": val_images}, data, options)
 
 
 @pytest.fixture
@@ -53,10 +57,7 @@ def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(accuracies
         model,
         [Part(coefficients, options.lr)],
         state,
-        drawn(8, 0),
-        drawn(4, 1),
-        data,
-        options,
+        lesson(data, options, drawn(8, 0), drawn(4, 1)),
         after_epoch=states.append,
     )
     assert [epoch.val_top1 for epoch in end.history] == [0.5, *accuracies]
@@ -83,10 +84,7 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
         model,
         [Part(coefficients[:5], 0.5), Part(coefficients[5:], 0.125)],
         state,
-        drawn(10, 0),
-        drawn(4, 1),
-        data,
-        options,
+        lesson(data, options, drawn(10, 0), drawn(4, 1)),
     )
     shares = [0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 6)).item()) for step in range(6)]
     for rates, start in zip(zip(*seen, strict=True), (0.5, 0.125, 0.25), strict=True):
@@ -113,7 +111,7 @@ def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
             images.mean((2, 3)) @ torch.zeros(3, 32) + sum(coefficient.sum() for coefficient in coefficients)
         ),
     )
-    train(model, [Part(coefficients, options.lr)], state, drawn(4, 0), drawn(2, 1), data, options)
+    train(model, [Part(coefficients, options.lr)], state, lesson(data, options, drawn(4, 0), drawn(2, 1)))
     assert len(seen) == 100
     plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
     schedule = torch.optim.lr_scheduler.StepLR(plain, 33, 0.1)
@@ -132,9 +130,9 @@ def test_training_stops_when_validation_has_not_improved(accuracies, patience, e
     script = iter(accuracies)
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     options = AdaptOptions(epochs=6, batch_size=8, patience=patience, lr=0.05)
-    end = train(model, [Part(coefficients, options.lr)], state, drawn(8, 0), drawn(4, 1), data, options)
+    end = train(model, [Part(coefficients, options.lr)], state, lesson(data, options, drawn(8, 0), drawn(4, 1)))
     assert end.history[-1].number == epochs
-    again = train(model, [Part(coefficients, options.lr)], end, drawn(8, 0), drawn(4, 1), data, options)
+    again = train(model, [Part(coefficients, options.lr)], end, lesson(data, options, drawn(8, 0), drawn(4, 1)))
     assert again is end  # a run that was killed after its last epoch does not begin another
 
 
@@ -149,7 +147,7 @@ def test_an_epoch_is_judged_by_a_head_half_of_which_is_solved_for_what_it_saw(cu
     options = AdaptOptions(epochs=2, batch_size=8, lr=1e-12, head_lr=0.05, precision="float32")
     if cut:  # the last part of a batch is not the whole of it
         monkeypatch.setattr(module, "Accumulator", lambda loss, parameters, size: Accumulator(loss, parameters, 3))
-    end = train(model, [Part(coefficients, options.lr)], state, images, val_images, data, options)
+    end = train(model, [Part(coefficients, options.lr)], state, lesson(data, options, images, val_images))
     with torch.no_grad():
         found, val = (features(model, normalise(each.pixels, data)).double() for each in (images, val_images))
     scaler = StandardScaler().fit(found.numpy())
@@ -168,7 +166,7 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
     model, coefficients, state, data = setting
     # in bfloat16 products are rounded otherwise in batches of another size
     options = AdaptOptions(epochs=2, batch_size=8, lr=0.05, precision="float32")
-    whole = train(model, [Part(coefficients, options.lr)], state, drawn(10, 0), drawn(4, 1), data, options)
+    whole = train(model, [Part(coefficients, options.lr)], state, lesson(data, options, drawn(10, 0), drawn(4, 1)))
     own = torch.nn.functional.cross_entropy
 
     def tight(logits, *rest, **options):
@@ -177,7 +175,7 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
         return own(logits, *rest, **options)
 
     monkeypatch.setattr(module.F, "cross_entropy", tight)
-    cut = train(model, [Part(coefficients, options.lr)], state, drawn(10, 0), drawn(4, 1), data, options)
+    cut = train(model, [Part(coefficients, options.lr)], state, lesson(data, options, drawn(10, 0), drawn(4, 1)))
     for one, other in zip(whole.trained, cut.trained, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
@@ -195,7 +193,7 @@ def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
 
     monkeypatch.setattr(module, "augment", spy)
     options = AdaptOptions(epochs=2, batch_size=4, lr=0.05)
-    train(model, [Part(coefficients, options.lr)], state, images, drawn(4, 1), data, options)
+    train(model, [Part(coefficients, options.lr)], state, lesson(data, options, images, drawn(4, 1)))
     first, second = seen[:10], seen[10:]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second

@@ -29,6 +29,7 @@ from recast_cli.engine.splits import Split, split_folder
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
+from recast_cli.engine.train import Lesson
 
 
 def adapt(
@@ -122,10 +123,7 @@ def adapt(
                 model,
                 learner.parts(options),
                 state,
-                images,
-                architecture.data,
-                options,
-                weights,
+                Lesson(images, architecture.data, options, weights),
                 compiled=compiled,
                 after_epoch=after_epoch,
                 progress=progress,

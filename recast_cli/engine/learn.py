@@ -20,7 +20,7 @@ from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe, halfway
 from recast_cli.engine.run import Progress, infer, take_features
 from recast_cli.engine.state import Epoch, State
-from recast_cli.engine.train import Part, train
+from recast_cli.engine.train import Lesson, Part, train
 
 Rows = tuple[Tensor, Tensor]
 """Features (N, width) of images, and their labels (N,)."""
@@ -103,10 +103,7 @@ def learn(
     model: nn.Module,
     parts: Sequence[Part],
     state: State,
-    images: dict[str, Images],
-    data: dict[str, Any],
-    options: AdaptOptions,
-    weights: Tensor | None,
+    lesson: Lesson,
     progress: Progress | None = None,
     **training: Any,
 ) -> State:
@@ -116,26 +113,21 @@ def learn(
         model: Frozen but for what `parts` hold, on its device, in eval mode.
         parts: What is trained beside the head; none where it is the head alone.
         state: From `start_state`, or of a run to be continued.
-        images: `train` and `val`.
-        data: The network's data config.
-        options: Recipe and data options.
-        weights: (classes,) of the loss, or None.
+        lesson: What is learned.
         progress: Called after every step, and after every batch that is looked at.
         training: Further options of `train`.
 
     Raises:
         RecastError: The loss is no longer finite.
     """
-    state = train(
-        model, parts, state, images["train"], images["val"], data, options, weights, progress=progress, **training
-    )
-    if RECIPES[options.recipe].head == "random":
+    state = train(model, parts, state, lesson, progress=progress, **training)
+    if RECIPES[lesson.options.recipe].head == "random":
         return state
     with torch.no_grad():
         for parameter, tensor in zip([each for part in parts for each in part.parameters], state.best, strict=False):
             parameter.copy_(tensor)
-    rows = look_at(model, images, data, next(model.parameters()).device, progress)
-    return settle(state, *rows, weights)
+    rows = look_at(model, lesson.images, lesson.data, next(model.parameters()).device, progress)
+    return settle(state, *rows, lesson.class_weights)
 
 
 def settle(state: State, train: Rows, val: Rows, class_weights: Tensor | None) -> State:

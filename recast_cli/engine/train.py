@@ -44,15 +44,27 @@ class Part(NamedTuple):
     lr: float
 
 
+class Lesson(NamedTuple):
+    """What is learned from, and how.
+
+    Attributes:
+        images: `train` is what is learned, `val` chooses the epoch, see `advance`.
+        data: The network's data config.
+        options: The options.
+        class_weights: (classes,) weights of the loss, or None.
+    """
+
+    images: dict[str, Images]
+    data: dict[str, Any]
+    options: AdaptOptions
+    class_weights: Tensor | None = None
+
+
 def train(
     model: nn.Module,
     parts: Sequence[Part],
     state: State,
-    train_images: Images,
-    val_images: Images,
-    data: dict[str, Any],
-    options: AdaptOptions,
-    class_weights: Tensor | None = None,
+    lesson: Lesson,
     *,
     compiled: bool = False,
     after_epoch: Callable[[State], None] | None = None,
@@ -64,11 +76,7 @@ def train(
         model: Frozen but for what `parts` hold, on its device, in eval mode: batch norm learns nothing.
         parts: Parameters of the model: coefficients (K, n), an adapter's; none where the head alone is trained.
         state: Where to start.
-        train_images: What is learnt.
-        val_images: What chooses the epoch, see `advance`.
-        data: The network's data config.
-        options: The options.
-        class_weights: (classes,) weights of the loss.
+        lesson: What is learned.
         compiled: Compile the network first, which pays in long runs.
         after_epoch: Called with the state after every epoch.
         progress: Called after every step.
@@ -76,7 +84,7 @@ def train(
     Raises:
         RecastError: The loss is no longer finite.
     """
-    loop = Loop(model, parts, state, train_images, val_images, data, options, class_weights, compiled)
+    loop, options = Loop(model, parts, state, lesson, compiled), lesson.options
     with cheap_gradients(model), frozen_norms(model), run.quick_attention(model, loop.device, loop.dtype):
         if state.batch_size is None:
             state = replace(state, batch_size=choose_batch(options, loop.try_batch, loop.count, loop.device))
@@ -90,7 +98,7 @@ def train(
                 raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
             accuracy = loop.measure(state.penalty)
             epoch = Epoch(number, loss, accuracy, loop.count / training, time.perf_counter() - start)
-            state = advance(state, epoch, loop.trained, loop.optimizer, len(val_images))
+            state = advance(state, epoch, loop.trained, loop.optimizer, len(loop.val_labels))
             if after_epoch:
                 after_epoch(state)
     return state
@@ -109,18 +117,11 @@ class Loop:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        parts: Sequence[Part],
-        state: State,
-        train_images: Images,
-        val_images: Images,
-        data: dict[str, Any],
-        options: AdaptOptions,
-        class_weights: Tensor | None,
-        compiled: bool,
+        self, model: nn.Module, parts: Sequence[Part], state: State, lesson: Lesson, compiled: bool = False
     ) -> None:
-        self.model, self.data, self.options, self.recipe = model, data, options, RECIPES[options.recipe]
+        images, self.data, self.options, self.class_weights = lesson
+        options = self.options
+        self.model, self.recipe = model, RECIPES[options.recipe]
         self.device = device = next(model.parameters()).device
         self.dtype = run.training_precision(model, device, options.precision)
         self.head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
@@ -137,10 +138,10 @@ class Loop:
         if state.optimizer is not None:
             self.optimizer.load_state_dict(state.optimizer)
 
-        self.pixels, self.val_pixels = resident(train_images.pixels, device), resident(val_images.pixels, device)
-        self.labels, self.val_labels = train_images.labels.to(self.pixels.device), val_images.labels
-        self.count, self.class_weights = len(self.labels), class_weights
-        weights = torch.ones(len(self.head[1])) if class_weights is None else class_weights
+        self.pixels, self.val_pixels = (resident(images[part].pixels, device) for part in ("train", "val"))
+        self.labels, self.val_labels = images["train"].labels.to(self.pixels.device), images["val"].labels
+        self.count = len(self.labels)
+        weights = torch.ones(len(self.head[1])) if self.class_weights is None else self.class_weights
         self.image_weights = weights.to(self.pixels.device)[self.labels]
         solves = self.recipe.head == "probe"
         self.seen = torch.zeros(self.count, self.head[0].shape[1], device=device) if solves else None

@@ -36,6 +36,7 @@ from recast_cli.engine.stock import (
 from recast_cli.engine.sweep import Run
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import read_adapter, save_adapter
+from recast_cli.engine.train import Lesson
 
 Line = dict[str, Any]
 """What runs.jsonl says of a run."""
@@ -182,7 +183,7 @@ def train_line(work: Work) -> Line:
     about, degrees, base_id, vector = shared(work, base), base.layout.degrees_of_freedom, base.base_id, base.vector
     del base  # the network has what it needs: no method is charged for a second one
     try:
-        state = learn(model, learner.parts(options), state, images, data, options, weights)
+        state = learn(model, learner.parts(options), state, Lesson(images, data, options, weights))
     except RecastError as error:  # the loss is no longer finite: another rate may do
         return {"error": str(error), "diverged": True, "val_top1": None, "test_top1": None}
     seconds, peak = time.perf_counter() - start, peak_mb(device)

@@ -35,7 +35,7 @@ from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import augment, choose_device, draw_windows, precision, ready, training_precision
 from recast_cli.engine.splits import split_folder
 from recast_cli.engine.state import State
-from recast_cli.engine.train import Part
+from recast_cli.engine.train import Lesson, Part
 
 
 class Task(NamedTuple):
@@ -119,7 +119,7 @@ def fit(
     """What `adapt` does, from the linear probe to the head that is solved once more."""
     recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr, head_lr=options.head_lr, seed=seed)
     data, state = base.known_architecture().data, start_state(parameters, task.probe, recipe)
-    return learn(model, [Part(parameters, lr)], state, task.images, data, recipe, None)
+    return learn(model, [Part(parameters, lr)], state, Lesson(task.images, data, recipe))
 
 
 def learned(base: Base, others: list[Task], options: Any, rank: int = 4) -> Candidate:
