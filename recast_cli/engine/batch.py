@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from recast_cli.engine.graph import Replayed, Work
 
-HEADROOM = 0.8
-"""Share of the free memory that a batch of automatic size may take."""
+HEADROOM = 0.4
+"""Share of the free memory that a batch of automatic size may take: a whole batch has its memory in a graph, and the
+last one of an epoch, which is smaller, wants its own once beside it."""
 LEAST_STEPS, MOST_IMAGES = 8, 1024
 """A batch of automatic size leaves at least so many steps to an epoch, and holds at most so many images."""
 
