@@ -105,7 +105,7 @@ class Scaled(torch.autograd.Function):
                 by_x = transpose(gradient, weight, ctx.shape, ctx.geometry)
         by_c = (product / c).view(1, 1)
         if ctx.sets > 1:  # they are averaged, so each has the same gradient
-            by_c = (by_c / ctx.sets).expand(ctx.sets, 1)
+            by_c = (by_c / ctx.sets).repeat(ctx.sets, 1)
         return by_x, by_c, None, None, None, None
 
 
