@@ -213,7 +213,7 @@ def summary(task: Task, folder: Path) -> dict[str, Any]:
 
 def show(console: Console, value: dict[str, Any]) -> None:
     """The same for people."""
-    unmoved = "" if value["best_epoch"] else ": no epoch beat the linear probe, so all but the head is the base's"
+    unmoved = "" if value["best_epoch"] else ": no epoch came near the linear probe, so all but the head is the base's"
     gain = 100 * (value["test_top1"] - value["linear_probe_test_top1"])
     rows = [
         ("task", f"{value['task']}  (base {value['base_id'][:8]})"),

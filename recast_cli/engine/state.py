@@ -80,9 +80,9 @@ def advance(
 ) -> State:
     """The state after an epoch, which validation chooses if it is as good as any, as far as so few images can tell.
 
-    That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees),
-    and not below the start. The highest of several accuracies on a few hundred images is mostly luck, and an early
-    epoch that had it has learned less.
+    That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees).
+    The highest of several accuracies on a few hundred images is mostly luck, and an early epoch that had it has learned
+    less; that holds for the start, too, whose penalty was chosen for its accuracy on the same images.
 
     Args:
         state: Before it.
@@ -94,8 +94,7 @@ def advance(
     trained = [parameter.detach().float().cpu().clone() for parameter in parameters]
     history = [*state.history, epoch]
     highest = max(map(accuracy_of, history))
-    least = max(highest - math.sqrt(highest * (1 - highest) / images), accuracy_of(history[0]))
-    chosen = accuracy_of(epoch) >= least
+    chosen = accuracy_of(epoch) >= highest - math.sqrt(highest * (1 - highest) / images)
     return replace(
         state,
         trained=trained,

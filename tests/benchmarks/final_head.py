@@ -86,6 +86,12 @@ def logits_of(base: Base, task: Task, seed: int, options: Any) -> dict[str, list
 def latest_within_an_error(scores: Tensor, losses: Tensor, count: int) -> int:
     """What `advance` of the engine does."""
     highest = float(scores.max())
+    return int((scores >= highest - math.sqrt(highest * (1 - highest) / count)).nonzero()[-1])
+
+
+def not_below_the_probe(scores: Tensor, losses: Tensor, count: int) -> int:
+    """The same of the epochs that are not below the linear probe."""
+    highest = float(scores.max())
     least = max(highest - math.sqrt(highest * (1 - highest) / count), float(scores[0]))
     return int((scores >= least).nonzero()[-1])
 
@@ -94,6 +100,7 @@ RULES: dict[str, Callable[[Tensor, Tensor, int], int]] = {
     "earliest of the best": lambda scores, losses, count: int(scores.argmax()),
     "least loss": lambda scores, losses, count: int(losses.argmin()),
     "latest within a standard error": latest_within_an_error,
+    "the same, not below the probe": not_below_the_probe,
     "last": lambda scores, losses, count: len(scores) - 1,
 }
 """From accuracies and losses of every epoch on so many pictures to the epoch that is taken."""
