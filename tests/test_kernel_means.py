@@ -230,7 +230,7 @@ def test_diagnoses_are_of_what_the_file_holds(base):
 
 
 @pytest.mark.parametrize(
-    ("options", "kernels", "scales"), [({}, 0.002, 0.05), ({"recipe": "paper"}, 2e-3, 2e-3), ({"lr": 0.3}, 0.3, 0.3)]
+    ("options", "kernels", "scales"), [({}, 0.006, 0.05), ({"recipe": "paper"}, 2e-3, 2e-3), ({"lr": 0.3}, 0.3, 0.3)]
 )
 def test_learning_rate(options, kernels, scales, source, layout):
     assert with_rate(AdaptOptions(**options), layout).lr == kernels
@@ -245,7 +245,7 @@ def test_from_checkpoint_to_task_and_export(tmp_path, data, weak_probe):
         "adapt", "--task", "t", "--data", str(data), "--image-size", "64", "--epochs", "2", "--batch-size", "8"
     )
     assert done.exit_code == 0
-    assert yaml.safe_load(Path("tasks/t/task.yaml").read_text())["options"]["lr"] == 0.002
+    assert yaml.safe_load(Path("tasks/t/task.yaml").read_text())["options"]["lr"] == 0.006
     moved = load_file("tasks/t/coefficients.safetensors")["coefficients"].view(-1, 2) - 1
     assert (moved != 0).any(0).all()  # means and rests alike
     shown = recast("inspect", "base.safetensors", "--plot", "report.html", "--json")
