@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank
-from recast_cli.engine.mixture import averaged
 from recast_cli.engine.run import batches, choose_device, ready
 
 COLUMNS = 2**18
@@ -46,7 +44,15 @@ class Switcher:
         alike: dict[tuple[Any, ...], list[Bank]] = {}
         for bank in base.layout.banks:
             alike.setdefault((len(bank.modules), bank.templates, bank.numel, bank.means), []).append(bank)
-        self.stacks = [Stack(base, banks, self.device) for banks in alike.values()]
+        slices = base.layout.slices()
+        order = [[slices[module] for bank in banks for module in bank.modules] for banks in alike.values()]
+        # where each set of coefficients stands in a task's vector, stack by stack: (K, layers and templates of all)
+        self.places = torch.cat(
+            [torch.arange(place.start, place.stop).view(shape) for modules in order for place, shape in modules], 1
+        )
+        self.counts = torch.empty(self.places.shape[1], device=self.device)
+        parts = self.counts.split([sum(shape[1] for _, shape in modules) for modules in order])
+        self.stacks = [Stack(base, banks, counts) for banks, counts in zip(alike.values(), parts, strict=True)]
         self.networks: dict[int, nn.Module] = {}
 
     def switch(self, vector: Tensor, image_size: int | None = None, adapter: Adapter | None = None) -> nn.Module:
@@ -71,9 +77,9 @@ class Switcher:
         size = image_size or self.image_size
         if size not in self.networks:
             self.networks[size] = self.build(size)
-        vector = vector.detach().cpu()
+        self.counts.copy_(vector.detach().cpu().take(self.places).mean(0))
         for stack in self.stacks:
-            stack.write(vector)
+            stack.write()
         return self.networks[size]
 
     def build(self, size: int) -> nn.Module:
@@ -88,30 +94,37 @@ class Switcher:
 class Stack:
     """All banks with the same numbers of layers, templates and scalars: one product writes their weights.
 
+    Args:
+        base: What they are banks of.
+        banks: They.
+        counts: What each of their templates counts in each of their layers, the sets averaged, (B * layers * n,) on the
+            device of the weights. They change from task to task.
+
     Attributes:
-        weights: Name of each weight -> its view (*shape) of `mixed`, which holds all of them.
+        weights: Name of each weight -> its view (*shape) of one tensor, which holds all of them.
     """
 
-    def __init__(self, base: Base, banks: list[Bank], device: torch.device) -> None:
-        self.templates = torch.stack([base.templates(bank).flatten(1) for bank in banks]).to(device)  # (B, n, numel)
-        places, first = base.layout.slices(), banks[0]
-        self.means = first.means
-        shape = (len(first.modules), base.layout.sets, first.templates)
-        starts = torch.tensor([places[bank.modules[0]][0].start for bank in banks])
-        # where the coefficients of every module stand in the vector: (B, layers, K, n)
-        self.places = (starts[:, None] + torch.arange(math.prod(shape))).view(-1, *shape)
-        self.mixed = torch.empty(len(banks), shape[0], first.numel, device=device)  # (B, layers, numel)
+    def __init__(self, base: Base, banks: list[Bank], counts: Tensor) -> None:
+        first = banks[0]
+        templates = torch.stack([base.templates(bank).flatten(1) for bank in banks]).to(counts.device)
+        mixed = torch.empty(len(banks), len(first.modules), first.numel, device=counts.device)
+        self.counts = counts.view(len(banks), len(first.modules), first.templates)
+        self.cut = self.counts.chunk(2, -1) if first.means else None
+        columns = COLUMNS if first.templates > 1 else first.numel
+        self.parts = [(templates[..., part], mixed[..., part]) for part in batches(first.numel, columns)]
         self.weights = {
             f"{module}.weight": weight.view(bank.shape)
-            for bank, rows in zip(banks, self.mixed, strict=True)
+            for bank, rows in zip(banks, mixed, strict=True)
             for module, weight in zip(bank.modules, rows, strict=True)
         }
 
-    def write(self, vector: Tensor) -> None:
-        """Equation 1 for every module of the stack, as one product that leaves nothing to be copied."""
-        coefficients = averaged(vector.take(self.places), self.means).to(self.mixed.device)  # (B, layers, n)
-        if coefficients.shape[-1] == 1:  # nothing to sum, and what only scales is no slower than a copy
-            torch.mul(coefficients, self.templates, out=self.mixed)
-            return
-        for part in batches(self.mixed.shape[-1], COLUMNS):
-            torch.bmm(coefficients, self.templates[..., part], out=self.mixed[..., part])
+    def write(self) -> None:
+        """Equation 1 for every module of the stack, as products that leave nothing to be copied."""
+        if self.cut:  # what `uncut` does, without a copy
+            rest, mean = self.cut
+            mean.sub_(rest)
+        for templates, mixed in self.parts:
+            if self.counts.shape[-1] == 1:  # nothing to sum, and what only scales is no slower than a copy
+                torch.mul(self.counts, templates, out=mixed)
+            else:
+                torch.bmm(self.counts, templates, out=mixed)
