@@ -81,6 +81,7 @@ def test_a_dry_run_counts_what_is_done(whole):
         (YAML.replace("epochs", "epoch"), (), "unknown key 'epoch'. Did you mean 'epochs'?"),
         (YAML.replace("pictures/shades", "nowhere"), (), "tasks.shades.data: the folder nowhere does not exist"),
         (YAML.replace("pictures/shades", "nowhere"), ("--dry-run",), "tasks.shades.data"),
+        (YAML.replace("vit: vit", "vit: none-such"), (), "sources.vit: "),
         (YAML, ("--jobs", 0), "--jobs 0 is below 1"),
         (YAML, ("-o", "no/where"), "does not exist"),
         (YAML, ("-o", "c.yaml"), "c.yaml is a file"),

@@ -5,15 +5,21 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from recast_cli.cli.made import show, summary
 from recast_cli.cli.options import Debug, Device, Json, Quiet
-from recast_cli.cli.output import Output, percent
+from recast_cli.cli.output import Output, Report, percent
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.plan import BUDGET, PAPER_LAYOUTS
+
+if TYPE_CHECKING:
+    from recast_cli.engine.base import Base
+    from recast_cli.engine.layout import Layout
+    from recast_cli.engine.source import Source
+    from recast_cli.engine.verify import Verification
 
 Layouts = " | ".join(PAPER_LAYOUTS)
 
@@ -95,23 +101,11 @@ def mimic(
     from recast_cli.engine.plan import plan_layout
     from recast_cli.engine.run import choose_device
     from recast_cli.engine.source import open_source
-    from recast_cli.engine.unmade import DTYPES
 
-    if dtype not in DTYPES:
-        raise RecastError(f"--dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
     compressing = any(value is not None for value in (size, bits, group_size))
-    if calibrate is not None and not compressing:
-        raise RecastError("--calibrate decides how weights are rounded", "Give --size or --bits, too, or leave it out.")
-    if heal is not None and compressing and calibrate is None:
-        raise RecastError("--heal with --size or --bits needs --calibrate", "The same folder will do.")
-    if compressing and dtype != "float32":
-        raise RecastError(f"--dtype {dtype} does not go with --size and --bits", "Leave it out; --bits 16 is float16.")
+    check_stored(dtype, compressing, calibrate, heal)
     choose_device(device)
     opened = open_source(source, architecture, weights)
-    if verify is not None:
-        from recast_cli.engine.verify import check_verifiable
-
-        check_verifiable(opened, verify)  # before a solver may have run for long
     plan = plan_layout(
         opened.modules,
         layout=layout,
@@ -123,17 +117,13 @@ def mimic(
     )
     if plan.coefficients > budget:
         out.note(f"note: {plan.coefficients} coefficients, over the budget of {budget}; built as asked.")
-    if heal is not None:
-        from recast_cli.engine.compress.pictures import list_pictures
-        from recast_cli.engine.heal.heal import MOST, check_healable
-
-        check_healable(opened, plan)
-        list_pictures(heal, MOST)
+    check_pictures(opened, plan, heal, verify)
     unfinished = output.with_name(f".{output.name}.heal")
     healed = None
     with out.progress() as progress:
         if heal is not None:
             from recast_cli.engine.compress.pictures import read_pictures
+            from recast_cli.engine.heal.heal import MOST
             from recast_cli.engine.heal.heal import heal as heal_base
 
             assert opened.architecture is not None
@@ -173,14 +163,49 @@ def mimic(
         )
     verification = None
     if verify is not None:
-        from recast_cli.engine.base import save_base
-        from recast_cli.engine.verify import verify as compare
-
         with out.progress() as progress:
-            verification = compare(opened, base, verify, device=device, progress=progress)
-        base = save_base(replace(base, verified=asdict(verification)), output)  # so that it travels with the base
+            base, verification = verify_with(verify, opened, base, output, device, progress)
     value = summary(opened, base, time.perf_counter() - started, verification)
     out.result(value, lambda console: show(console, base, value))
+
+
+def check_stored(dtype: str, compressing: bool, calibrate: Path | None, heal: Path | None) -> None:
+    """Raise RecastError where options that say how weights are stored do not go together."""
+    from recast_cli.engine.unmade import DTYPES
+
+    if dtype not in DTYPES:
+        raise RecastError(f"--dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
+    if calibrate is not None and not compressing:
+        raise RecastError("--calibrate decides how weights are rounded", "Give --size or --bits, too, or leave it out.")
+    if heal is not None and compressing and calibrate is None:
+        raise RecastError("--heal with --size or --bits needs --calibrate", "The same folder will do.")
+    if compressing and dtype != "float32":
+        raise RecastError(f"--dtype {dtype} does not go with --size and --bits", "Leave it out; --bits 16 is float16.")
+
+
+def check_pictures(source: Source, layout: Layout, heal: Path | None, verify: Path | None) -> None:
+    """Raise RecastError where pictures will be of no use: now, before a solver may have run for long."""
+    if verify is not None:
+        from recast_cli.engine.verify import check_verifiable
+
+        check_verifiable(source, verify)
+    if heal is not None:
+        from recast_cli.engine.compress.pictures import list_pictures
+        from recast_cli.engine.heal.heal import MOST, check_healable
+
+        check_healable(source, layout)
+        list_pictures(heal, MOST)
+
+
+def verify_with(
+    pictures: Path, source: Source, base: Base, output: Path, device: str | None, progress: Report | None
+) -> tuple[Base, Verification]:
+    """What is left of the source on these pictures, and the base with that in its file, so that it travels with it."""
+    from recast_cli.engine.base import save_base
+    from recast_cli.engine.verify import verify
+
+    found = verify(source, base, pictures, device=device, progress=progress)
+    return save_base(replace(base, verified=asdict(found)), output), found
 
 
 def check_output(output: Path, source: Path, weights: Path | None) -> None:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine import ranks, resume
 from recast_cli.engine.base import Base
-from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import FORMAT_VERSION
 from recast_cli.engine.images import Images, decode
 from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.learn import class_weights, learn, look_at, probe_rows
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import AdaptOptions, with_rate
+from recast_cli.engine.record import check_same, describe_split, describe_training, identity_of, now, versions
 from recast_cli.engine.run import Progress, choose_device, infer, take_features, training_precision
-from recast_cli.engine.splits import Split, split_folder
+from recast_cli.engine.splits import split_folder
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
@@ -70,7 +66,7 @@ def adapt(
     options = with_rate(options or AdaptOptions(), base.layout)
     check_task_name(name)
     where = choose_device(device)
-    identity = {"base_id": base.base_id, "data": recorded_path(data, folder), "options": asdict(options)}
+    identity = identity_of(base, data, folder, options)
     if (folder / RECORD).exists() and not restart:
         check_same(read_record(folder), identity, folder)
         return load_task(folder, base)
@@ -97,8 +93,8 @@ def adapt(
         state = ranks.from_first(lambda: None if restart else resume.load(folder, identity))
         with timed(timings, "build"):
             learner = make_learner(base, options, where)
-        model, adapter = learner.model, learner.adapter
-        dtype = training_precision(model, where, options.precision)
+        model = learner.model
+        precision = training_precision(model, where, options.precision)
         images = {"train": read("train"), "val": read("val")}
         weights = class_weights(images["train"].labels, len(split.classes), options)
         ranks.from_first(lambda: resume.prepare(folder, restart))
@@ -107,8 +103,8 @@ def adapt(
                 rows = look_at(model, images, architecture.data, where, progress)
                 probe = probe_rows(*rows, len(split.classes), weights)
             state = begin(learner, base, options, images["train"], probe)
-        elif adapter:
-            adapter.fix(state.fixed)
+        elif learner.adapter:
+            learner.adapter.fix(state.fixed)
         if on_epoch:
             for epoch in state.history:
                 on_epoch(epoch)
@@ -128,26 +124,17 @@ def adapt(
                 after_epoch=after_epoch,
                 progress=progress,
             )
-        vector, learned = learner.learned(state.best[:-2], base.vector)
+        vector, adapter = learner.learned(state.best[:-2], base.vector)
         weight, bias = state.best[-2:]
-        trained = sum(parameter.numel() for parameter in learner.coefficients)
-        about = adapter and {"name": adapter.name, "options": adapter.options, "floats": adapter.floats}
-        del model, learner, adapter  # test wants the memory
+        learned = learner.floats()
+        del model, learner  # test wants the memory
         # the test images are read only now, and measured once
         images["test"] = read("test")
         with timed(timings, "test"):
             switcher, size = Switcher(base, device), options.image_size
             probe_top1 = measure(switcher.switch(base.vector, size), state.probe, images["test"], architecture.data)
-            model = switcher.switch(vector, size, learned)
-            metrics = {
-                "val_top1": state.val_top1,
-                "test_top1": measure(model, (weight, bias), images["test"], architecture.data),
-                "linear_probe_val_top1": state.probe_val_top1,
-                "linear_probe_test_top1": probe_top1,
-                "linear_probe_penalty": state.penalty,
-                "best_epoch": state.best_epoch,
-            }
-        rates = [epoch.images_per_second for epoch in state.history if epoch.images_per_second]
+            model = switcher.switch(vector, size, adapter)
+            test_top1 = measure(model, (weight, bias), images["test"], architecture.data)
         record = {
             "format": FORMAT_VERSION,
             "name": name,
@@ -156,18 +143,18 @@ def adapt(
             "architecture": architecture.name,
             "data": identity["data"],
             "image_size": options.image_size or architecture.image_size,
-            "coefficients": trained,
-            "adapter": about,
+            **learned,
             "head_parameters": weight.numel() + bias.numel(),
-            "metrics": metrics,
+            "metrics": {
+                "val_top1": state.val_top1,
+                "test_top1": test_top1,
+                "linear_probe_val_top1": state.probe_val_top1,
+                "linear_probe_test_top1": probe_top1,
+                "linear_probe_penalty": state.penalty,
+                "best_epoch": state.best_epoch,
+            },
             "options": identity["options"],
-            "batch_size": state.batch_size,
-            "skipped_images": [path for part in images.values() for path in part.skipped],
-            "history": [asdict(epoch) for epoch in state.history],
-            "device": str(where),
-            "precision": str(dtype).removeprefix("torch."),
-            "processes": ranks.world(),
-            "images_per_second": round(sum(rates) / len(rates), 1) if rates else None,
+            **describe_training(state, images, where, precision),
             "seconds": round(time.perf_counter() - clock, 2),
             "timings": {part: round(seconds, 2) for part, seconds in timings.items()},
             "started": started,
@@ -176,7 +163,7 @@ def adapt(
             "classes": list(split.classes),
             "split": identity["split"],
         }
-        task = Task(name, base.base_id, vector, weight, bias, record, learned)
+        task = Task(name, base.base_id, vector, weight, bias, record, adapter)
         ranks.from_first(lambda: write(task, folder))
     return task
 
@@ -199,56 +186,3 @@ def measure(model: nn.Module, head: Sequence[Tensor], images: Images, data: dict
     """Top-1 of a merged network with a head (weight, bias) on `images`."""
     found = infer(take_features(model), images.pixels, data, next(model.parameters()).device)
     return top_k(F.linear(found, *head), images.labels)
-
-
-def describe_split(split: Split, options: AdaptOptions) -> dict[str, Any]:
-    """What task.yaml says of the split: its kind, sizes, and the validation and test images by name."""
-    return {
-        "kind": split.kind,
-        "seed": options.split_seed,
-        **{part: len(getattr(split, part)) for part in ("train", "val", "test")},
-        "val_images": [item.path for item in split.val],
-        "test_images": [item.path for item in split.test],
-    }
-
-
-def recorded_path(data: Path, folder: Path) -> str:
-    """`data` relative to the folder that holds `tasks/` where it lies inside, so that both can move; else absolute."""
-    home, data = folder.resolve().parent.parent, data.resolve()
-    return data.relative_to(home).as_posix() if data.is_relative_to(home) else str(data)
-
-
-def check_same(record: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
-    """Raise RecastError unless a finished task was made from the same base and data with the same options."""
-    wanted = {"base_id": identity["base_id"], "data": identity["data"], **identity["options"]}
-    found = {"base_id": record["base_id"], "data": record.get("data"), **record["options"]}
-    for key, value in wanted.items():
-        if key in found and found[key] != value:  # an older record lacks what was no option then
-            raise RecastError(
-                f"{folder} is finished with {key} {plain(found[key])}, now {key} is {plain(value)}",
-                "Give the old options to see its result, --restart to replace it, or another --task.",
-            )
-
-
-def plain(value: Any) -> Any:
-    """An option's value as people would say it."""
-    return "none" if value is None else value
-
-
-def now() -> str:
-    """Date and time in UTC, to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    import timm
-
-    from recast_cli import __version__
-
-    return {
-        "recast-cli": __version__,
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-    }

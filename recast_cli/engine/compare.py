@@ -120,10 +120,17 @@ def compare(
         check_methods(plan)
     from recast_cli.engine.stock import forget_pictures, make_bases
 
-    for name in FOLDERS:
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    new = [path for path in (folder, *(folder / name for name in FOLDERS)) if not path.exists()]
+    for path in new:
+        path.mkdir(parents=True, exist_ok=True)
     mend(folder)
-    make_bases(plan, runs, folder)
+    try:
+        make_bases(plan, runs, folder)
+    except RecastError:
+        for path in reversed(new):
+            with contextlib.suppress(OSError):  # there is a base in it
+                path.rmdir()
+        raise
     failed: set[str] = set()
     under_way: set[str] = set()
 

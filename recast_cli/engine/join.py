@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,14 @@ class Learner(NamedTuple):
             assert options.adapter_lr is not None
             parts.append(Part([*self.adapter.parameters.values()], options.adapter_lr))
         return parts
+
+    def floats(self) -> dict[str, Any]:
+        """What a record says of what is trained: `coefficients`, and of `adapter` its name, options and `floats`."""
+        adapter = self.adapter
+        return {
+            "coefficients": sum(parameter.numel() for parameter in self.coefficients),
+            "adapter": adapter and {"name": adapter.name, "options": adapter.options, "floats": adapter.floats},
+        }
 
     def learned(self, values: list[Tensor], vector: Tensor) -> tuple[Tensor, Adapter | None]:
         """The vector and the adapter of a task, from values of `parameters`; `vector` is the base's own."""

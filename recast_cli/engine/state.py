@@ -62,6 +62,12 @@ class State:
         """Validation accuracy of `best`."""
         return self.history[self.best_epoch].val_top1 if self.final_val_top1 is None else self.final_val_top1
 
+    @property
+    def images_per_second(self) -> float | None:
+        """Mean over the epochs that trained; None before the first."""
+        rates = [epoch.images_per_second for epoch in self.history if epoch.images_per_second]
+        return round(sum(rates) / len(rates), 1) if rates else None
+
 
 def finished(state: State, options: AdaptOptions) -> bool:
     """Whether the last epoch is reached, or validation has not improved for as long as patience lasts."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.adapt import measure, now, versions
+from recast_cli.engine.adapt import measure
 from recast_cli.engine.adapters import Adapter
 from recast_cli.engine.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
@@ -24,6 +24,7 @@ from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
 from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn
 from recast_cli.engine.options import AdaptOptions, with_rate
+from recast_cli.engine.record import now, type_name, versions
 from recast_cli.engine.run import choose_device, measuring_precision, training_precision
 from recast_cli.engine.stock import (
     CannotRun,
@@ -156,7 +157,7 @@ def probe_line(work: Work) -> Line:
         "seconds": made["seconds"],
         "peak_memory_mb": made["peak_memory_mb"],
         "images_per_second": None,
-        "precision": str(measuring_precision(work.device)).removeprefix("torch."),
+        "precision": type_name(measuring_precision(work.device)),
     }
 
 
@@ -189,7 +190,6 @@ def train_line(work: Work) -> Line:
     seconds, peak = time.perf_counter() - start, peak_mb(device)
     floats = sum(parameter.numel() for parameter in parameters)
     own = adapter.floats if adapter else 0
-    rates = [epoch.images_per_second for epoch in state.history if epoch.images_per_second]
     size = save_trained(work, base_id, *learner.learned(state.best[:-2], vector), state.best[-2:])
     return {
         **about,
@@ -204,8 +204,8 @@ def train_line(work: Work) -> Line:
         "test_top1": None,
         "seconds": round(seconds, 2),
         "peak_memory_mb": peak,
-        "images_per_second": round(sum(rates) / len(rates), 1) if rates else None,
-        "precision": str(precision).removeprefix("torch."),
+        "images_per_second": state.images_per_second,
+        "precision": type_name(precision),
     }
 
 

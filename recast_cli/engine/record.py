@@ -1,0 +1,98 @@
+"""What task.yaml says of how a task was learned, and whether that is what is asked for now."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recast_cli.engine import ranks
+from recast_cli.engine.base import Base
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.images import Images
+from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.splits import Split
+from recast_cli.engine.state import State
+
+
+def identity_of(base: Base, data: Path, folder: Path, options: AdaptOptions) -> dict[str, Any]:
+    """What makes two runs of a task the same run, but for its pictures."""
+    return {"base_id": base.base_id, "data": recorded_path(data, folder), "options": asdict(options)}
+
+
+def describe_training(
+    state: State, images: Mapping[str, Images], device: torch.device, precision: torch.dtype
+) -> dict[str, Any]:
+    """What task.yaml says of how its training went."""
+    return {
+        "batch_size": state.batch_size,
+        "skipped_images": [path for part in images.values() for path in part.skipped],
+        "history": [asdict(epoch) for epoch in state.history],
+        "device": str(device),
+        "precision": type_name(precision),
+        "processes": ranks.world(),
+        "images_per_second": state.images_per_second,
+    }
+
+
+def describe_split(split: Split, options: AdaptOptions) -> dict[str, Any]:
+    """What task.yaml says of the split: its kind, sizes, and the validation and test images by name."""
+    return {
+        "kind": split.kind,
+        "seed": options.split_seed,
+        **{part: len(getattr(split, part)) for part in ("train", "val", "test")},
+        "val_images": [item.path for item in split.val],
+        "test_images": [item.path for item in split.test],
+    }
+
+
+def recorded_path(data: Path, folder: Path) -> str:
+    """`data` relative to the folder that holds `tasks/` where it lies inside, so that both can move; else absolute."""
+    home, data = folder.resolve().parent.parent, data.resolve()
+    return data.relative_to(home).as_posix() if data.is_relative_to(home) else str(data)
+
+
+def check_same(record: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
+    """Raise RecastError unless a finished task was made from the same base and data with the same options."""
+    wanted = {"base_id": identity["base_id"], "data": identity["data"], **identity["options"]}
+    found = {"base_id": record["base_id"], "data": record.get("data"), **record["options"]}
+    for key, value in wanted.items():
+        if key in found and found[key] != value:  # an older record lacks what was no option then
+            raise RecastError(
+                f"{folder} is finished with {key} {plain(found[key])}, now {key} is {plain(value)}",
+                "Give the old options to see its result, --restart to replace it, or another --task.",
+            )
+
+
+def plain(value: Any) -> Any:
+    """An option's value as people would say it."""
+    return "none" if value is None else value
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """`bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def now() -> str:
+    """Date and time in UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import timm
+
+    from recast_cli import __version__
+
+    return {
+        "recast-cli": __version__,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
