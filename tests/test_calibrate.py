@@ -197,7 +197,7 @@ def test_pictures_are_found_however_they_lie(data, tmp_path):
     for number, path in enumerate(sorted(data.rglob("*.png"))):
         shutil.copy(path, flat / f"{number:03}.png")
     assert len(list_pictures(data)) == len(list_pictures(flat)) == 36
-    for number in range(300):
+    for number in range(MOST):
         (flat / f"more-{number}.png").touch()
     chosen = [item.path for item in list_pictures(flat)]
     assert len(chosen) == len(set(chosen)) == MOST
