@@ -13,7 +13,7 @@ from recast_cli.engine.images import SUFFIXES, Item, decode
 from recast_cli.engine.network import Architecture
 
 MOST = 512
-"""More pictures to calibrate with take longer, and fewer calibrate worse: at 8x 400 leave 0.86 of the divergence of 200."""
+"""More pictures to calibrate with take longer, fewer calibrate worse: at 8x 400 leave 0.86 of the divergence of 200."""
 
 
 def list_pictures(folder: Path, most: int = MOST) -> list[Item]:
