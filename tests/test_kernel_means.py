@@ -154,7 +154,11 @@ def test_attached_merged_and_switched_networks_agree(base):
     wanted = merge(base, vector)(images)
     assert not torch.allclose(wanted, merge(base)(images), rtol=1e-2)
     torch.testing.assert_close(attach(base, vector)(images), wanted)
-    torch.testing.assert_close(Switcher(base, "cpu").switch(vector)(images), wanted)
+    switcher = Switcher(base, "cpu")
+    for each in (perturbed(base, seed=1), vector):
+        torch.testing.assert_close(switcher.switch(each)(images), merge(base, each)(images))
+    for name, weight in merge(base).state_dict().items():  # and back, to the bit
+        assert torch.equal(switcher.switch(base.vector).state_dict()[name], weight), name
 
 
 def test_gradients_are_those_of_the_formula(base):
