@@ -11,13 +11,14 @@ import typer
 
 from recast_cli.cli.made import show, summary
 from recast_cli.cli.options import Debug, Device, Json, Quiet
-from recast_cli.cli.output import Output, Report, percent
+from recast_cli.cli.output import Output, percent
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.plan import BUDGET, PAPER_LAYOUTS
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
     from recast_cli.engine.layout import Layout
+    from recast_cli.engine.progress import Progress
     from recast_cli.engine.source import Source
     from recast_cli.engine.verify import Verification
 
@@ -198,7 +199,7 @@ def check_pictures(source: Source, layout: Layout, heal: Path | None, verify: Pa
 
 
 def verify_with(
-    pictures: Path, source: Source, base: Base, output: Path, device: str | None, progress: Report | None
+    pictures: Path, source: Source, base: Base, output: Path, device: str | None, progress: Progress | None
 ) -> tuple[Base, Verification]:
     """What is left of the source on these pictures, and the base with that in its file, so that it travels with it."""
     from recast_cli.engine.base import save_base

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-Report = Callable[[int, int, str], None]
+from recast_cli.engine.progress import Progress
 
 
 class Output:
@@ -75,13 +76,13 @@ class Output:
             leave_pipe()
 
     @contextmanager
-    def progress(self) -> Iterator[Report | None]:
+    def progress(self) -> Iterator[Progress | None]:
         """A progress bar on stderr where that is a terminal, as a function of done, total and a few words."""
         if self.quiet or not self.stderr.is_terminal:
             yield None
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.stderr, transient=True) as bar:
+        with Bar(*columns, console=self.stderr, transient=True) as bar:
             task, phase = bar.add_task("", total=None), ("", 0)
 
             def report(done: int, total: int, text: str) -> None:

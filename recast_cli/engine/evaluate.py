@@ -16,7 +16,8 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images import Images, Item, decode, list_classes, list_items, open_image, preprocessing
 from recast_cli.engine.metrics import confused_pairs, per_class, top_k
-from recast_cli.engine.run import Progress, choose_device, infer, ready, take_features
+from recast_cli.engine.progress import Progress
+from recast_cli.engine.run import choose_device, infer, ready, take_features
 from recast_cli.engine.splits import part_folders
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import Task

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recast_cli.engine.cache import DEFAULT_CACHE_SIZE, build, cache_file, keep, load, reserve
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.progress import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 IN_MEMORY = 2 * 2**30
@@ -141,7 +142,7 @@ def decode(
     data: dict[str, Any],
     image_size: int | None = None,
     on_bad_image: str = "skip",
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     *,
     cache_size: int | None = None,
 ) -> Images:
@@ -204,9 +205,7 @@ def decode(
     )
 
 
-def read_all(
-    read: Callable[[int], Tensor | str], rows: np.ndarray, progress: Callable[[int, int, str], None] | None = None
-) -> list[bool]:
+def read_all(read: Callable[[int], Tensor | str], rows: np.ndarray, progress: Progress | None = None) -> list[bool]:
     """Read every image, in parallel; those that can be read end up at the front of `rows`, in order.
 
     Args:

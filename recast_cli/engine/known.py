@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from recast_cli.engine.errors import RecastError, nearest
 
 if TYPE_CHECKING:
-    from recast_cli.engine.run import Progress
+    from recast_cli.engine.progress import Progress
 
 BY_TORCHVISION = {
     "aircraft": ("FGVCAircraft", ("train", "val", "test")),

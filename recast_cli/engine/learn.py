@@ -18,7 +18,8 @@ from recast_cli.engine.images import Images
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe, halfway
-from recast_cli.engine.run import Progress, infer, take_features
+from recast_cli.engine.progress import Progress
+from recast_cli.engine.run import infer, take_features
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.train import Lesson, Part, train
 

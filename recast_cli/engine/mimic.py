@@ -20,6 +20,7 @@ from recast_cli.engine.digest import Hashed, begin_hashes, digest, hash_template
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.mixture import with_means
+from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import (
     GradientOptions,
     Solution,
@@ -33,9 +34,6 @@ from recast_cli.engine.source import Source
 from recast_cli.engine.tensors import read_stored, spec_of
 from recast_cli.engine.unmade import DTYPES, base_specs, stored_specs, unmade
 from recast_cli.engine.writer import writing
-
-Progress = Callable[[int, int, str], None]
-"""Called with what is done, what there is in all, and a few words."""
 
 BATCH = 2**22
 """Bytes of the source's other tensors that are read at a time."""

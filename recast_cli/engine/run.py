@@ -16,8 +16,8 @@ from recast_cli.engine import ranks
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import normalise
 from recast_cli.engine.network import features
+from recast_cli.engine.progress import Progress
 
-Progress = Callable[[int, int, str], None]
 Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt."""

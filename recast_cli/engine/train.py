@@ -23,8 +23,8 @@ from recast_cli.engine.metrics import top_k
 from recast_cli.engine.network import features
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import halfway, solve_head
+from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import (
-    Progress,
     augment,
     batches,
     draw_windows,

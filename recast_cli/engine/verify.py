@@ -13,7 +13,8 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import Item, decode, list_classes, list_items, normalise
-from recast_cli.engine.run import Progress, batches, choose_device
+from recast_cli.engine.progress import Progress
+from recast_cli.engine.run import batches, choose_device
 from recast_cli.engine.source import Source
 from recast_cli.engine.splits import part_folders
 

@@ -21,10 +21,10 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.finish import finished
 from recast_cli.engine.layout import Layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import SolverOptions
 from recast_cli.engine.source import Source
 
-Progress = Callable[[int, int, str], None]
 KEPT = 2**28
 """Bytes up to which a file is kept in memory, so that nothing is rounded once more to write it."""
 

@@ -15,9 +15,9 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.compress.matrices import Shape
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout import Bank, template_key
+from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import augment, choose_device, draw_windows, ready
 
-Progress = Callable[[int, int, str], None]
 VIEWS = 4
 """Of each picture: as it is, and flipped and cropped at random. A few hundred pictures are few for as many columns."""
 DAMPING = 0.3

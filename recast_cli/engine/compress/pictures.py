@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import SUFFIXES, Item, decode
 from recast_cli.engine.network import Architecture
+from recast_cli.engine.progress import Progress
 
 MOST = 512
 """More pictures to calibrate with take longer, fewer calibrate worse: at 8x 400 leave 0.86 of the divergence of 200."""
@@ -41,7 +41,7 @@ def list_pictures(folder: Path, most: int = MOST) -> list[Item]:
 def read_pictures(
     folder: Path,
     architecture: Architecture,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     *,
     most: int = MOST,
 ) -> Tensor:

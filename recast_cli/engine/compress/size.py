@@ -19,8 +19,8 @@ from recast_cli.engine.compress.plan import Compression
 from recast_cli.engine.compress.rounding import steps_of, to_steps
 from recast_cli.engine.compress.trellis import MOST
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.progress import Progress
 
-Progress = Callable[[int, int, str], None]
 FEWEST = 1.5
 """Bits a value that a size must leave: with less, most of a network is lost."""
 SAMPLE = 2**17

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from recast_cli.engine.compress.curvature import drawn_loss
 from recast_cli.engine.heal.inputs import groups_of, samples
 from recast_cli.engine.images import normalise
+from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import batches
 
-Progress = Callable[[int, int, str], None]
 BATCH = 16
 """Pictures at a time."""
 MOST = 256

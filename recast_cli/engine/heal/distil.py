@@ -15,6 +15,7 @@ from recast_cli.engine.heal.state import LEAST_LR, State, advance
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout import coefficient_key, template_key
 from recast_cli.engine.network import classifiers
+from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import (
     augment,
     batches,
@@ -28,7 +29,6 @@ from recast_cli.engine.run import (
 )
 from recast_cli.engine.verify import listen
 
-Progress = Callable[[int, int, str], None]
 Judge = Callable[[nn.Module], float]
 """The `distance` of a network from the source on pictures that it was not trained on."""
 BATCH = 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from recast_cli.engine.heal.layers import heal_layers
 from recast_cli.engine.heal.state import State, load, save
 from recast_cli.engine.layout import Layout
 from recast_cli.engine.network import build
+from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import choose_device, ready
 from recast_cli.engine.source import Source
 
-Progress = Callable[[int, int, str], None]
 MOST = 4096
 """Pictures that are used of a large folder; each takes as much memory as its values."""
 HELD_OUT = 8

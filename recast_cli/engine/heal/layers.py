@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,10 +12,9 @@ from recast_cli.engine.heal.bank import fit_bank
 from recast_cli.engine.heal.curvature import Factors, curvature
 from recast_cli.engine.heal.inputs import groups_of, measurable
 from recast_cli.engine.layout import Bank, coefficient_key, template_key
+from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import Solution
 from recast_cli.engine.source import Source
-
-Progress = Callable[[int, int, str], None]
 
 
 def heal_layers(source: Source, base: Base, model: nn.Module, pixels: Tensor, progress: Progress | None = None) -> Base:

@@ -1,0 +1,8 @@
+"""What long work calls as it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[int, int, str], None]
+"""Takes how much is done, how much there is in all, and a few words for what."""
