@@ -92,3 +92,19 @@ def test_version():
     result = recast("--version")
     assert result.exit_code == 0
     assert result.stdout.startswith("recast-cli ")
+
+
+def test_torch_is_imported_without_collecting_garbage_and_then_left_alone():
+    code = """
+import gc, sys
+from recast_cli.cli.start import import_torch
+frozen = []  # how many objects the collector knows to leave alone, whenever it runs
+gc.callbacks.append(lambda phase, info: frozen.append(gc.get_freeze_count()))
+import_torch()
+print(all(frozen), gc.isenabled(), gc.get_freeze_count() > 100_000, {"torch", "timm"} <= set(sys.modules))
+before = gc.get_freeze_count()
+import_torch()
+print(gc.get_freeze_count() == before)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.split() == ["True"] * 5, result.stderr

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, facts, left_out, percent
+from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
 from recast_cli.workspace import Workspace, find_workspace
@@ -126,6 +127,7 @@ def adapt(
     }
     options = workspace.adapt_options(task, flags)
     base_file = workspace.base_file(base)
+    import_torch()
     from recast_cli.engine.adapt import adapt as learn
     from recast_cli.engine.base import load_base
     from recast_cli.engine.run import choose_device

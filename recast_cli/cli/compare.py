@@ -12,6 +12,7 @@ from rich.text import Text
 
 from recast_cli.cli.options import CacheSize, Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, columns, percent
+from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def compare(
         return
     failed = 0
     if next_runs(plan, results):
+        import_torch()
         from recast_cli.engine.run import choose_device
 
         choose_device(device)

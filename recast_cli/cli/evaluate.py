@@ -11,6 +11,7 @@ from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, columns, left_out, percent
+from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task import read_record
 from recast_cli.workspace import find_workspace
@@ -65,6 +66,7 @@ def evaluate(
     labels = read_class_map(class_map) if class_map else None
     base_ids = [read_record(folder)["base_id"] for folder in folders.values()]
     base_file = workspace.base_file(base, base_ids[0] if base_ids else None)
+    import_torch()
     from recast_cli.engine.base import load_base
     from recast_cli.engine.evaluate import evaluate as measure
     from recast_cli.engine.evaluate import evaluate_source

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from recast_cli.cli.options import Debug, Json, Quiet
 from recast_cli.cli.output import Output, facts, size
+from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task import files_of, read_record
 from recast_cli.workspace import find_workspace
@@ -48,6 +49,7 @@ def export(
     parts = [folder / file for folder in folders for file in files_of(read_record(folder))]
     if output.is_file() and any(file.exists() and output.samefile(file) for file in (base, *parts)):
         raise RecastError(f"{output} is what would be exported", "Give the export another name.")
+    import_torch()
     from recast_cli.engine.base import load_base
     from recast_cli.engine.export import check_format, check_target, export_all
     from recast_cli.engine.export import export as write

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import INDEX, read_header, read_index, read_metadata
 from recast_cli.engine.task import RECORD
@@ -56,6 +57,7 @@ def look(item: str, workspace: Workspace, base: Path | None) -> Look:
 
 def look_at_base(path: Path) -> Look:
     """A base: layout, parameters, savings, and the diagnosis of every bank."""
+    import_torch()
     from recast_cli.engine.base import load_base, parameters
     from recast_cli.engine.diagnose import diagnose, diagnose_roles
 

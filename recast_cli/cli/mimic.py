@@ -12,6 +12,7 @@ import typer
 from recast_cli.cli.made import show, summary
 from recast_cli.cli.options import Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, percent
+from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.plan import BUDGET, PAPER_LAYOUTS
 
@@ -94,6 +95,7 @@ def mimic(
     from recast_cli.engine.files import check_writable
 
     check_writable(output)
+    import_torch()
     check_output(output, Path(source.removeprefix("local-dir:")), weights)
     from recast_cli.engine.solve import solver_options
 

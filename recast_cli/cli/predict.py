@@ -10,6 +10,7 @@ from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, columns, percent
+from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task import read_record
 from recast_cli.workspace import find_workspace
@@ -34,6 +35,7 @@ def predict(
     workspace = find_workspace()
     folder = workspace.task_folder(task)
     base_file = workspace.base_file(base, read_record(folder)["base_id"])
+    import_torch()
     from recast_cli.engine.base import load_base
     from recast_cli.engine.evaluate import predict as guess
     from recast_cli.engine.task import load_task

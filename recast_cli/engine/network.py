@@ -80,8 +80,10 @@ class NothingDrawn(TorchFunctionMode):
             tensor: Tensor = args[0] if args else kwargs["tensor"]
             with torch.no_grad():
                 return tensor.zero_()
-        if func == Tensor.erfinv_:  # which makes a truncated normal of what is uniform
-            return args[0]
+        if func == Tensor.erfinv_ or (func == Tensor.clamp_ and args[0].is_meta):
+            return args[
+                0
+            ]  # makes a truncated normal of what is uniform; where there are no values it is slow to say so
         return func(*args, **(kwargs or {}))
 
 
@@ -103,7 +105,7 @@ def skeleton(name: str, **args: Any) -> nn.Module:
     """`timm.create_model` on the meta device: names and shapes without values, in no time and no memory."""
     with quiet():
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), NothingDrawn():
                 return timm.create_model(name, **args)
         except Exception:  # an architecture that computes with values while it is built; or a real error, raised again
             return timm.create_model(name, **args)
