@@ -20,7 +20,7 @@ from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of
 
 Hashed = tuple[Spec, Sequence[str]]
 """Type and shape of a tensor, and the SHA-256 of its bytes, or of each of its parts."""
-THREAD_WORTH = 2**16
+THREAD_WORTH = 2**23
 """Bytes from which a thread hashes a tensor."""
 
 
@@ -55,7 +55,7 @@ def begin_hashes(pool: ThreadPoolExecutor, tensors: Iterable[Tensor]) -> Callabl
     begun: list[Callable[[], str]] = []
     for tensor in tensors:
         view = raw(tensor)
-        # a thread takes longer to be woken than a small tensor to be hashed
+        # to wake a thread and to wait for it takes longer than to hash a tensor that is not large
         small = view.nbytes < THREAD_WORTH
         begun.append(partial(hash_view, view) if small else pool.submit(hash_view, view).result)
     return lambda: [wait() for wait in begun]

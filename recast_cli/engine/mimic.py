@@ -77,7 +77,7 @@ def mimic(
     findings = Findings()
     pieces = decompose(source, base, options, encode, findings, progress)
     if path is None:
-        tensors = dict(pieces)
+        tensors = {key: tensor.clone() for key, tensor in pieces}  # the source may be a model that is trained on
         return replace(findings.complete(base), tensors=tensors)
     path = Path(path)
     with writing(path, stored_specs(base_specs(source, layout, dtype), base.codes), widest(base)) as writer:
@@ -172,7 +172,8 @@ def decompose_bank(
     """
     weights = [source.tensors[f"{module}.weight"] for module in bank.modules]
     hashing = begin_hashes(pool, weights)
-    stacked = torch.stack([weight.float() for weight in weights])
+    floats = [weight.float() for weight in weights]
+    stacked = torch.stack(floats) if len(floats) > 1 else floats[0][None]  # of one weight no copy
     if not torch.stack(stacked.aminmax()).isfinite().all():
         raise RecastError(f"{source.name}: weights of {bank.name} are NaN or infinite", "Give a sound checkpoint.")
     solution = solver(stacked, bank)

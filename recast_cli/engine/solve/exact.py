@@ -18,14 +18,14 @@ def solve_exact(weights: Tensor, templates: int, sets: int) -> Solution:
     in each column the entry of largest size is positive. The K sets are equal at the start.
 
     Args:
-        weights: (layers, *shape).
+        weights: (layers, *shape). Templates that are these may share their memory.
         templates: n, at most the number of layers.
         sets: K.
     """
     layers = len(weights)
     if templates == layers:
         rows = torch.eye(layers)
-        return Solution(weights.float().clone(), rows[:, None].expand(-1, sets, -1).contiguous())
+        return Solution(weights.float(), rows[:, None].expand(-1, sets, -1).contiguous())
     matrix = weights.reshape(layers, -1).double()
     vectors = torch.linalg.eigh(matrix @ matrix.T).eigenvectors.flip(-1)[:, :templates]
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recast_cli.engine.mixture import mix
+from recast_cli.engine.mixture import restore
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"smooth-l1": F.smooth_l1_loss, "mse": F.mse_loss}
 Progress = Callable[[int, float], None]
@@ -25,11 +25,11 @@ class Solution(NamedTuple):
     def errors(self, weights: Tensor, means: bool = False) -> list[dict[str, float]]:
         """Per layer of `weights` (layers, *shape): relative Frobenius error |W - S| / |S| and cosine of W and S.
 
-        `means` as of `mix`.
+        `means` as of `restore`.
         """
         result = []
         for coefficients, source in zip(self.coefficients, weights.float(), strict=True):
-            mixed = mix(coefficients, self.templates, means)
+            mixed = restore(coefficients, self.templates, means)
             if torch.equal(mixed, source):
                 result.append({"relative_error": 0.0, "cosine": 1.0})
                 continue
