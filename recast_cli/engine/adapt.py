@@ -127,7 +127,7 @@ def adapt(
             )
         vector, adapter = learner.learned(state.best[:-2], base.vector)
         weight, bias = state.best[-2:]
-        learned = learner.floats()
+        learned = learner.described()
         del model, learner  # test wants the memory
         # the test images are read only now, and measured once
         images["test"] = read("test")

@@ -43,7 +43,7 @@ class Learner(NamedTuple):
             parts.append(Part([*self.adapter.parameters.values()], options.adapter_lr))
         return parts
 
-    def floats(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """What a record says of what is trained: `coefficients`, and of `adapter` its name, options and `floats`."""
         adapter = self.adapter
         return {

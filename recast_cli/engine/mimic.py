@@ -127,7 +127,7 @@ def decompose(
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every tensor of the base, one bank at a time; `findings` are complete after the last one.
 
-    Every byte of the source is hashed once, by threads, while it is solved or written.
+    Every byte of the source is hashed once, of large tensors by threads, while they are solved or written.
     """
     layout, codes, dtype = base.layout, base.codes, DTYPES[base.solver["dtype"]]
     solver = partial(solve, layout=layout, options=options, progress=progress)

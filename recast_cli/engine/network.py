@@ -81,9 +81,8 @@ class NothingDrawn(TorchFunctionMode):
             with torch.no_grad():
                 return tensor.zero_()
         if func == Tensor.erfinv_ or (func == Tensor.clamp_ and args[0].is_meta):
-            return args[
-                0
-            ]  # makes a truncated normal of what is uniform; where there are no values it is slow to say so
+            # what makes a truncated normal of uniform values: 0 stays 0, and where there are no values it is slow
+            return args[0]
         return func(*args, **(kwargs or {}))
 
 
