@@ -94,10 +94,20 @@ def test_networks_of_two_image_sizes_hold_the_same_task(vit_base):
         torch.testing.assert_close(model(images), merge(vit_base, vector, size)(images))
 
 
-def test_weights_that_are_written_in_several_parts(vit_base, monkeypatch):
-    monkeypatch.setattr(switch_module, "COLUMNS", 1000)  # 96 x 32 is no multiple of it
-    vector = perturbed(vit_base)
-    same(Switcher(vit_base, "cpu").switch(vector), merge(vit_base, vector), exactly=False)
+@pytest.mark.parametrize("shortest", [1, 10**9], ids=["sizes together", "sizes apart"])
+@pytest.mark.parametrize("model", ["vit_source", "conv_source"])
+def test_banks_of_several_sizes_in_one_stack_or_in_one_each(model, shortest, monkeypatch, request):
+    monkeypatch.setattr(switch_module, "SHORTEST", shortest)
+    source = request.getfixturevalue(model)
+    base = mimic(source, plan_layout(source.modules))
+    sizes = {bank.numel for bank in base.layout.banks}
+    switcher = Switcher(base, "cpu")
+    assert len(sizes) > 1
+    assert len(switcher.stacks) == (1 if shortest == 1 else len(sizes))
+    for seed in (0, 1):
+        vector = perturbed(base, seed=seed)
+        same(switcher.switch(vector), merge(base, vector), exactly=False)
+    same(switcher.switch(base.vector), merge(base))
 
 
 def test_templates_stored_in_fewer_bits(vit_source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank
-from recast_cli.engine.run import batches, choose_device, ready
+from recast_cli.engine.run import choose_device, ready
 
-COLUMNS = 2**18
-"""Scalars of each weight written at a time: few enough for the cache, as every layer reads the templates again."""
+SHORTEST = 16
+"""Scalars of a row at least, so that a product is not made row by row: sizes without this divisor go by themselves."""
 
 
 class Switcher:
@@ -43,16 +44,10 @@ class Switcher:
         self.device = choose_device(device)
         alike: dict[tuple[Any, ...], list[Bank]] = {}
         for bank in base.layout.banks:
-            alike.setdefault((len(bank.modules), bank.templates, bank.numel, bank.means), []).append(bank)
-        slices = base.layout.slices()
-        order = [[slices[module] for bank in banks for module in bank.modules] for banks in alike.values()]
-        # where each set of coefficients stands in a task's vector, stack by stack: (K, layers and templates of all)
-        self.places = torch.cat(
-            [torch.arange(place.start, place.stop).view(shape) for modules in order for place, shape in modules], 1
-        )
-        self.counts = torch.empty(self.places.shape[1], device=self.device)
-        parts = self.counts.split([sum(shape[1] for _, shape in modules) for modules in order])
-        self.stacks = [Stack(base, banks, counts) for banks, counts in zip(alike.values(), parts, strict=True)]
+            layers = len(bank.modules)
+            size = bank.numel if layers > 1 or bank.numel % SHORTEST else None
+            alike.setdefault((layers, bank.templates, bank.means, size), []).append(bank)
+        self.stacks = [Stack(base, banks, self.device) for banks in alike.values()]
         self.networks: dict[int, nn.Module] = {}
 
     def switch(self, vector: Tensor, image_size: int | None = None, adapter: Adapter | None = None) -> nn.Module:
@@ -77,9 +72,9 @@ class Switcher:
         size = image_size or self.image_size
         if size not in self.networks:
             self.networks[size] = self.build(size)
-        self.counts.copy_(vector.detach().cpu().take(self.places).mean(0))
+        vector = vector.detach().to(self.device)
         for stack in self.stacks:
-            stack.write()
+            stack.write(vector)
         return self.networks[size]
 
     def build(self, size: int) -> nn.Module:
@@ -92,39 +87,56 @@ class Switcher:
 
 
 class Stack:
-    """All banks with the same numbers of layers, templates and scalars: one product writes their weights.
+    """Banks with equally many layers and templates, cut in rows of equally many scalars.
+
+    Their weights lie in one tensor, which a call or two write: on small networks calls are what a switch takes.
 
     Args:
         base: What they are banks of.
-        banks: They.
-        counts: What each of their templates counts in each of their layers, the sets averaged, (B * layers * n,) on the
-            device of the weights. They change from task to task.
+        banks: They. If several layers share a bank, all are of one size.
+        device: Of the weights.
 
     Attributes:
-        weights: Name of each weight -> its view (*shape) of one tensor, which holds all of them.
+        weights: Name of each weight -> its view (*shape) of that tensor.
     """
 
-    def __init__(self, base: Base, banks: list[Bank], counts: Tensor) -> None:
-        first = banks[0]
-        templates = torch.stack([base.templates(bank).flatten(1) for bank in banks]).to(counts.device)
-        mixed = torch.empty(len(banks), len(first.modules), first.numel, device=counts.device)
-        self.counts = counts.view(len(banks), len(first.modules), first.templates)
-        self.cut = self.counts.chunk(2, -1) if first.means else None
-        columns = COLUMNS if first.templates > 1 else first.numel
-        self.parts = [(templates[..., part], mixed[..., part]) for part in batches(first.numel, columns)]
-        self.weights = {
-            f"{module}.weight": weight.view(bank.shape)
-            for bank, rows in zip(banks, mixed, strict=True)
-            for module, weight in zip(bank.modules, rows, strict=True)
-        }
+    def __init__(self, base: Base, banks: list[Bank], device: torch.device) -> None:
+        layers, n = len(banks[0].modules), banks[0].templates
+        row = math.gcd(*(bank.numel for bank in banks))
+        heights = [bank.numel // row for bank in banks]
+        templates, mixed = (torch.empty(sum(heights), count, row, device=device) for count in (n, layers))
+        places, self.weights = [], {}
+        slices = base.layout.slices()
+        for bank, own, target in zip(banks, templates.split(heights), mixed.split(heights), strict=True):
+            own.copy_(base.templates(bank).view(n, -1, row).transpose(0, 1))
+            for module, weight in zip(bank.modules, target.unbind(1), strict=True):
+                self.weights[f"{module}.weight"] = weight.view(bank.shape)
+            found = (slices[module] for module in bank.modules)
+            sets = torch.stack([torch.arange(place.start, place.stop).view(shape) for place, shape in found], 1)
+            places.append(sets.unsqueeze(1).expand(-1, len(own), -1, -1))
 
-    def write(self) -> None:
+        # where what counts in a row stands in a task's vector: (K, rows, layers, n)
+        self.places = torch.cat(places, 1).to(device)
+        self.sets = torch.empty(self.places.shape, device=device)
+        self.counts = torch.empty_like(self.sets[0]) if len(self.sets) > 1 else self.sets[0]
+        self.templates, self.mixed = templates, mixed
+        # views are cut here, as each takes as long as a small copy
+        self.cut = self.counts.chunk(2, -1) if banks[0].means else None
+        self.terms = [(self.counts[..., i, None], templates[:, i, None]) for i in range(n)]
+        self.shared = layers > 1 and n > 1
+
+    def write(self, vector: Tensor) -> None:
         """Equation 1 for every module of the stack, as products that leave nothing to be copied."""
+        torch.take(vector, self.places, out=self.sets)
+        if len(self.sets) > 1:
+            torch.mean(self.sets, 0, out=self.counts)
         if self.cut:  # what `uncut` does, without a copy
             rest, mean = self.cut
             mean.sub_(rest)
-        for templates, mixed in self.parts:
-            if self.counts.shape[-1] == 1:  # nothing to sum, and what only scales is no slower than a copy
-                torch.mul(self.counts, templates, out=mixed)
-            else:
-                torch.bmm(self.counts, templates, out=mixed)
+        if self.shared:
+            torch.bmm(self.counts, self.templates, out=self.mixed)
+            return
+        first, *others = self.terms
+        torch.mul(*first, out=self.mixed)  # what only scales is no slower than a copy
+        for counts, templates in others:
+            self.mixed.addcmul_(counts, templates)
