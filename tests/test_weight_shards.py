@@ -1,6 +1,8 @@
 """Reading tensors where they lie: safetensors files and shards of such, and what is said about damaged ones."""
 
+import errno
 import json
+import os
 import struct
 
 import pytest
@@ -163,6 +165,30 @@ def test_a_writer_that_is_not_given_all_leaves_nothing(tmp_path):
 
     with pytest.raises(AssertionError, match="not written: a"):
         lazy()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_while_more_is_written(tmp_path, monkeypatch):
+    """A system tells an error of writing once, to whoever syncs first."""
+    monkeypatch.setattr("recast_cli.engine.writer.UNSYNCED", 4)
+    calls = []
+
+    def once(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", once)
+
+    def write():
+        with writing(tmp_path / "f", specs({"a": torch.ones(2), "b": torch.ones(2)}), {}) as writer:
+            writer.write("a", torch.ones(2))
+            writer.write("b", torch.ones(2))
+            writer.finish({})
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert calls
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +14,9 @@ from torch import Tensor
 
 from recast_cli.engine.files import METADATA_KEY, atomic, to_json
 from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of
+
+UNSYNCED = 2**22
+"""Bytes from which the disk begins to take what is written, while the next tensors are made."""
 
 
 @contextmanager
@@ -29,8 +34,8 @@ def writing(
     Raises:
         OSError: The disk is full, among others.
     """
-    with atomic(path) as temporary, temporary.open("r+b", buffering=0) as stream:
-        writer = TensorWriter(stream, specs, widest, key)
+    with atomic(path) as temporary, temporary.open("r+b", buffering=0) as stream, ThreadPoolExecutor(1) as disk:
+        writer = TensorWriter(stream, specs, widest, key, disk)
         yield writer
         assert writer.finished, "the header is missing"
 
@@ -69,8 +74,17 @@ class TensorWriter:
     what is not needed is filled with spaces, which the format allows.
     """
 
-    def __init__(self, stream: BinaryIO, specs: Mapping[str, Spec], widest: dict[str, Any], key: str | None) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        specs: Mapping[str, Spec],
+        widest: dict[str, Any],
+        key: str | None,
+        disk: ThreadPoolExecutor,
+    ) -> None:
         self.stream, self.left, self.finished = stream, dict(specs), False
+        self.disk, self.unsynced = disk, 0
+        self.syncing: Future[None] | None = None
         self.key = key
         self.entries = entries_of(specs)
         self.length = header_bytes(self.entries, widest, key)
@@ -86,10 +100,17 @@ class TensorWriter:
         header = header_of(self.entries, metadata, self.key)
         assert len(header) <= self.length, "the metadata needs more room than was kept"
         self.put(memoryview(struct.pack("<Q", self.length) + header.ljust(self.length)), 0)
+        if self.syncing:
+            self.syncing.result()  # an error of the disk is told once
         self.finished = True
 
     def put(self, data: memoryview, place: int) -> None:
         """Write `data` at `place`, an offset in bytes."""
         self.stream.seek(place)
+        self.unsynced += len(data)
         while data:  # the system may take less than all at once
             data = data[self.stream.write(data) :]
+        if self.unsynced >= UNSYNCED and (self.syncing is None or self.syncing.done()):
+            if self.syncing:
+                self.syncing.result()
+            self.syncing, self.unsynced = self.disk.submit(os.fsync, self.stream.fileno()), 0
