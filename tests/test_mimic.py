@@ -1,6 +1,7 @@
 """Mimicking a source: what the base holds, and what of it is exact."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.solve import GradientOptions, VaeOptions
+from recast_cli.engine.writer import TensorWriter
 
 
 @pytest.mark.parametrize("kind", ["vit", "conv"])
@@ -119,3 +121,26 @@ def test_more_than_the_memory_is_refused(vit_source, vit_base):
     bank = dataclasses.replace(vit_base.layout.banks[0], shape=(2**24, 2**20))
     with pytest.raises(RecastError, match="GiB"):
         mimic(vit_source, dataclasses.replace(vit_base.layout, banks=(bank,)))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_of_torch_are_given_back(fails, vit_source, tmp_path, monkeypatch):
+    seen = []
+
+    def write(self, name, tensor):
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise OSError(28, "No space left on device")
+        original(self, name, tensor)
+
+    original = TensorWriter.write
+    monkeypatch.setattr(TensorWriter, "write", write)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(OSError, match="No space") if fails else nullcontext():
+            mimic(vit_source, plan_layout(vit_source.modules), path=tmp_path / "base")
+        assert torch.get_num_threads() == 2
+        assert set(seen) == {1}
+    finally:
+        torch.set_num_threads(before)

@@ -7,9 +7,7 @@ two digests (the source's and the base's), its bytes are hashed once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,18 +18,11 @@ from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of
 
 Hashed = tuple[Spec, Sequence[str]]
 """Type and shape of a tensor, and the SHA-256 of its bytes, or of each of its parts."""
-THREAD_WORTH = 2**23
-"""Bytes from which a thread hashes a tensor."""
 
 
 def hash_bytes(tensor: Tensor) -> str:
     """SHA-256 of the bytes of a tensor in row order, 64 hexadecimal digits."""
-    return hash_view(raw(tensor))
-
-
-def hash_view(view: memoryview) -> str:
-    """The same of bytes that are at hand."""
-    return hashlib.sha256(view).hexdigest()
+    return hashlib.sha256(raw(tensor)).hexdigest()
 
 
 def digest(tensors: Mapping[str, Hashed], extra: Any = None) -> str:
@@ -48,17 +39,6 @@ def tensors_digest(tensors: Mapping[str, Tensor], extra: Any = None) -> str:
 def hashed(tensor: Tensor) -> Hashed:
     """A tensor as `digest` takes it, in one part."""
     return spec_of(tensor), [hash_bytes(tensor)]
-
-
-def begin_hashes(pool: ThreadPoolExecutor, tensors: Iterable[Tensor]) -> Callable[[], list[str]]:
-    """Hash tensors, large ones in threads; what is returned waits for those and gives `hash_bytes` of each."""
-    begun: list[Callable[[], str]] = []
-    for tensor in tensors:
-        view = raw(tensor)
-        # to wake a thread and to wait for it takes longer than to hash a tensor that is not large
-        small = view.nbytes < THREAD_WORTH
-        begun.append(partial(hash_view, view) if small else pool.submit(hash_view, view).result)
-    return lambda: [wait() for wait in begun]
 
 
 def hash_templates(templates: Tensor, weights: Sequence[Tensor], hashes: Sequence[str]) -> list[str]:

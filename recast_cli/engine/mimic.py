@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.base import Base, identify, metadata_of, widest
+from recast_cli.engine.behind import Behind
 from recast_cli.engine.compress.code import Code, Encode, nearest
-from recast_cli.engine.digest import Hashed, begin_hashes, digest, hash_templates, hashed
+from recast_cli.engine.digest import Hashed, digest, hash_bytes, hash_templates, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.mixture import with_means
@@ -37,8 +37,6 @@ from recast_cli.engine.writer import writing
 
 BATCH = 2**22
 """Bytes of the source's other tensors that are read at a time."""
-BEHIND = 2**22
-"""Bytes of small banks that are kept until they are hashed."""
 
 
 def mimic(
@@ -75,17 +73,34 @@ def mimic(
     check_memory(layout, kept=layout.template_parameters if path is None else 0, copies=4 if options is None else 7)
     base = replace(unmade(source, layout, options, dtype, codes or {}), compression=dict(compression or {}))
     findings = Findings()
-    pieces = decompose(source, base, options, encode, findings, progress)
-    if path is None:
-        tensors = {key: tensor.clone() for key, tensor in pieces}  # the source may be a model that is trained on
-        return replace(findings.complete(base), tensors=tensors)
-    path = Path(path)
-    with writing(path, stored_specs(base_specs(source, layout, dtype), base.codes), widest(base)) as writer:
-        for key, tensor in pieces:
-            writer.write(key, tensor)
-        base = findings.complete(base)
-        writer.finish(metadata_of(base))
+    # templates that are weights are only compared, and after each comparison torch's other threads spin on the cores
+    # that hashing and writing need
+    compared = options is None and not codes and all(bank.stored == len(bank.modules) for bank in layout.banks)
+    with (
+        threads(1 if compared else torch.get_num_threads()),
+        closing(decompose(source, base, options, encode, findings, progress)) as pieces,
+    ):
+        if path is None:
+            tensors = {key: tensor.clone() for key, tensor in pieces}  # the source may be a model that is trained on
+            return replace(findings.complete(base), tensors=tensors)
+        path = Path(path)
+        with writing(path, stored_specs(base_specs(source, layout, dtype), base.codes), widest(base)) as writer:
+            for key, tensor in pieces:
+                writer.write(key, tensor)
+            base = findings.complete(base)
+            writer.finish(metadata_of(base))
     return replace(base, tensors=read_stored(path), path=path)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many of torch's threads for one operation, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
@@ -107,6 +122,13 @@ class Findings:
         self.base |= {part: hashed(value) for part, value in stored.items()}
         return stored
 
+    def note(self, batch: Mapping[str, Tensor], stored: Container[str]) -> None:
+        """Tensors of the source, those that are `stored` as they are in the base as well."""
+        for name, tensor in batch.items():
+            self.source[name] = hashed(tensor)
+            if name in stored:
+                self.base[name] = self.source[name]
+
     def complete(self, base: Base) -> Base:
         """`base` with its errors and digests."""
         return replace(
@@ -124,35 +146,26 @@ def decompose(
     encode: Encode,
     findings: Findings,
     progress: Progress | None,
-) -> Iterator[tuple[str, Tensor]]:
+) -> Generator[tuple[str, Tensor]]:
     """Name and value of every tensor of the base, one bank at a time; `findings` are complete after the last one.
 
-    Every byte of the source is hashed once, of large tensors by threads, while they are solved or written.
+    Every byte of the source is hashed once, by a thread, while the next tensors are read and written.
     """
     layout, codes, dtype = base.layout, base.codes, DTYPES[base.solver["dtype"]]
     solver = partial(solve, layout=layout, options=options, progress=progress)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        behind: deque[tuple[int, Callable[[], None]]] = deque()
+    with Behind() as behind:
         for number, bank in enumerate(layout.banks):
+            behind.settle()
             # a generator of its own, so that nothing of a bank is left in memory when the next one is read
             yield from decompose_bank(
-                source, bank, partial(solver, number=number), dtype, codes, encode, findings, pool, behind
+                source, bank, partial(solver, number=number), dtype, codes, encode, findings, behind
             )
-            # small banks are read and written while those before them are hashed; of a large one nothing is kept
-            while sum(size for size, _ in behind) >= BEHIND:
-                behind.popleft()[1]()
-        while behind:
-            behind.popleft()[1]()
-        for batch in batches(source, findings.source):
-            hashing = begin_hashes(pool, batch.values())
+        for batch in batches(source, {f"{module}.weight" for module in layout.modules}):
             plain = {name: tensor for name, tensor in batch.items() if name not in codes}
+            behind.add(sum(tensor.nbytes for tensor in batch.values()), partial(findings.note, batch, plain.keys()))
             yield from plain.items()
             for name in batch.keys() - plain.keys():
                 yield from findings.encoded(encode(name, batch[name], codes[name])).items()
-            for (name, tensor), known in zip(batch.items(), hashing(), strict=True):
-                findings.source[name] = spec_of(tensor), [known]
-                if name in plain:
-                    findings.base[name] = findings.source[name]
 
 
 def decompose_bank(
@@ -163,15 +176,10 @@ def decompose_bank(
     codes: Mapping[str, Code],
     encode: Encode,
     findings: Findings,
-    pool: ThreadPoolExecutor,
-    behind: deque[tuple[int, Callable[[], None]]],
+    behind: Behind,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of the templates and of the coefficients of one bank.
-
-    What waits for its hashes is added to `behind`, with the bytes that it keeps in memory.
-    """
+    """Name and value of the templates and of the coefficients of one bank, which `behind` hashes."""
     weights = [source.tensors[f"{module}.weight"] for module in bank.modules]
-    hashing = begin_hashes(pool, weights)
     floats = [weight.float() for weight in weights]
     stacked = torch.stack(floats) if len(floats) > 1 else floats[0][None]  # of one weight no copy
     if not torch.stack(stacked.aminmax()).isfinite().all():
@@ -183,16 +191,16 @@ def decompose_bank(
     kept = templates.float() if code is None else code.decode(key, stored)
     errors = Solution(with_means(kept) if bank.means else kept, solution.coefficients).errors(stacked, bank.means)
     findings.errors |= zip(bank.modules, errors, strict=True)
-    yield from stored.items()
 
     def record() -> None:
-        hashes = hashing()
+        hashes = [hash_bytes(weight) for weight in weights]
         for module, weight, known in zip(bank.modules, weights, hashes, strict=True):
             findings.source[f"{module}.weight"] = spec_of(weight), [known]
         if code is None:
             findings.base[key] = spec_of(templates), hash_templates(templates, weights, hashes)
 
-    behind.append((templates.nbytes + sum(weight.nbytes for weight in weights), record))
+    behind.add(templates.nbytes + sum(weight.nbytes for weight in weights), record)
+    yield from stored.items()
     for module, coefficients in zip(bank.modules, solution.coefficients, strict=True):
         findings.base[coefficient_key(module)] = hashed(coefficients)
         yield coefficient_key(module), coefficients.contiguous()
