@@ -136,6 +136,11 @@ def test_gradients_and_autocast_leave_switching_alone(vit_base):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_vector_in_another_precision(vit_base):
+    vector = perturbed(vit_base).double()
+    same(Switcher(vit_base, "cpu").switch(vector), merge(vit_base, vector.float()), exactly=False)
+
+
 def test_a_vector_of_another_length_is_refused_and_changes_nothing(vit_base):
     switcher, vector = Switcher(vit_base, "cpu"), perturbed(vit_base)
     model = switcher.switch(vector)

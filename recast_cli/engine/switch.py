@@ -72,7 +72,7 @@ class Switcher:
         size = image_size or self.image_size
         if size not in self.networks:
             self.networks[size] = self.build(size)
-        vector = vector.detach().to(self.device)
+        vector = vector.detach().to(self.device, torch.float32)
         for stack in self.stacks:
             stack.write(vector)
         return self.networks[size]
