@@ -1,5 +1,6 @@
 """Calibrated bases: nearer to their source than rounding to the nearest, on pictures they never saw."""
 
+import itertools
 import shutil
 from dataclasses import replace
 
@@ -216,3 +217,18 @@ def test_the_same_pictures_give_the_same_file(vit_source, data, tmp_path):
     assert first.path.read_bytes() == second.path.read_bytes()
     assert first.path.stat().st_size <= size
     assert load_base(first.path).compression["calibrated"]["pictures"] == 36
+
+
+@pytest.mark.parametrize("block", [1, 3, 192])
+def test_products_are_those_of_all_rows(block, monkeypatch):
+    monkeypatch.setattr(curving, "BLOCK", block)
+    gradients = torch.randn(2, 2, 7, 5, generator=torch.Generator().manual_seed(0))
+    sums: dict = {}
+    for gradient in gradients:
+        curving.add(sums, "w", gradient)
+    for found, view in zip(sums["w"], (gradients, gradients.mT), strict=True):
+        wanted = torch.zeros(2, view.shape[2], view.shape[2])
+        for gradient in view:
+            for n, i, j in itertools.product(range(2), range(view.shape[2]), range(view.shape[2])):
+                wanted[n, i, j] += (gradient[n, i] * gradient[n, j]).sum()
+        torch.testing.assert_close(curving.whole(found), wanted)

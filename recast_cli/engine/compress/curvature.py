@@ -30,6 +30,8 @@ FLOOR = 0.05
 """Of the network's mean curvature a value: what a tensor gets that no decision was seen to depend on."""
 WIDEST = 8192
 """Rows or columns up to which products of two are kept."""
+BLOCK = 192
+"""Rows whose products with those before them are made at a time."""
 
 
 class Turn(NamedTuple):
@@ -186,17 +188,31 @@ def drawn_loss(found: Tensor, classifies: bool, generator: torch.Generator) -> T
 
 def add(sums: dict[str, tuple[Tensor, Tensor]], name: str, gradient: Tensor) -> None:
     """Add one gradient (n, rows, columns) to the products of rows and to those of columns."""
-    found = products(gradient), products(gradient.mT)
-    if name in sums:
-        for total, value in zip(sums[name], found, strict=True):
-            total += value
-    else:
-        sums[name] = found
+    views = gradient, gradient.mT
+    if name not in sums:
+        sizes = ((each.shape[1],) * (2 if each.shape[1] <= WIDEST else 1) for each in views)
+        rows, columns = (gradient.new_zeros(len(gradient), *size) for size in sizes)
+        sums[name] = rows, columns
+    for total, view in zip(sums[name], views, strict=True):
+        add_products(total, view)
 
 
-def products(gradient: Tensor) -> Tensor:
-    """Of rows of a gradient (n, rows, columns): (n, rows, rows), or of more than `WIDEST` their squares, (n, rows)."""
-    return gradient @ gradient.mT if gradient.shape[1] <= WIDEST else gradient.square().sum(2)
+def add_products(total: Tensor, gradient: Tensor) -> None:
+    """Add the products of two rows of a gradient (n, rows, columns) to (n, rows, rows), up to the diagonal's blocks.
+
+    What is beyond them is the same once more. Of more than `WIDEST` rows their squares alone are added, to (n, rows).
+    """
+    if total.ndim == 2:
+        total += gradient.square().sum(2)
+        return
+    for first in range(0, gradient.shape[1], BLOCK):
+        last = first + BLOCK
+        total[:, first:last, :last].baddbmm_(gradient[:, first:last], gradient[:, :last].mT)
+
+
+def whole(products: Tensor) -> Tensor:
+    """Products that `add_products` has summed, in the form that they have, with what is beyond the diagonal."""
+    return products.tril() + products.tril(-1).mT if products.ndim == 3 else products
 
 
 def finished(sums: Mapping[str, tuple[Tensor, Tensor]], count: int) -> dict[str, Curvature]:
@@ -206,7 +222,7 @@ def finished(sums: Mapping[str, tuple[Tensor, Tensor]], count: int) -> dict[str,
     least = FLOOR * seen / count / max(values, 1)
     result = {}
     for name, (rows, columns) in sums.items():
-        rows, columns = rows.cpu().double() / count, columns.cpu().double() / count
+        rows, columns = (whole(each.cpu().double()) / count for each in (rows, columns))
         if not bool(squares(rows).sum(1).min() > 0):
             rows, columns = (
                 rows + diagonal(rows, least * columns.shape[-1]),
