@@ -155,17 +155,18 @@ def decompose(
     solver = partial(solve, layout=layout, options=options, progress=progress)
     with Behind() as behind:
         for number, bank in enumerate(layout.banks):
-            behind.settle()
             # a generator of its own, so that nothing of a bank is left in memory when the next one is read
             yield from decompose_bank(
                 source, bank, partial(solver, number=number), dtype, codes, encode, findings, behind
             )
+            behind.settle()
         for batch in batches(source, {f"{module}.weight" for module in layout.modules}):
             plain = {name: tensor for name, tensor in batch.items() if name not in codes}
             behind.add(sum(tensor.nbytes for tensor in batch.values()), partial(findings.note, batch, plain.keys()))
             yield from plain.items()
             for name in batch.keys() - plain.keys():
                 yield from findings.encoded(encode(name, batch[name], codes[name])).items()
+            behind.settle()
 
 
 def decompose_bank(

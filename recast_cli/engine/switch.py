@@ -104,6 +104,7 @@ class Stack:
         layers, n = len(banks[0].modules), banks[0].templates
         row = math.gcd(*(bank.numel for bank in banks))
         heights = [bank.numel // row for bank in banks]
+        # (all rows, n, length of a row) and (all rows, layers, length of a row)
         templates, mixed = (torch.empty(sum(heights), count, row, device=device) for count in (n, layers))
         places, self.weights = [], {}
         slices = base.layout.slices()
@@ -112,8 +113,8 @@ class Stack:
             for module, weight in zip(bank.modules, target.unbind(1), strict=True):
                 self.weights[f"{module}.weight"] = weight.view(bank.shape)
             found = (slices[module] for module in bank.modules)
-            sets = torch.stack([torch.arange(place.start, place.stop).view(shape) for place, shape in found], 1)
-            places.append(sets.unsqueeze(1).expand(-1, len(own), -1, -1))
+            own_places = torch.stack([torch.arange(place.start, place.stop).view(shape) for place, shape in found], 1)
+            places.append(own_places.unsqueeze(1).expand(-1, len(own), -1, -1))
 
         # where what counts in a row stands in a task's vector: (K, rows, layers, n)
         self.places = torch.cat(places, 1).to(device)
@@ -126,7 +127,10 @@ class Stack:
         self.shared = layers > 1 and n > 1
 
     def write(self, vector: Tensor) -> None:
-        """Equation 1 for every module of the stack, as products that leave nothing to be copied."""
+        """Equation 1 for every module of the stack by a task's vector, float32 on the device of the weights.
+
+        Nothing is copied: products go where the weights lie.
+        """
         torch.take(vector, self.places, out=self.sets)
         if len(self.sets) > 1:
             torch.mean(self.sets, 0, out=self.counts)

@@ -100,8 +100,7 @@ class TensorWriter:
         header = header_of(self.entries, metadata, self.key)
         assert len(header) <= self.length, "the metadata needs more room than was kept"
         self.put(memoryview(struct.pack("<Q", self.length) + header.ljust(self.length)), 0)
-        if self.syncing:
-            self.syncing.result()  # an error of the disk is told once
+        self.synced()
         self.finished = True
 
     def put(self, data: memoryview, place: int) -> None:
@@ -111,6 +110,10 @@ class TensorWriter:
         while data:  # the system may take less than all at once
             data = data[self.stream.write(data) :]
         if self.unsynced >= UNSYNCED and (self.syncing is None or self.syncing.done()):
-            if self.syncing:
-                self.syncing.result()
+            self.synced()
             self.syncing, self.unsynced = self.disk.submit(os.fsync, self.stream.fileno()), 0
+
+    def synced(self) -> None:
+        """Wait for the disk to have taken what it was given. Raises its OSError, which the system tells once."""
+        if self.syncing:
+            self.syncing.result()

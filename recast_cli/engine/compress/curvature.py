@@ -210,8 +210,8 @@ def add_products(total: Tensor, gradient: Tensor) -> None:
         total[:, first:last, :last].baddbmm_(gradient[:, first:last], gradient[:, :last].mT)
 
 
-def whole(products: Tensor) -> Tensor:
-    """Products that `add_products` has summed, in the form that they have, with what is beyond the diagonal."""
+def mirrored(products: Tensor) -> Tensor:
+    """Sums of `add_products`, (n, rows, rows), with what is beyond the diagonal; squares, (n, rows), as they are."""
     return products.tril() + products.tril(-1).mT if products.ndim == 3 else products
 
 
@@ -222,7 +222,7 @@ def finished(sums: Mapping[str, tuple[Tensor, Tensor]], count: int) -> dict[str,
     least = FLOOR * seen / count / max(values, 1)
     result = {}
     for name, (rows, columns) in sums.items():
-        rows, columns = (whole(each.cpu().double()) / count for each in (rows, columns))
+        rows, columns = (mirrored(each.cpu().double()) / count for each in (rows, columns))
         if not bool(squares(rows).sum(1).min() > 0):
             rows, columns = (
                 rows + diagonal(rows, least * columns.shape[-1]),
