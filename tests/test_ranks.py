@@ -19,14 +19,14 @@ from recast_cli.engine.base import save_base
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
-def adapt(processes, *arguments):
-    """`recast adapt` in a process alone, or in several."""
+def adapt(processes, *arguments, path=str(ROOT)):
+    """`recast adapt` in a process alone, or in several, with modules from `path`."""
     launcher = [*TORCHRUN, str(processes)] if processes > 1 else [sys.executable]
     return subprocess.run(
         [*launcher, "-m", "recast_cli", "adapt", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
 
@@ -67,6 +67,14 @@ def test_two_processes_learn_what_one_learns(folder):
 
 def test_wrong_input_is_said_once(folder):
     failed = adapt(2, "--task", "x", "--data", "nowhere")
+    assert failed.returncode != 0
+    assert failed.stderr.count("error: The image folder nowhere does not exist") == 1
+
+
+def test_wrong_input_is_said_by_a_first_process_that_is_the_last_to_find_it(folder):
+    late = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(1.5)\n"
+    (folder / "sitecustomize.py").write_text(late)
+    failed = adapt(2, "--task", "x", "--data", "nowhere", path=os.pathsep.join([str(folder), str(ROOT)]))
     assert failed.returncode != 0
     assert failed.stderr.count("error: The image folder nowhere does not exist") == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -16,6 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from recast_cli.engine.progress import Progress
+
+GRACE = 5
+"""Seconds that a process beside the first waits after an error, for the first to tell it."""
 
 
 class Output:
@@ -53,6 +57,7 @@ class Output:
     def error(self, text: str) -> None:
         """The one line of an error, never wrapped; processes beside the first would only repeat it."""
         if not leads():
+            time.sleep(GRACE)  # torchrun ends all processes when one leaves, the first perhaps before it has spoken
             return
         self.stderr.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
 
