@@ -13,10 +13,10 @@ from recast_cli.engine import trial
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.base import load_base
 from recast_cli.engine.compare import compare, read_results
-from recast_cli.engine.comparison import digest_of
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe
+from recast_cli.engine.stock import base_file
 from recast_cli.engine.sweep import chosen_rate
 
 pytest_plugins = ["compare_fixtures"]
@@ -49,7 +49,7 @@ def test_every_line_says_all_and_only_chosen_rates_see_test(whole):
     counts = {line["method"]: (line["floats"], line["degrees_of_freedom"]) for line in lines}
     expected = {"linear-probe": (0, 0), "head": (0, 0)}
     for name in ("recast", "listed"):
-        layout = load_base(OUT / "bases" / f"{digest_of(plan.base_spec('vit', name))}.safetensors").layout
+        layout = load_base(base_file(plan, "vit", name, OUT)).layout
         expected[name] = (layout.coefficients, layout.degrees_of_freedom)
     assert counts == expected
     assert counts["listed"] == (32, 16)
@@ -81,7 +81,7 @@ def test_recast_gives_the_numbers_of_adapt(folder, monkeypatch):
     )
     plan = plan_of(text)
     results, _, _ = run_all(plan)
-    base = load_base(OUT / "bases" / f"{digest_of(plan.base_spec('vit', 'recast'))}.safetensors")
+    base = load_base(base_file(plan, "vit", "recast", OUT))
     for seed in (0, 1):
         options = AdaptOptions(epochs=3, lr=0.2, seed=seed, precision="float32")
         task = adapt(base, Path("pictures/colours"), f"seed{seed}", Path(f"tasks/seed{seed}"), options)
@@ -106,7 +106,7 @@ def test_adapters_give_the_numbers_of_adapt(name, folder, monkeypatch):
     plan = plan_of(shared + rows)
     results, failed, _ = run_all(plan)
     assert failed == 0
-    base = load_base(OUT / "bases" / f"{digest_of(plan.base_spec('vit', 'joined'))}.safetensors")
+    base = load_base(base_file(plan, "vit", "joined", OUT))
     found = set()
     for method in ("joined", "alone"):
         options = AdaptOptions(

@@ -101,6 +101,20 @@ def test_a_key_depends_on_all_that_determines_a_run_and_on_no_name_or_folder(pla
     assert keys(defaults) == keys(plan)
 
 
+def test_runs_of_an_earlier_pick_are_not_taken_for_those_of_today(tmp_path, monkeypatch):
+    """Of the bare method alone: what is spelt out stays what it was, and so does what trains no coefficients."""
+    bare = TEXT.replace("modules: 'blocks.*.attn.qkv', sets: 1", "budget: 49")
+    assert bare != TEXT
+    before, spelt = plan_of(bare, tmp_path / "c.yaml"), plan_of(TEXT, tmp_path / "d.yaml")
+    names = ("recast", "paper", "lora", "head", "linear-probe")
+    old = {name: (keys(before, method=name), keys(spelt, method=name)) for name in names}
+    monkeypatch.setattr("recast_cli.engine.comparison.PICK", 999)
+    after, again = plan_of(bare, tmp_path / "e.yaml"), plan_of(TEXT, tmp_path / "f.yaml")
+    new = {name: (keys(after, method=name), keys(again, method=name)) for name in names}
+    assert {name for name in names if new[name][0] != old[name][0]} == {"recast"}
+    assert all(new[name][1] == old[name][1] for name in names)
+
+
 def test_an_adapter_s_rate_is_swept_and_its_options_tell_runs_apart(tmp_path):
     methods = """methods:
   recast: {lr: 0.1}

@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from recast_cli.engine.attach import Mixture, Templates, attach, coefficient_parameters
-from recast_cli.engine.gradients import SMALL, cheap_gradients, choose_road
+from recast_cli.engine.cut import with_parts
+from recast_cli.engine.gradients import cheap_gradients, choose_road
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.products import SMALL, Cut, Products, Scaled, inner
 
 module = importlib.import_module("recast_cli.engine.gradients")
 
@@ -28,13 +30,13 @@ MODULES = {
 }
 
 
-def mixed(make, templates, sets, dtype=torch.float64):
-    """A module whose weight is a mixture of random templates."""
+def mixed(make, templates, sets, dtype=torch.float64, cut=None):
+    """A module whose weight is a mixture of random templates; coefficients of what is cut are near 1, as they stay."""
     torch.manual_seed(0)
     made = make().to(dtype).requires_grad_(False)
-    bank = torch.randn(templates, *made.weight.shape, dtype=dtype)
-    made.weight = nn.Parameter(torch.randn(sets, templates, dtype=dtype))
-    parametrize.register_parametrization(made, "weight", Mixture(Templates(bank)), unsafe=True)
+    bank = with_parts(torch.randn(templates, *made.weight.shape, dtype=dtype), cut)
+    made.weight = nn.Parameter(torch.randn(sets, len(bank), dtype=dtype) * (0.5 if cut else 1) + (1 if cut else 0))
+    parametrize.register_parametrization(made, "weight", Mixture(Templates(bank), cut), unsafe=True)
     return made
 
 
@@ -45,32 +47,38 @@ def run(made, x, downstream):
     return [y, *torch.autograd.grad((y * downstream).sum(), wanted)]
 
 
+LINEAR = [name for name in MODULES if "linear" in name]
+MIXTURES = [(name, (n, k), None) for name in MODULES for n, k in ((1, 1), (1, 2), (2, 2), (3, 1))]
+
+
 @pytest.mark.parametrize("input_gradient", [True, False])
 @pytest.mark.parametrize("road", ["input", "output"])
-@pytest.mark.parametrize(("templates", "sets"), [(1, 1), (1, 2), (2, 2), (3, 1)])
-@pytest.mark.parametrize("name", MODULES)
-def test_every_road_gives_the_gradients_of_autograd(name, templates, sets, road, input_gradient, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "counts", "cut"), [*MIXTURES, *((name, (1, k), "directions") for name in LINEAR for k in (1, 2))]
+)
+def test_every_road_gives_the_gradients_of_autograd(name, counts, cut, road, input_gradient, monkeypatch):
     make, shape = MODULES[name]
-    made = mixed(make, templates, sets)
+    made = mixed(make, *counts, cut=cut)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=input_gradient)
     downstream = torch.randn_like(made(x))
     wanted = run(made, x, downstream)
     monkeypatch.setattr(module, "choose_road", lambda *arguments: road)
     calls = []
-    for kind in (module.Scaled, module.Products):
+    for kind in (Scaled, Cut, Products):
         monkeypatch.setattr(
             kind, "apply", lambda *inputs, kind=kind, own=kind.apply: (calls.append(kind), own(*inputs))[1]
         )
     with cheap_gradients(made):
         found = run(made, x, downstream)
-    assert calls == [module.Scaled if templates == 1 else module.Products]
+    assert calls == [Cut if cut else Scaled if counts[0] == 1 else Products]
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
         ours.detach().add_(1)  # processes add them up in place, which an expanded tensor does not allow
 
 
-def test_a_coefficient_of_zero_still_has_its_gradient():
-    made = mixed(lambda: nn.Linear(5, 7), 1, 1)
+@pytest.mark.parametrize("cut", [None, "directions"])
+def test_a_coefficient_of_zero_still_has_its_gradient(cut):
+    made = mixed(lambda: nn.Linear(5, 7), 1, 1, cut=cut)
     with torch.no_grad():
         made.parametrizations.weight.original.zero_()
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
@@ -83,11 +91,16 @@ def test_a_coefficient_of_zero_still_has_its_gradient():
     assert found[2].abs().max() <= 100 * SMALL
 
 
-@pytest.mark.parametrize("templates", [1, 2])
-@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32, bias=False), lambda: nn.Conv2d(64, 16, 3, bias=False)])
-def test_bfloat16_keeps_a_coefficient_near_one(make, templates):
+NEAR_ONE = [lambda: nn.Linear(64, 32, bias=False), lambda: nn.Conv2d(64, 16, 3, bias=False)]
+
+
+@pytest.mark.parametrize(
+    ("make", "templates", "cut"),
+    [(NEAR_ONE[0], 1, "directions"), *((make, templates, None) for make in NEAR_ONE for templates in (1, 2))],
+)
+def test_bfloat16_keeps_a_coefficient_near_one(make, templates, cut):
     """A step of 1/1024 from 1 is lost where a coefficient is rounded to bfloat16; the outputs must show it."""
-    made = mixed(make, templates, 1, torch.float32)
+    made = mixed(make, templates, 1, torch.float32, cut)
     shape = (64, 64) if isinstance(made, nn.Linear) else (8, 64, 6, 6)
     x, outputs = torch.randn(shape, requires_grad=True), []
     for value in (1.0, 1.0 + 2**-10):
@@ -100,19 +113,19 @@ def test_bfloat16_keeps_a_coefficient_near_one(make, templates):
     assert ratio == pytest.approx(1 + 2**-10, abs=3e-4)
 
 
-@pytest.mark.parametrize("templates", [1, 2])
+LINEAR_SHAPES = [lambda: nn.Linear(64, 32), lambda: nn.Linear(32, 64), lambda: nn.Linear(96, 16)]
+SHAPES = [*LINEAR_SHAPES, lambda: nn.Conv2d(32, 16, 3), lambda: nn.Conv2d(32, 4, 3)]
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "templates", "cut"),
     [
-        lambda: nn.Linear(64, 32),
-        lambda: nn.Linear(32, 64),
-        lambda: nn.Linear(96, 16),
-        lambda: nn.Conv2d(32, 16, 3),
-        lambda: nn.Conv2d(32, 4, 3),
+        *((make, 1, "directions") for make in LINEAR_SHAPES),
+        *((make, templates, None) for make in SHAPES for templates in (1, 2)),
     ],
 )
-def test_gradients_under_bfloat16_are_those_of_autograd(make, templates):
-    made = mixed(make, templates, 2, torch.float32)
+def test_gradients_under_bfloat16_are_those_of_autograd(make, templates, cut):
+    made = mixed(make, templates, 2, torch.float32, cut)
     shape = (512, made.in_features) if isinstance(made, nn.Linear) else (8, 32, 10, 10)
     x = torch.randn(shape, requires_grad=True)
     downstream = torch.randn_like(made(x)) + 0.2
@@ -134,7 +147,7 @@ def test_inner_products_of_bfloat16_are_summed_in_float32(shape, channel):
     first = torch.randn(shape).bfloat16()
     for second in (first, torch.randn(shape).bfloat16(), (first.float() + torch.randn(shape)).bfloat16()):
         wanted = (first.double() * second.double()).sum()
-        found = module.inner(first, second, channel)
+        found = inner(first, second, channel)
         assert found.dtype == torch.float32
         # what rounding the numbers of A and B has changed already: 1/512 of each product, in random directions
         scale = (first.double() * second.double()).square().sum().sqrt() / 512 + wanted.abs() / 4096

@@ -27,18 +27,19 @@ def test_attention_of_twelve_blocks(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "roles"),
+    ("name", "depth", "cut"),
     [
-        ("vit_small_patch16_224", ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
-        ("vit_small_patch16_224.dino", ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
-        ("vit_large_patch16_224", ("attn.qkv", "mlp.fc2")),  # all four would be 96
+        ("vit_small_patch16_224", 12, "directions"),
+        ("vit_small_patch16_224.dino", 12, "directions"),
+        ("vit_large_patch16_224", 24, None),  # cut in two they would be 96
     ],
 )
-def test_the_default_is_one_coefficient_a_module(name, roles):
+def test_the_default_is_qkv_and_fc2_of_every_block(name, depth, cut):
     layout = plan_layout(modules_of(name))
-    depth = 48 // len(roles)
+    roles = ("attn.qkv", "mlp.fc2")
     assert set(layout.modules) == {f"blocks.{number}.{role}" for number in range(depth) for role in roles}
-    assert (layout.templates, layout.sets) == (1, 1)
+    assert {bank.cut for bank in layout.banks} == {cut}
+    assert (layout.templates, layout.sets) == (2 if cut else 1, 1)
     assert (layout.coefficients, layout.degrees_of_freedom) == (48, 48)
     assert all(bank.exact for bank in layout.banks)
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from recast_cli.engine.source import Source
     from recast_cli.engine.verify import Verification
 
+PARTS = {"means": "its mean over the window", "directions": "what it makes of one direction"}
+"""What each way of cutting a weight takes out of it."""
+
 
 def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:
     """The JSON of `recast mimic`."""
@@ -70,7 +73,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
             "layout",
             f"{layout.name}: {value['modules']} modules in {value['banks']} banks of {', '.join(roles[:3])}"
             + (f" and {len(roles) - 3} more roles" if len(roles) > 3 else "")
-            + (", each cut into its mean over the window and the rest" if layout.means else ""),
+            + "".join(f", each cut into {PARTS[cut]} and the rest" for cut in sorted(layout.cuts)),
         ),
         ("groups x templates x sets", f"G={value['groups']}, n={value['templates']}, K={value['sets']}"),
         ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),

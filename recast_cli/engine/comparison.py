@@ -17,6 +17,7 @@ from typing import Any
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.files import to_json
 from recast_cli.engine.options import ADAPTERS, AdaptOptions
+from recast_cli.engine.plan import PICK
 from recast_cli.engine.settings import as_number, check_keys, option_types, read_yaml, typename, with_underscores
 
 OWN_KINDS = ("linear-probe", "head", "recast", "adapter")
@@ -108,6 +109,10 @@ class Plan:
         rivals = SPELT if "layout" in given else ("layout",) if given.keys() & set(SPELT) else ()
         return {key: value for key, value in spec.items() if key not in rivals} | given
 
+    def pick(self, source: str, method: str) -> tuple[int, ...]:
+        """What digests hold of a layout that nobody spelt out: runs of an earlier pick are not taken for today's."""
+        return () if {"layout", *SPELT} & self.base_spec(source, method).keys() else (PICK,)
+
     def key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
         """The digest that a run is known by."""
         place = (source, task, method, seed, lr)
@@ -122,7 +127,8 @@ class Plan:
         if own.kind == "linear-probe":
             return digest_of("linear-probe", base, images.data, probe_options(images.options))
         options = own.adapter if own.kind in OWN_KINDS else own.options
-        return digest_of(own.kind, options, base, images.data, training_options(images.options), seed, lr)
+        pick = self.pick(source, method) if own.kind == "recast" else ()
+        return digest_of(own.kind, options, base, images.data, training_options(images.options), seed, lr, *pick)
 
 
 def digest_of(*parts: Any) -> str:

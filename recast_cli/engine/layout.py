@@ -9,6 +9,9 @@ from typing import Any
 
 from recast_cli.engine.errors import RecastError
 
+CUTS = ("means", "directions")
+"""Ways to cut a weight in two, see engine/cut.py."""
+
 
 @dataclass(frozen=True)
 class Bank:
@@ -21,8 +24,8 @@ class Bank:
         modules: Names of the modules in order of depth.
         shape: Shape of each weight and of each template.
         templates: n, how many templates a weight is mixed of.
-        means: Whether the file holds n/2 kernels, each of which is cut into two templates: what is left of it beside
-            its mean over the window, and that mean (see `cut`).
+        cut: One of CUTS where the file holds n/2 tensors, each of which is cut into two templates, what is left of it
+            beside its part, and that part (engine/cut.py); None: it holds all n templates.
     """
 
     name: str
@@ -31,12 +34,12 @@ class Bank:
     modules: tuple[str, ...]
     shape: tuple[int, ...]
     templates: int
-    means: bool = False
+    cut: str | None = None
 
     @property
     def stored(self) -> int:
         """How many tensors of the module's shape the file holds."""
-        return self.templates // 2 if self.means else self.templates
+        return self.templates // 2 if self.cut else self.templates
 
     @property
     def exact(self) -> bool:
@@ -92,9 +95,9 @@ class Layout:
         return self.source_parameters - (self.template_parameters + self.coefficients)
 
     @property
-    def means(self) -> bool:
-        """Whether kernels of any bank are cut in two."""
-        return any(bank.means for bank in self.banks)
+    def cuts(self) -> set[str]:
+        """How templates are cut in two, where any are."""
+        return {bank.cut for bank in self.banks if bank.cut}
 
     @property
     def groups(self) -> int:
@@ -127,7 +130,7 @@ class Layout:
                 "shape": list(bank.shape),
                 "templates": bank.templates,
                 # left out where there are none, so that older bases keep their id
-                **({"means": True} if bank.means else {}),
+                **({bank.cut: True} if bank.cut else {}),
             }
             for bank in self.banks
         ]
@@ -145,7 +148,7 @@ class Layout:
                     modules=tuple(bank["modules"]),
                     shape=tuple(int(size) for size in bank["shape"]),
                     templates=int(bank["templates"]),
-                    means=bool(bank.get("means", False)),
+                    cut=next((cut for cut in CUTS if bank.get(cut)), None),
                 )
                 for bank in value["banks"]
             )

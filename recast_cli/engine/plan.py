@@ -22,6 +22,8 @@ Modules = Mapping[str, tuple[int, ...]]
 PAPER_LAYOUTS = ("paper-attention", "paper-mlp", "paper-both", "paper-resnet")
 BUDGET = 49
 PAPER_SETS = 2
+PICK = 2
+"""Which pick of `pick_layout` this is: one more where a later version picks another layout for the same network."""
 DEPTHWISE = 8
 """Depthwise kernels that make a network one of depthwise convolutions."""
 
@@ -137,14 +139,14 @@ def bank_name(modules: Sequence[str]) -> str:
 def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
     """The layout the tool picks for any network: exact, K = 1, at most `budget` coefficients.
 
-    Networks of depthwise convolutions get two coefficients for each kernel, see `kernel_banks`. Any other network gets
-    one for each module, n = 1: W = c * T, and the whole budget goes into reaching many modules, which gains more than
-    mixing the weights of few (docs/results.md). Families are taken whole while they fit, in the
-    order of `preferred`; of a first one that does not fit, the deepest modules. Where no two modules share role and
-    shape, the largest are taken.
+    Networks of depthwise convolutions get two coefficients for each kernel, see `kernel_banks`, and transformers two
+    for some linear layers of each block, see `direction_banks`. Any other network gets one for each module, n = 1:
+    W = c * T, and the whole budget goes into reaching many modules, which gains more than mixing the weights of few
+    (docs/results.md). Families are taken whole while they fit, in the order of `preferred`; of a first one that does
+    not fit, the deepest modules. Where no two modules share role and shape, the largest are taken.
     """
-    if kernels := kernel_banks(modules, budget):
-        return in_order("auto", 1, kernels)
+    if cut := kernel_banks(modules, budget) or direction_banks(modules, budget):
+        return in_order("auto", 1, cut)
     families = preferred(find_families(modules))
     if not families:
         largest = sorted(modules, key=lambda name: (-math.prod(modules[name]), depth_order(name)))[:budget]
@@ -173,7 +175,34 @@ def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
         return []
     families = find_families({name: kernels[name] for name in list(kernels)[: budget // 2]})
     banks = [bank for family in families for bank in make_banks(family, len(family.modules))]
-    return [replace(bank, templates=2, means=True) for bank in banks]
+    return [replace(bank, templates=2, cut="means") for bank in banks]
+
+
+def direction_banks(modules: Modules, budget: int) -> list[Bank]:
+    """Banks of one linear layer each, cut along a direction, for networks of fused attention.
+
+    Roles are taken whole while they fit: fused attention, then by the weights they hold, the later one first, which
+    makes it qkv and fc2 of every block. None where that is not two roles at least: one coefficient for each module of
+    two roles then gains more (docs/results.md).
+    """
+    roles: dict[str, list[Family]] = defaultdict(list)
+    for family in find_families({name: shape for name, shape in modules.items() if len(shape) == 2}):
+        roles[family.role].append(family)
+    ordered = sorted(
+        enumerate(roles.values()),
+        key=lambda each: (not each[1][0].fused_attention, -sum(family.parameters for family in each[1]), -each[0]),
+    )
+    if not ordered or not ordered[0][1][0].fused_attention:
+        return []
+    banks: list[Bank] = []
+    whole = 0
+    for _, families in ordered:
+        more = [bank for family in families for bank in make_banks(family, len(family.modules))]
+        if 2 * len(banks + more) > budget:
+            break
+        banks += more
+        whole += 1
+    return [replace(bank, templates=2, cut="directions") for bank in banks] if whole > 1 else []
 
 
 def preferred(families: Sequence[Family]) -> list[Family]:

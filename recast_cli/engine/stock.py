@@ -56,7 +56,7 @@ def alone(path: Path) -> Iterator[None]:
 
 def base_of(plan: Plan, run: Run, folder: Path) -> Base:
     """The base that a run works on, from `bases/`, where it is made if it is not there."""
-    path = base_file(plan, run, folder)
+    path = base_file(plan, run.source, run.method, folder)
     with alone(path):
         if not path.exists():
             make_base(plan.base_spec(run.source, run.method), plan.path.parent, path)
@@ -69,7 +69,7 @@ def make_bases(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
     Raises:
         RecastError: A source cannot be opened.
     """
-    for path, run in {base_file(plan, run, folder): run for run in runs}.items():
+    for path, run in {base_file(plan, run.source, run.method, folder): run for run in runs}.items():
         try:
             if not path.exists():
                 make_base(plan.base_spec(run.source, run.method), plan.path.parent, path)
@@ -79,9 +79,9 @@ def make_bases(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
             raise RecastError(f"{plan.path}: sources.{run.source}: {error.what}", error.hint) from None
 
 
-def base_file(plan: Plan, run: Run, folder: Path) -> Path:
-    """Where the base of a run lies."""
-    return folder / "bases" / f"{digest_of(plan.base_spec(run.source, run.method))}.safetensors"
+def base_file(plan: Plan, source: str, method: str, folder: Path) -> Path:
+    """Where the base of runs of a method lies."""
+    return folder / "bases" / f"{digest_of(plan.base_spec(source, method), *plan.pick(source, method))}.safetensors"
 
 
 def make_base(spec: dict[str, Any], home: Path, path: Path) -> None:

@@ -69,9 +69,14 @@ def top(tensor: Tensor, rank: int = 1) -> list[Tensor]:
     return [(u[:, :rank] * s[:rank]) @ vt[:rank]]
 
 
-def top_and_rest(tensor: Tensor) -> list[Tensor]:
-    """The largest singular value's part, and what is left."""
-    return [*top(tensor), tensor - top(tensor)[0]]
+def top_and_rest(tensor: Tensor, rank: int = 1) -> list[Tensor]:
+    """The part of the largest singular values, and what is left."""
+    return [*top(tensor, rank), tensor - top(tensor, rank)[0]]
+
+
+def four_and_rest(tensor: Tensor) -> list[Tensor]:
+    """The part of the four largest singular values, and what is left."""
+    return top_and_rest(tensor, 4)
 
 
 def blocks(model: Any) -> list[Any]:
@@ -276,6 +281,11 @@ TRANSFORMER: dict[str, Candidate | None] = {
     "top of all four": each(*((name, top) for name in FOUR)),
     "top and rest of qkv and fc2": each(*((name, top_and_rest) for name in ("attn.qkv", "mlp.fc2"))),
     "top and rest of proj and fc1": each(*((name, top_and_rest) for name in ("attn.proj", "mlp.fc1"))),
+    "top and rest of qkv and fc1": each(*((name, top_and_rest) for name in ("attn.qkv", "mlp.fc1"))),
+    "top and rest of proj and fc2": each(*((name, top_and_rest) for name in ("attn.proj", "mlp.fc2"))),
+    "top and rest of fc1 and fc2": each(*((name, top_and_rest) for name in ("mlp.fc1", "mlp.fc2"))),
+    "top and rest of qkv and proj": each(*((name, top_and_rest) for name in ("attn.qkv", "attn.proj"))),
+    "top four and rest of qkv and fc2": each(*((name, four_and_rest) for name in ("attn.qkv", "mlp.fc2"))),
     "top of proj and fc1, qkv, fc2": each(
         ("attn.qkv", whole), ("mlp.fc2", whole), ("attn.proj", top), ("mlp.fc1", top)
     ),
