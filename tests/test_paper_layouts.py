@@ -27,19 +27,20 @@ def test_attention_of_twelve_blocks(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "cut"),
+    ("name", "depth", "roles", "cut"),
     [
-        ("vit_small_patch16_224", 12, "directions"),
-        ("vit_small_patch16_224.dino", 12, "directions"),
-        ("vit_large_patch16_224", 24, None),  # cut in two they would be 96
+        ("vit_small_patch16_224", 12, ("attn.qkv", "attn.proj", "mlp.fc2"), "mlp.fc2"),
+        ("vit_small_patch16_224.dino", 12, ("attn.qkv", "attn.proj", "mlp.fc2"), "mlp.fc2"),
+        ("vit_large_patch16_224", 24, ("attn.qkv", "mlp.fc2"), None),  # fc2 cut in two would be 48 alone
     ],
 )
-def test_the_default_is_qkv_and_fc2_of_every_block(name, depth, cut):
+def test_the_default_takes_roles_of_every_block(name, depth, roles, cut):
     layout = plan_layout(modules_of(name))
-    roles = ("attn.qkv", "mlp.fc2")
     assert set(layout.modules) == {f"blocks.{number}.{role}" for number in range(depth) for role in roles}
-    assert {bank.cut for bank in layout.banks} == {cut}
-    assert (layout.templates, layout.sets) == (2 if cut else 1, 1)
+    for bank in layout.banks:
+        is_cut = cut is not None and bank.role.endswith(cut)
+        assert (bank.templates, bank.cut) == ((2, "directions") if is_cut else (1, None))
+    assert layout.sets == 1
     assert (layout.coefficients, layout.degrees_of_freedom) == (48, 48)
     assert all(bank.exact for bank in layout.banks)
 

@@ -12,11 +12,12 @@ from recast_cli.cli.output import size as readable
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
+    from recast_cli.engine.layout import Layout
     from recast_cli.engine.source import Source
     from recast_cli.engine.verify import Verification
 
-PARTS = {"means": "its mean over the window", "directions": "what it makes of one direction"}
-"""What each way of cutting a weight takes out of it."""
+PARTS = {"means": "their means over the window", "directions": "what they make of one direction of their inputs"}
+"""What each way of cutting weights takes out of them."""
 
 
 def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:
@@ -60,6 +61,11 @@ def summary(source: Source, base: Base, seconds: float, verification: Verificati
     return value
 
 
+def which(layout: Layout, cut: str) -> str:
+    """Whether all or some modules are cut so."""
+    return "all" if all(bank.cut == cut for bank in layout.banks) else "some"
+
+
 def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     """The same for people."""
     layout = base.layout
@@ -73,7 +79,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
             "layout",
             f"{layout.name}: {value['modules']} modules in {value['banks']} banks of {', '.join(roles[:3])}"
             + (f" and {len(roles) - 3} more roles" if len(roles) > 3 else "")
-            + "".join(f", each cut into {PARTS[cut]} and the rest" for cut in sorted(layout.cuts)),
+            + "".join(f", {which(layout, cut)} cut into {PARTS[cut]} and the rest" for cut in sorted(layout.cuts)),
         ),
         ("groups x templates x sets", f"G={value['groups']}, n={value['templates']}, K={value['sets']}"),
         ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),

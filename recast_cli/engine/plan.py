@@ -140,10 +140,10 @@ def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
     """The layout the tool picks for any network: exact, K = 1, at most `budget` coefficients.
 
     Networks of depthwise convolutions get two coefficients for each kernel, see `kernel_banks`, and transformers two
-    for some linear layers of each block, see `direction_banks`. Any other network gets one for each module, n = 1:
-    W = c * T, and the whole budget goes into reaching many modules, which gains more than mixing the weights of few
-    (docs/results.md). Families are taken whole while they fit, in the order of `preferred`; of a first one that does
-    not fit, the deepest modules. Where no two modules share role and shape, the largest are taken.
+    for one linear layer of each block and one for others, see `direction_banks`. Any other network gets one for each
+    module, n = 1: W = c * T, and the whole budget goes into reaching many modules, which gains more than mixing the
+    weights of few (docs/results.md). Families are taken whole while they fit, in the order of `preferred`; of a first
+    one that does not fit, the deepest modules. Where no two modules share role and shape, the largest are taken.
     """
     if cut := kernel_banks(modules, budget) or direction_banks(modules, budget):
         return in_order("auto", 1, cut)
@@ -157,7 +157,7 @@ def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
     banks: list[Bank] = []
     for family in families:
         if len(banks) + len(family.modules) <= budget:
-            banks += make_banks(family, len(family.modules))
+            banks += one_each([family])
     return in_order("auto", 1, banks)
 
 
@@ -174,35 +174,40 @@ def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
     if sum(shape[1] == 1 for shape in kernels.values()) < DEPTHWISE or budget < 2:
         return []
     families = find_families({name: kernels[name] for name in list(kernels)[: budget // 2]})
-    banks = [bank for family in families for bank in make_banks(family, len(family.modules))]
-    return [replace(bank, templates=2, cut="means") for bank in banks]
+    return [replace(bank, templates=2, cut="means") for bank in one_each(families)]
 
 
 def direction_banks(modules: Modules, budget: int) -> list[Bank]:
-    """Banks of one linear layer each, cut along a direction, for networks of fused attention.
+    """Banks of one linear layer each: fused attention, and of the MLPs beside it the last layer, cut along a direction.
 
-    Roles are taken whole while they fit: fused attention, then by the weights they hold, the later one first, which
-    makes it qkv and fc2 of every block. None where that is not two roles at least: one coefficient for each module of
-    two roles then gains more (docs/results.md).
+    The cut role is, of those with fewer outputs than inputs, the one with most weights. Roles are taken whole: those
+    two, then with one coefficient for each layer, while they fit, those with most layers, of equals the ones with
+    fewest outputs for their inputs: fc2, qkv and proj of 12 blocks. None where the first two do not fit: of 24 blocks
+    qkv and fc2, one coefficient each, are never much worse than others (docs/results.md).
     """
     roles: dict[str, list[Family]] = defaultdict(list)
     for family in find_families({name: shape for name, shape in modules.items() if len(shape) == 2}):
         roles[family.role].append(family)
-    ordered = sorted(
-        enumerate(roles.values()),
-        key=lambda each: (not each[1][0].fused_attention, -sum(family.parameters for family in each[1]), -each[0]),
-    )
-    if not ordered or not ordered[0][1][0].fused_attention:
+    found = [families for families in roles.values() if sum(len(family.modules) for family in families) > 1]
+    narrowing = [families for families in found if all(each.shape[0] < each.shape[1] for each in families)]
+    attention = [families for families in found if families[0].fused_attention]
+    if not narrowing or not attention:
         return []
-    banks: list[Bank] = []
-    whole = 0
-    for _, families in ordered:
-        more = [bank for family in families for bank in make_banks(family, len(family.modules))]
-        if 2 * len(banks + more) > budget:
-            break
-        banks += more
-        whole += 1
-    return [replace(bank, templates=2, cut="directions") for bank in banks] if whole > 1 else []
+    last = max(narrowing, key=lambda families: sum(family.parameters for family in families))
+    banks = [replace(bank, templates=2, cut="directions") for bank in one_each(last)]
+    others = [families for families in found if families not in (last, attention[0])]
+    others.sort(key=lambda each: (-sum(len(family.modules) for family in each), each[0].shape[0] / each[0].shape[1]))
+    for families in (attention[0], *others):
+        if sum(bank.templates for bank in banks) + len(more := one_each(families)) <= budget:
+            banks += more
+        elif families is attention[0]:
+            return []
+    return banks
+
+
+def one_each(families: Sequence[Family]) -> list[Bank]:
+    """A bank for every module."""
+    return [bank for family in families for bank in make_banks(family, len(family.modules))]
 
 
 def preferred(families: Sequence[Family]) -> list[Family]:

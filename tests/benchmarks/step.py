@@ -96,7 +96,7 @@ def cases(batch: Batch) -> dict[str, Step]:
     makers: dict[str, Callable[[], Step]] = {
         "bare loop": lambda: bare(batch, products=False),
         "bare loop, one more product for each qkv": lambda: bare(batch, products=True),
-        "recast, qkv and fc2 cut in two (the default)": lambda: recast(batch, {}),
+        "recast, the default": lambda: recast(batch, {}),
         "recast, 1 template, qkv proj fc1 fc2": lambda: recast(batch, one | {"patterns": four}),
         "the default from uint8, with windows and flips": lambda: recast(batch, {}, prepare=True),
         "recast, 1 template, qkv alone": lambda: recast(batch, one | {"patterns": four[:1]}),
