@@ -62,8 +62,9 @@ def summary(source: Source, base: Base, seconds: float, verification: Verificati
 
 
 def which(layout: Layout, cut: str) -> str:
-    """Whether all or some modules are cut so."""
-    return "all" if all(bank.cut == cut for bank in layout.banks) else "some"
+    """The roles that are cut so, or `all`."""
+    roles = {bank.role for bank in layout.banks if bank.cut == cut}
+    return "all" if all(bank.role in roles for bank in layout.banks) else ", ".join(sorted(roles))
 
 
 def show(console: Console, base: Base, value: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Weights cut in two, a part and the rest, each with a coefficient of its own; the file holds the weight once.
 
-W = r (T - part(T)) + p part(T), which is T where r = p = 1. Part is linear in T and known from T alone:
+W = r (T - part(T)) + p part(T), which is T where r = p = 1. The part is known from T alone:
 
 * `means`: of a kernel with a window, the mean over it. The rest sees edges, the part blurs.
 * `directions`: of a linear layer, what it makes of one direction v of its inputs: part(T) = T v v^T, of rank one, where
@@ -31,13 +31,13 @@ def with_parts(templates: Tensor, cut: str | None) -> Tensor:
     return torch.cat([templates, parts])
 
 
-def direction(weight: Tensor) -> Tensor:
-    """v (inputs,), of length 1, of a weight (outputs, inputs): the power method on W^T W, from the longest row of W.
+def direction(weight: Tensor, steps: int = STEPS) -> Tensor:
+    """v (inputs,) of a weight (outputs, inputs): `steps` of the power method on W^T W, from the longest row of W.
 
-    Of zeros it is zeros.
+    Of length 1 after any step; of zeros it is zeros.
     """
     v = weight[weight.square().sum(1).argmax()]
-    for _ in range(STEPS):
+    for _ in range(steps):
         v = (weight @ v) @ weight
         v = v / v.norm().clamp_min(torch.finfo(v.dtype).tiny)
     return v

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from recast_cli.engine.cut import direction
 from recast_cli.engine.network import find_modules
 from recast_cli.engine.plan import BUDGET, find_families, preferred
 
@@ -72,6 +73,34 @@ def top(tensor: Tensor, rank: int = 1) -> list[Tensor]:
 def top_and_rest(tensor: Tensor, rank: int = 1) -> list[Tensor]:
     """The part of the largest singular values, and what is left."""
     return [*top(tensor, rank), tensor - top(tensor, rank)[0]]
+
+
+def along(vector: Tensor, tensor: Tensor) -> list[Tensor]:
+    """What the tensor makes of one direction of its inputs, and what is left."""
+    vector = vector / vector.norm()
+    part = torch.outer(tensor @ vector, vector)
+    return [part, tensor - part]
+
+
+def stretched(tensor: Tensor) -> list[Tensor]:
+    """As the tool cuts: along nearly the direction that is stretched most."""
+    return along(direction(tensor), tensor)
+
+
+def after(steps: int) -> Callable[[Tensor], list[Tensor]]:
+    """The same after another number of steps of the power method; after none it is the longest row."""
+    return lambda tensor: along(direction(tensor, steps), tensor)
+
+
+def at_random(tensor: Tensor) -> list[Tensor]:
+    """Along a random direction."""
+    generator = torch.Generator().manual_seed(tensor.shape[1])
+    return along(torch.randn(tensor.shape[1], generator=generator), tensor)
+
+
+def mean_row(tensor: Tensor) -> list[Tensor]:
+    """Along the mean of the rows."""
+    return along(tensor.mean(0), tensor)
 
 
 def four_and_rest(tensor: Tensor) -> list[Tensor]:
@@ -285,6 +314,18 @@ TRANSFORMER: dict[str, Candidate | None] = {
     "top and rest of proj and fc2": each(*((name, top_and_rest) for name in ("attn.proj", "mlp.fc2"))),
     "top and rest of fc1 and fc2": each(*((name, top_and_rest) for name in ("mlp.fc1", "mlp.fc2"))),
     "top and rest of qkv and proj": each(*((name, top_and_rest) for name in ("attn.qkv", "attn.proj"))),
+    "fc2 cut, qkv, proj": each(("mlp.fc2", stretched), ("attn.qkv", whole), ("attn.proj", whole)),
+    "fc2 cut, qkv, fc1": each(("mlp.fc2", stretched), ("attn.qkv", whole), ("mlp.fc1", whole)),
+    "fc2 cut, proj, fc1": each(("mlp.fc2", stretched), ("attn.proj", whole), ("mlp.fc1", whole)),
+    "qkv and fc2 cut": each(("attn.qkv", stretched), ("mlp.fc2", stretched)),
+    "qkv and fc2 cut, no steps": each(("attn.qkv", after(0)), ("mlp.fc2", after(0))),
+    "qkv and fc2 cut, one step": each(("attn.qkv", after(1)), ("mlp.fc2", after(1))),
+    "qkv and fc2 cut, five steps": each(("attn.qkv", after(5)), ("mlp.fc2", after(5))),
+    "qkv and fc2 cut at random": each(("attn.qkv", at_random), ("mlp.fc2", at_random)),
+    "qkv and fc2 cut, mean rows": each(("attn.qkv", mean_row), ("mlp.fc2", mean_row)),
+    "24: fc2 cut": each(("mlp.fc2", stretched)),
+    "24: qkv cut": each(("attn.qkv", stretched)),
+    "24: qkv and fc2 cut, last half": each(("attn.qkv", stretched), ("mlp.fc2", stretched), first=6),
     "top four and rest of qkv and fc2": each(*((name, four_and_rest) for name in ("attn.qkv", "mlp.fc2"))),
     "top of proj and fc1, qkv, fc2": each(
         ("attn.qkv", whole), ("mlp.fc2", whole), ("attn.proj", top), ("mlp.fc1", top)
