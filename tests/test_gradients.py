@@ -76,6 +76,15 @@ def test_every_road_gives_the_gradients_of_autograd(name, counts, cut, road, inp
         ours.detach().add_(1)  # processes add them up in place, which an expanded tensor does not allow
 
 
+def test_several_weights_that_are_cut_are_left_to_autograd():
+    made = mixed(lambda: nn.Linear(6, 10), 2, 1, cut="directions")
+    x, downstream = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 10, dtype=torch.float64)
+    wanted = run(made, x, downstream)
+    with cheap_gradients(made):
+        assert "forward" not in vars(made)
+        torch.testing.assert_close(run(made, x, downstream), wanted)
+
+
 @pytest.mark.parametrize("cut", [None, "directions"])
 def test_a_coefficient_of_zero_still_has_its_gradient(cut):
     made = mixed(lambda: nn.Linear(5, 7), 1, 1, cut=cut)

@@ -89,10 +89,11 @@ def read_geometry(module: Any) -> tuple[Geometry | None] | None:
     """The geometry of a plain convolution, or None in its place for a plain linear module; nothing for any other."""
     first, *others = module.parametrizations.weight
     # an adapter on the same weight wants the weight's gradient anyway, and the mixture's is a pass over it
-    # no road is for means of kernels, which are small
+    # no road is for means of kernels, which are small, nor for several weights that are cut
     if (
         not isinstance(first, Mixture)
         or first.cut == "means"
+        or (first.cut and len(first.templates.get_buffer("tensor")) > 2)
         or others
         or (module.bias is not None and module.bias.requires_grad)
     ):
