@@ -159,7 +159,7 @@ def test_a_switch_writes_what_merging_makes_of_several_sets(together, vit_source
     monkeypatch.setattr("recast_cli.engine.switch.TOGETHER", together)
     base = mimic(vit_source, Layout("two sets", 2, layout.banks))
     switcher = Switcher(base, "cpu")
-    assert [type(stack).__name__ for stack in switcher.stacks].count("Ranked") == 1
+    assert [type(stack).__name__ for stack in switcher.stacks].count("RankOne") == 1
     vector = perturbed(base)
     found, wanted = switcher.switch(vector).state_dict(), merge(base, vector).state_dict()
     for name, weight in wanted.items():

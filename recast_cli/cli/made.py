@@ -61,7 +61,7 @@ def summary(source: Source, base: Base, seconds: float, verification: Verificati
     return value
 
 
-def which(layout: Layout, cut: str) -> str:
+def cut_roles(layout: Layout, cut: str) -> str:
     """The roles that are cut so, or `all`."""
     roles = {bank.role for bank in layout.banks if bank.cut == cut}
     return "all" if all(bank.role in roles for bank in layout.banks) else ", ".join(sorted(roles))
@@ -80,7 +80,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
             "layout",
             f"{layout.name}: {value['modules']} modules in {value['banks']} banks of {', '.join(roles[:3])}"
             + (f" and {len(roles) - 3} more roles" if len(roles) > 3 else "")
-            + "".join(f", {which(layout, cut)} cut into {PARTS[cut]} and the rest" for cut in sorted(layout.cuts)),
+            + "".join(f"; {cut_roles(layout, cut)} cut into {PARTS[cut]} and the rest" for cut in sorted(layout.cuts)),
         ),
         ("groups x templates x sets", f"G={value['groups']}, n={value['templates']}, K={value['sets']}"),
         ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),

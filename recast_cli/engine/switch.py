@@ -49,7 +49,7 @@ class Switcher:
         for bank in base.layout.banks:
             layers = len(bank.modules)
             size = bank.numel if layers > 1 or bank.numel % SHORTEST else None
-            kind = (Ranked, bank.shape) if ranked(bank) else (Stack, layers, bank.templates, bank.cut, size)
+            kind = (RankOne, bank.shape) if rank_one(bank) else (Stack, layers, bank.templates, bank.cut, size)
             alike.setdefault(kind, []).append(bank)
         self.stacks = [kind[0](base, banks, self.device) for kind, banks in alike.items()]
         self.networks: dict[int, nn.Module] = {}
@@ -150,12 +150,12 @@ class Stack:
             self.mixed.addcmul_(counts, templates)
 
 
-def ranked(bank: Bank) -> bool:
+def rank_one(bank: Bank) -> bool:
     """Whether a bank is one layer cut along a direction, whose part, of rank one, need not be in memory."""
     return bank.cut == "directions" and len(bank.modules) == bank.stored == 1
 
 
-class Ranked:
+class RankOne:
     """Linear layers of one shape, each cut along a direction v: W = r T + (p - r) u v^T with u = T v.
 
     Args:
