@@ -117,17 +117,20 @@ def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], 
     if mixture.cut:
         templates = templates[:1]
         v = direction(templates[0])
-        u = templates[0] @ v
+        u = (templates[0] @ v)[:, None]
     first, kind, own = templates[0], templates.device.type, type(module).forward
     roads: dict[tuple[torch.Size, bool, bool], str] = {}
     biases: dict[torch.dtype, Tensor | None] = {}
+    rounded: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def compute(x: Tensor, road: str) -> Tensor:
         if x.dtype not in biases:  # it is frozen
             biases[x.dtype] = None if module.bias is None else module.bias.detach().to(x.dtype)
+            if mixture.cut:
+                rounded[x.dtype] = v.to(x.dtype)[None], u.to(x.dtype).T
         bias = biases[x.dtype]
         if mixture.cut:
-            return Cut.apply(x, coefficients, first, v, u, bias, road)
+            return Cut.apply(x, coefficients, first, v, u, rounded[x.dtype], bias, road)
         if len(templates) == 1:
             return Scaled.apply(x, coefficients, first, bias, geometry, road)
         return Products.apply(x, coefficients, templates, bias, geometry, road)
