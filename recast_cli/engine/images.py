@@ -277,4 +277,5 @@ def normalise(pixels: Tensor, data: dict[str, Any]) -> Tensor:
 @functools.lru_cache
 def statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and std (1, 3, 1, 1) on a device; kept, because sending them there makes the CPU wait."""
-    return torch.tensor(mean, device=device).view(1, -1, 1, 1), torch.tensor(std, device=device).view(1, -1, 1, 1)
+    with torch.inference_mode(False):  # they are for training as well
+        return torch.tensor(mean, device=device).view(1, -1, 1, 1), torch.tensor(std, device=device).view(1, -1, 1, 1)
