@@ -45,7 +45,7 @@ def test_json_says_what_was_made(source, tmp_path):
     assert (value["base"], value["base_id"]) == ("base.safetensors", base.base_id)
     assert value["architecture"].split(".")[0] == "vit_tiny_patch16_224"
     counts = ("modules", "banks", "groups", "templates", "sets", "coefficients", "degrees_of_freedom")
-    assert [value[name] for name in counts] == [36, 36, 12, 2, 1, 48, 48]
+    assert [value[name] for name in counts] == [48, 48, 12, 1, 1, 48, 48]
     assert (value["max_relative_error"], value["min_cosine"]) == (0, 1)
     assert value["base_parameters"] == value["source_parameters"] + value["coefficients"]
     assert value["bytes"] == (tmp_path / "base.safetensors").stat().st_size
@@ -75,7 +75,7 @@ def test_verify_compares_base_and_source(source, tmp_path):
     assert value.keys() == KEYS | {"verify"}
     assert value["verify"].keys() == {"images", "agreement", "feature_cosine"}
     assert (value["verify"]["images"], value["verify"]["agreement"]) == (9, 1.0)
-    assert len(value["verify"]["feature_cosine"]) == 36
+    assert len(value["verify"]["feature_cosine"]) == 48
     assert all(abs(cosine - 1) < 1e-6 for cosine in value["verify"]["feature_cosine"].values())
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from recast_cli.engine.digest import tensors_digest
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import (
-    DIRECTIONS_VERSION,
     FORMAT_VERSION,
+    TRELLIS_VERSION,
     atomic,
     read_header,
     read_metadata,
@@ -150,8 +150,8 @@ def test_damaged_metadata(metadata, tmp_path):
 def test_metadata_of_others_and_of_the_future(tmp_path):
     save_file(TENSORS, tmp_path / "theirs", {"format": "pt"})
     assert read_metadata(tmp_path / "theirs") is None
-    write_tensors(tmp_path / "f", TENSORS, {"kind": "base", "format": DIRECTIONS_VERSION + 1})
-    with pytest.raises(RecastError, match=f"format {DIRECTIONS_VERSION + 1}"):
+    write_tensors(tmp_path / "f", TENSORS, {"kind": "base", "format": TRELLIS_VERSION + 1})
+    with pytest.raises(RecastError, match=f"format {TRELLIS_VERSION + 1}"):
         read_metadata(tmp_path / "f")
 
 

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from recast_cli.engine.attach import Mixture, Templates, attach, coefficient_parameters
-from recast_cli.engine.cut import with_parts
 from recast_cli.engine.gradients import cheap_gradients, choose_road
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
-from recast_cli.engine.products import SMALL, Cut, Products, Scaled, inner
+from recast_cli.engine.products import SMALL, Products, Scaled, inner
 
 module = importlib.import_module("recast_cli.engine.gradients")
 
@@ -30,13 +29,13 @@ MODULES = {
 }
 
 
-def mixed(make, templates, sets, dtype=torch.float64, cut=None):
-    """A module whose weight is a mixture of random templates; coefficients of what is cut are near 1, as they stay."""
+def mixed(make, templates, sets, dtype=torch.float64):
+    """A module whose weight is a mixture of random templates."""
     torch.manual_seed(0)
     made = make().to(dtype).requires_grad_(False)
-    bank = with_parts(torch.randn(templates, *made.weight.shape, dtype=dtype), cut)
-    made.weight = nn.Parameter(torch.randn(sets, len(bank), dtype=dtype) * (0.5 if cut else 1) + (1 if cut else 0))
-    parametrize.register_parametrization(made, "weight", Mixture(Templates(bank), cut), unsafe=True)
+    bank = torch.randn(templates, *made.weight.shape, dtype=dtype)
+    made.weight = nn.Parameter(torch.randn(sets, templates, dtype=dtype))
+    parametrize.register_parametrization(made, "weight", Mixture(Templates(bank)), unsafe=True)
     return made
 
 
@@ -47,47 +46,32 @@ def run(made, x, downstream):
     return [y, *torch.autograd.grad((y * downstream).sum(), wanted)]
 
 
-LINEAR = [name for name in MODULES if "linear" in name]
-MIXTURES = [(name, (n, k), None) for name in MODULES for n, k in ((1, 1), (1, 2), (2, 2), (3, 1))]
-
-
 @pytest.mark.parametrize("input_gradient", [True, False])
 @pytest.mark.parametrize("road", ["input", "output"])
-@pytest.mark.parametrize(
-    ("name", "counts", "cut"), [*MIXTURES, *((name, (1, k), "directions") for name in LINEAR for k in (1, 2))]
-)
-def test_every_road_gives_the_gradients_of_autograd(name, counts, cut, road, input_gradient, monkeypatch):
+@pytest.mark.parametrize(("templates", "sets"), [(1, 1), (1, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize("name", MODULES)
+def test_every_road_gives_the_gradients_of_autograd(name, templates, sets, road, input_gradient, monkeypatch):
     make, shape = MODULES[name]
-    made = mixed(make, *counts, cut=cut)
+    made = mixed(make, templates, sets)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=input_gradient)
     downstream = torch.randn_like(made(x))
     wanted = run(made, x, downstream)
     monkeypatch.setattr(module, "choose_road", lambda *arguments: road)
     calls = []
-    for kind in (Scaled, Cut, Products):
+    for kind in (Scaled, Products):
         monkeypatch.setattr(
             kind, "apply", lambda *inputs, kind=kind, own=kind.apply: (calls.append(kind), own(*inputs))[1]
         )
     with cheap_gradients(made):
         found = run(made, x, downstream)
-    assert calls == [Cut if cut else Scaled if counts[0] == 1 else Products]
+    assert calls == [Scaled if templates == 1 else Products]
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
         ours.detach().add_(1)  # processes add them up in place, which an expanded tensor does not allow
 
 
-def test_several_weights_that_are_cut_are_left_to_autograd():
-    made = mixed(lambda: nn.Linear(6, 10), 2, 1, cut="directions")
-    x, downstream = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 10, dtype=torch.float64)
-    wanted = run(made, x, downstream)
-    with cheap_gradients(made):
-        assert "forward" not in vars(made)
-        torch.testing.assert_close(run(made, x, downstream), wanted)
-
-
-@pytest.mark.parametrize("cut", [None, "directions"])
-def test_a_coefficient_of_zero_still_has_its_gradient(cut):
-    made = mixed(lambda: nn.Linear(5, 7), 1, 1, cut=cut)
+def test_a_coefficient_of_zero_still_has_its_gradient():
+    made = mixed(lambda: nn.Linear(5, 7), 1, 1)
     with torch.no_grad():
         made.parametrizations.weight.original.zero_()
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
@@ -100,16 +84,11 @@ def test_a_coefficient_of_zero_still_has_its_gradient(cut):
     assert found[2].abs().max() <= 100 * SMALL
 
 
-NEAR_ONE = [lambda: nn.Linear(64, 32, bias=False), lambda: nn.Conv2d(64, 16, 3, bias=False)]
-
-
-@pytest.mark.parametrize(
-    ("make", "templates", "cut"),
-    [(NEAR_ONE[0], 1, "directions"), *((make, templates, None) for make in NEAR_ONE for templates in (1, 2))],
-)
-def test_bfloat16_keeps_a_coefficient_near_one(make, templates, cut):
+@pytest.mark.parametrize("templates", [1, 2])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32, bias=False), lambda: nn.Conv2d(64, 16, 3, bias=False)])
+def test_bfloat16_keeps_a_coefficient_near_one(make, templates):
     """A step of 1/1024 from 1 is lost where a coefficient is rounded to bfloat16; the outputs must show it."""
-    made = mixed(make, templates, 1, torch.float32, cut)
+    made = mixed(make, templates, 1, torch.float32)
     shape = (64, 64) if isinstance(made, nn.Linear) else (8, 64, 6, 6)
     x, outputs = torch.randn(shape, requires_grad=True), []
     for value in (1.0, 1.0 + 2**-10):
@@ -122,19 +101,19 @@ def test_bfloat16_keeps_a_coefficient_near_one(make, templates, cut):
     assert ratio == pytest.approx(1 + 2**-10, abs=3e-4)
 
 
-LINEAR_SHAPES = [lambda: nn.Linear(64, 32), lambda: nn.Linear(32, 64), lambda: nn.Linear(96, 16)]
-SHAPES = [*LINEAR_SHAPES, lambda: nn.Conv2d(32, 16, 3), lambda: nn.Conv2d(32, 4, 3)]
-
-
+@pytest.mark.parametrize("templates", [1, 2])
 @pytest.mark.parametrize(
-    ("make", "templates", "cut"),
+    "make",
     [
-        *((make, 1, "directions") for make in LINEAR_SHAPES),
-        *((make, templates, None) for make in SHAPES for templates in (1, 2)),
+        lambda: nn.Linear(64, 32),
+        lambda: nn.Linear(32, 64),
+        lambda: nn.Linear(96, 16),
+        lambda: nn.Conv2d(32, 16, 3),
+        lambda: nn.Conv2d(32, 4, 3),
     ],
 )
-def test_gradients_under_bfloat16_are_those_of_autograd(make, templates, cut):
-    made = mixed(make, templates, 2, torch.float32, cut)
+def test_gradients_under_bfloat16_are_those_of_autograd(make, templates):
+    made = mixed(make, templates, 2, torch.float32)
     shape = (512, made.in_features) if isinstance(made, nn.Linear) else (8, 32, 10, 10)
     x = torch.randn(shape, requires_grad=True)
     downstream = torch.randn_like(made(x)) + 0.2

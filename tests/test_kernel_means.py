@@ -19,12 +19,12 @@ from recast_cli.engine.base import load_base, save_base
 from recast_cli.engine.compress.compress import compress
 from recast_cli.engine.compress.curvature import template_gradient
 from recast_cli.engine.compress.plan import source_bytes
-from recast_cli.engine.cut import with_parts
 from recast_cli.engine.diagnose import diagnose, diagnose_roles, template_entropy
 from recast_cli.engine.files import read_metadata
 from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.layout import Layout, template_key
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mixture import with_means
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.restore import write_source
@@ -70,7 +70,7 @@ def by_loops(kernel, coefficients):
 @pytest.mark.parametrize("shape", [(4, 1, 3), (4, 1, 3, 3), (6, 1, 1, 5), (2, 1, 2, 3, 4)])
 def test_means_are_over_the_window_alone(shape):
     templates = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = with_parts(templates, "means")
+    found = with_means(templates)
     assert found.shape == (4, *shape)
     assert torch.equal(found[:2], templates)
     for template, mean in zip(templates.flatten(0, 2), found[2:].flatten(0, 2), strict=True):
@@ -83,7 +83,7 @@ def test_all_kernels_and_nothing_else_are_picked(source, layout):
     assert len(wanted) == 18
     assert set(layout.modules) == set(wanted)
     assert layout.coefficients == layout.degrees_of_freedom == 2 * len(wanted)
-    assert all((bank.templates, bank.stored, bank.cut) == (2, 1, "means") for bank in layout.banks)
+    assert all((bank.templates, bank.stored, bank.means) == (2, 1, True) for bank in layout.banks)
     assert layout.template_parameters == layout.source_parameters == sum(math.prod(b.shape) for b in layout.banks)
 
 
@@ -117,13 +117,13 @@ def test_the_first_within_the_budget(budget, count):
     ],
 )
 def test_other_networks_keep_one_coefficient_a_module(modules, budget):
-    assert not any(bank.cut for bank in plan_layout(modules, budget=budget).banks)
+    assert not any(bank.means for bank in plan_layout(modules, budget=budget).banks)
 
 
 def test_layouts_that_are_spelt_out_take_no_means(source):
     for choice in ({"patterns": ["blocks.*.conv_dw"]}, {"templates": 1}, {"sets": 2}):
         layout = plan_layout(source.modules, **choice)
-        assert not any(bank.cut for bank in layout.banks)
+        assert not any(bank.means for bank in layout.banks)
         assert '"means"' not in json.dumps(layout.to_dict())  # ids of bases from before there were any
 
 
@@ -192,7 +192,7 @@ def test_file_holds_each_kernel_once(source, layout, base, tmp_path):
     read = load_base(tmp_path / "saved")
     assert read.layout == layout
     assert read.base_id == saved.base_id == written.base_id == base.base_id
-    assert torch.equal(read.templates(layout.banks[0]), with_parts(read.stored(layout.banks[0]), "means"))
+    assert torch.equal(read.templates(layout.banks[0]), with_means(read.stored(layout.banks[0])))
     assert write_source(read, tmp_path / "source")  # the digest of the source, bit by bit
 
 

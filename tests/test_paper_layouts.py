@@ -27,20 +27,18 @@ def test_attention_of_twelve_blocks(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "roles", "cut"),
+    ("name", "roles"),
     [
-        ("vit_small_patch16_224", 12, ("attn.qkv", "attn.proj", "mlp.fc2"), "mlp.fc2"),
-        ("vit_small_patch16_224.dino", 12, ("attn.qkv", "attn.proj", "mlp.fc2"), "mlp.fc2"),
-        ("vit_large_patch16_224", 24, ("attn.qkv", "mlp.fc2"), None),  # fc2 cut in two would be 48 alone
+        ("vit_small_patch16_224", ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+        ("vit_small_patch16_224.dino", ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+        ("vit_large_patch16_224", ("attn.qkv", "mlp.fc2")),  # all four would be 96
     ],
 )
-def test_the_default_takes_roles_of_every_block(name, depth, roles, cut):
+def test_the_default_is_one_coefficient_a_module(name, roles):
     layout = plan_layout(modules_of(name))
+    depth = 48 // len(roles)
     assert set(layout.modules) == {f"blocks.{number}.{role}" for number in range(depth) for role in roles}
-    for bank in layout.banks:
-        is_cut = cut is not None and bank.role.endswith(cut)
-        assert (bank.templates, bank.cut) == ((2, "directions") if is_cut else (1, None))
-    assert layout.sets == 1
+    assert (layout.templates, layout.sets) == (1, 1)
     assert (layout.coefficients, layout.degrees_of_freedom) == (48, 48)
     assert all(bank.exact for bank in layout.banks)
 

@@ -99,8 +99,7 @@ def test_networks_of_two_image_sizes_hold_the_same_task(vit_base):
 def test_banks_of_several_sizes_in_one_stack_or_in_one_each(model, shortest, monkeypatch, request):
     monkeypatch.setattr(switch_module, "SHORTEST", shortest)
     source = request.getfixturevalue(model)
-    four = ["blocks.*.attn.*", "blocks.*.mlp.*"] if model == "vit_source" else []
-    base = mimic(source, plan_layout(source.modules, patterns=four, groups=12 if four else None))
+    base = mimic(source, plan_layout(source.modules))
     sizes = {bank.numel for bank in base.layout.banks}
     switcher = Switcher(base, "cpu")
     assert len(sizes) > 1

@@ -51,4 +51,4 @@ def test_a_source_without_classifier_has_no_agreement(tmp_path, data):
     source = open_source(str(save_folder(tmp_path / "m", VIT, VIT_ARGS | {"num_classes": 0})))
     found = verify(source, mimic(source, plan_layout(source.modules)), data, device="cpu")
     assert found.agreement is None
-    assert list(found.feature_cosine.values()) == pytest.approx([1.0] * 36)
+    assert list(found.feature_cosine.values()) == pytest.approx([1.0] * 48)

@@ -12,12 +12,8 @@ from recast_cli.cli.output import size as readable
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
-    from recast_cli.engine.layout import Layout
     from recast_cli.engine.source import Source
     from recast_cli.engine.verify import Verification
-
-PARTS = {"means": "their means over the window", "directions": "what they make of one direction of their inputs"}
-"""What each way of cutting weights takes out of them."""
 
 
 def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:
@@ -61,12 +57,6 @@ def summary(source: Source, base: Base, seconds: float, verification: Verificati
     return value
 
 
-def cut_roles(layout: Layout, cut: str) -> str:
-    """The roles that are cut so, or `all`."""
-    roles = {bank.role for bank in layout.banks if bank.cut == cut}
-    return "all" if all(bank.role in roles for bank in layout.banks) else ", ".join(sorted(roles))
-
-
 def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     """The same for people."""
     layout = base.layout
@@ -80,7 +70,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
             "layout",
             f"{layout.name}: {value['modules']} modules in {value['banks']} banks of {', '.join(roles[:3])}"
             + (f" and {len(roles) - 3} more roles" if len(roles) > 3 else "")
-            + "".join(f"; {cut_roles(layout, cut)} cut into {PARTS[cut]} and the rest" for cut in sorted(layout.cuts)),
+            + (", each cut into its mean over the window and the rest" if layout.means else ""),
         ),
         ("groups x templates x sets", f"G={value['groups']}, n={value['templates']}, K={value['sets']}"),
         ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),

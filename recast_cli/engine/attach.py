@@ -23,15 +23,15 @@ class Templates(nn.Module):
 class Mixture(nn.Module):
     """Parametrization that makes a weight of shape (*shape) out of coefficients (K, n)."""
 
-    def __init__(self, templates: Templates, cut: str | None = None) -> None:
+    def __init__(self, templates: Templates, means: bool = False) -> None:
         super().__init__()
-        self.templates, self.cut = templates, cut
+        self.templates, self.means = templates, means
 
     def forward(self, coefficients: Tensor) -> Tensor:
         """Equation 1; see `mix`."""
         # bfloat16 has 8 bits: under autocast a coefficient near 1 could not move by less than 1/128
         with torch.autocast(coefficients.device.type, enabled=False):
-            return mix(coefficients, self.templates.get_buffer("tensor"), self.cut is not None)
+            return mix(coefficients, self.templates.get_buffer("tensor"), self.means)
 
 
 def attach(base: Base, vector: Tensor | None = None, image_size: int | None = None) -> nn.Module:
@@ -57,7 +57,7 @@ def attach(base: Base, vector: Tensor | None = None, image_size: int | None = No
             place, shape = places[name]
             module.weight = nn.Parameter(vector[place].reshape(shape).clone())
             # unsafe: the parametrization changes the shape, from coefficients to a weight
-            parametrize.register_parametrization(module, "weight", Mixture(templates, bank.cut), unsafe=True)
+            parametrize.register_parametrization(module, "weight", Mixture(templates, bank.means), unsafe=True)
     return model.eval()
 
 

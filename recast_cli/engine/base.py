@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.compress.code import Code, Deflated, code_from_dict, code_to_dict
-from recast_cli.engine.cut import with_parts
 from recast_cli.engine.digest import Hashed, digest
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.files import (
     CODED_VERSION,
-    DIRECTIONS_VERSION,
     FORMAT_VERSION,
     MEANS_VERSION,
     TRELLIS_VERSION,
@@ -26,7 +24,7 @@ from recast_cli.engine.files import (
     read_tensors,
 )
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
-from recast_cli.engine.mixture import mix
+from recast_cli.engine.mixture import mix, with_means
 from recast_cli.engine.tensors import Spec, StoredTensors, read_stored, specs
 from recast_cli.engine.writer import writing
 
@@ -84,11 +82,11 @@ class Base:
         return self.value(template_key(bank)).float()
 
     def templates(self, bank: Bank) -> Tensor:
-        """What `mix` takes of a bank: (n, *shape), float32. Of one that is cut: what is stored, and its parts."""
-        return with_parts(self.stored(bank), bank.cut)
+        """What `mix` takes of a bank: (n, *shape), float32. Of one with `means` that is each kernel, and its mean."""
+        return with_means(self.stored(bank)) if bank.means else self.stored(bank)
 
     def coefficients(self, module: str) -> Tensor:
-        """(K, n), float32. Of what is cut, rest and part have the same: the source is not."""
+        """(K, n), float32."""
         return self.tensors[coefficient_key(module)]
 
     @cached_property
@@ -130,7 +128,7 @@ class Base:
             templates = self.templates(bank)
             for module in bank.modules:
                 place, shape = places[module]
-                state[f"{module}.weight"] = mix(vector[place].reshape(shape), templates, bank.cut is not None)
+                state[f"{module}.weight"] = mix(vector[place].reshape(shape), templates, bank.means)
         return state | {alias: state[name] for alias, name in self.aliases.items()}
 
     def known_architecture(self) -> Architecture:
@@ -176,11 +174,9 @@ def save_base(base: Base, path: Path) -> Base:
 
 def version_of(base: Base) -> int:
     """The oldest format whose readers understand a base."""
-    if "directions" in base.layout.cuts:
-        return DIRECTIONS_VERSION
     if any(isinstance(code, Deflated) for code in base.codes.values()):
         return TRELLIS_VERSION
-    if "means" in base.layout.cuts:
+    if base.layout.means:
         return MEANS_VERSION
     return CODED_VERSION if base.codes else FORMAT_VERSION
 

@@ -31,9 +31,7 @@ CODED_VERSION = 2
 MEANS_VERSION = 3
 """The format of bases whose layout takes means of templates."""
 TRELLIS_VERSION = 5
-"""The format of bases that have integers on a trellis."""
-DIRECTIONS_VERSION = 6
-"""The format of bases whose layout takes directions of templates; the latest."""
+"""The format of bases that have integers on a trellis; the latest."""
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -194,10 +192,9 @@ def read_metadata(path: Path, header: dict[str, Any] | None = None) -> dict[str,
         version, kind = metadata["format"], metadata["kind"]
     except (ValueError, KeyError, TypeError):
         raise RecastError(f"{path}: its recast metadata is damaged", "Write the file again.") from None
-    if not isinstance(version, int) or version > DIRECTIONS_VERSION:
+    if not isinstance(version, int) or version > TRELLIS_VERSION:
         raise RecastError(
-            f"{path} is a {kind} of format {version}; this recast reads up to {DIRECTIONS_VERSION}",
-            "Upgrade recast-cli.",
+            f"{path} is a {kind} of format {version}; this recast reads up to {TRELLIS_VERSION}", "Upgrade recast-cli."
         )
     return metadata
 

@@ -17,7 +17,9 @@ def finished(base: Base, source: Source) -> Base:
     errors: dict[str, dict[str, float]] = {}
     for bank in base.layout.banks:
         weights = torch.stack([source.tensors[f"{module}.weight"].float() for module in bank.modules])
-        coefficients = torch.stack([base.coefficients(module)[:, : bank.stored] for module in bank.modules])
-        errors |= zip(bank.modules, Solution(base.stored(bank), coefficients).errors(weights), strict=True)
+        coefficients = torch.stack([base.coefficients(module) for module in bank.modules])
+        errors |= zip(
+            bank.modules, Solution(base.templates(bank), coefficients).errors(weights, bank.means), strict=True
+        )
     found = {name: hashed(tensor) for name, tensor in base.tensors.items()}
     return replace(base, base_id=identify(base.layout, found, base.codes), errors=errors)

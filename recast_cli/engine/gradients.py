@@ -15,9 +15,6 @@ where op' maps output gradients back to inputs. The three expressions are three 
 
 With one template the last two need no extra product at all, and neither road has parts to mix: c goes into the weight,
 and c times the gradient is <dL/dX, X> or <dL/dY, op(X, W)>. `choose_road` picks by shape.
-
-Of a linear layer that is cut along a direction v, W = r (T - T v v^T) + p T v v^T, the gradient of the part needs no
-product either: <dL/dY, X v (T v)^T> = <dL/dY T v, X v>, two vectors of a number for each row of X (`Cut`).
 """
 
 from __future__ import annotations
@@ -32,8 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recast_cli.engine.attach import Mixture
-from recast_cli.engine.cut import direction
-from recast_cli.engine.products import Cut, Geometry, Products, Scaled
+from recast_cli.engine.products import Geometry, Products, Scaled
 
 INTENSITY = 16
 """Multiply-adds of a product in the time that one number takes to or from memory: 4 to 20 on CPUs, 160 on an H200."""
@@ -89,11 +85,10 @@ def read_geometry(module: Any) -> tuple[Geometry | None] | None:
     """The geometry of a plain convolution, or None in its place for a plain linear module; nothing for any other."""
     first, *others = module.parametrizations.weight
     # an adapter on the same weight wants the weight's gradient anyway, and the mixture's is a pass over it
-    # no road is for means of kernels, which are small, nor for several weights that are cut
+    # no road is for means of kernels, which are small
     if (
         not isinstance(first, Mixture)
-        or first.cut == "means"
-        or (first.cut and len(first.templates.get_buffer("tensor")) > 2)
+        or first.means
         or others
         or (module.bias is not None and module.bias.requires_grad)
     ):
@@ -101,8 +96,6 @@ def read_geometry(module: Any) -> tuple[Geometry | None] | None:
     kind = type(module).forward
     if kind is nn.Linear.forward:
         return (None,)
-    if first.cut:  # into directions, which are for linear layers
-        return None
     convolution = kind in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
     if not convolution or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
@@ -112,25 +105,15 @@ def read_geometry(module: Any) -> tuple[Geometry | None] | None:
 def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], Tensor]:
     """A function that gives what the module's own forward gives, with cheap gradients where gradients are wanted."""
     coefficients = module.parametrizations.weight.original
-    mixture = module.parametrizations.weight[0]
-    templates = mixture.templates.get_buffer("tensor")
-    if mixture.cut:
-        templates = templates[:1]
-        v = direction(templates[0])
-        u = (templates[0] @ v)[:, None]
+    templates = module.parametrizations.weight[0].templates.get_buffer("tensor")
     first, kind, own = templates[0], templates.device.type, type(module).forward
     roads: dict[tuple[torch.Size, bool, bool], str] = {}
     biases: dict[torch.dtype, Tensor | None] = {}
-    rounded: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def compute(x: Tensor, road: str) -> Tensor:
         if x.dtype not in biases:  # it is frozen
             biases[x.dtype] = None if module.bias is None else module.bias.detach().to(x.dtype)
-            if mixture.cut:
-                rounded[x.dtype] = v.to(x.dtype)[None], u.to(x.dtype).T
         bias = biases[x.dtype]
-        if mixture.cut:
-            return Cut.apply(x, coefficients, first, v, u, rounded[x.dtype], bias, road)
         if len(templates) == 1:
             return Scaled.apply(x, coefficients, first, bias, geometry, road)
         return Products.apply(x, coefficients, templates, bias, geometry, road)

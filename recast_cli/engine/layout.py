@@ -9,9 +9,6 @@ from typing import Any
 
 from recast_cli.engine.errors import RecastError
 
-CUTS = ("means", "directions")
-"""Ways to cut a weight in two, see engine/cut.py."""
-
 
 @dataclass(frozen=True)
 class Bank:
@@ -24,8 +21,8 @@ class Bank:
         modules: Names of the modules in order of depth.
         shape: Shape of each weight and of each template.
         templates: n, how many templates a weight is mixed of.
-        cut: One of CUTS where the file holds n/2 tensors, each of which is cut into two templates, what is left of it
-            beside its part, and that part (engine/cut.py); None: it holds all n templates.
+        means: Whether the file holds n/2 kernels, each of which is cut into two templates: what is left of it beside
+            its mean over the window, and that mean (see `cut`).
     """
 
     name: str
@@ -34,12 +31,12 @@ class Bank:
     modules: tuple[str, ...]
     shape: tuple[int, ...]
     templates: int
-    cut: str | None = None
+    means: bool = False
 
     @property
     def stored(self) -> int:
         """How many tensors of the module's shape the file holds."""
-        return self.templates // 2 if self.cut else self.templates
+        return self.templates // 2 if self.means else self.templates
 
     @property
     def exact(self) -> bool:
@@ -95,9 +92,9 @@ class Layout:
         return self.source_parameters - (self.template_parameters + self.coefficients)
 
     @property
-    def cuts(self) -> set[str]:
-        """How templates are cut in two, where any are."""
-        return {bank.cut for bank in self.banks if bank.cut}
+    def means(self) -> bool:
+        """Whether kernels of any bank are cut in two."""
+        return any(bank.means for bank in self.banks)
 
     @property
     def groups(self) -> int:
@@ -130,7 +127,7 @@ class Layout:
                 "shape": list(bank.shape),
                 "templates": bank.templates,
                 # left out where there are none, so that older bases keep their id
-                **({bank.cut: True} if bank.cut else {}),
+                **({"means": True} if bank.means else {}),
             }
             for bank in self.banks
         ]
@@ -148,7 +145,7 @@ class Layout:
                     modules=tuple(bank["modules"]),
                     shape=tuple(int(size) for size in bank["shape"]),
                     templates=int(bank["templates"]),
-                    cut=next((cut for cut in CUTS if bank.get(cut)), None),
+                    means=bool(bank.get("means", False)),
                 )
                 for bank in value["banks"]
             )

@@ -19,6 +19,7 @@ from recast_cli.engine.compress.code import Code, Encode, nearest
 from recast_cli.engine.digest import Hashed, digest, hash_bytes, hash_templates, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
+from recast_cli.engine.mixture import with_means
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import (
     GradientOptions,
@@ -189,7 +190,7 @@ def decompose_bank(
     templates, code = solution.templates.to(dtype), codes.get(key)
     stored = {key: templates} if code is None else findings.encoded(encode(key, templates, code))
     kept = templates.float() if code is None else code.decode(key, stored)
-    errors = Solution(kept, solution.coefficients[..., : bank.stored]).errors(stacked)
+    errors = Solution(with_means(kept) if bank.means else kept, solution.coefficients).errors(stacked, bank.means)
     findings.errors |= zip(bank.modules, errors, strict=True)
 
     def record() -> None:
@@ -225,7 +226,7 @@ def solve(
 ) -> Solution:
     """What is stored of one bank by the solver that the options stand for, and coefficients (layers, K, n).
 
-    Both templates that a tensor is cut into have the coefficient that the solver gives the tensor.
+    Both templates that a kernel is cut into have the coefficient that the solver gives the kernel.
     """
     total = len(layout.banks) * (options.steps if options else 1)
 

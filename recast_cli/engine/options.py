@@ -167,5 +167,5 @@ def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:
     """The options with the learning rate that coefficients of this layout get where none was given."""
     if options.lr is not None:
         return options
-    cut = options.recipe == "default" and "means" in layout.cuts
+    cut = options.recipe == "default" and layout.means
     return replace(options, lr=CUT_KERNEL_LR if cut else RECIPES[options.recipe].lr)

@@ -22,7 +22,7 @@ Modules = Mapping[str, tuple[int, ...]]
 PAPER_LAYOUTS = ("paper-attention", "paper-mlp", "paper-both", "paper-resnet")
 BUDGET = 49
 PAPER_SETS = 2
-PICK = 2
+PICK = 3
 """Which pick of `pick_layout` this is: one more where a later version picks another layout for the same network."""
 DEPTHWISE = 8
 """Depthwise kernels that make a network one of depthwise convolutions."""
@@ -139,14 +139,14 @@ def bank_name(modules: Sequence[str]) -> str:
 def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
     """The layout the tool picks for any network: exact, K = 1, at most `budget` coefficients.
 
-    Networks of depthwise convolutions get two coefficients for each kernel, see `kernel_banks`, and transformers two
-    for one linear layer of each block and one for others, see `direction_banks`. Any other network gets one for each
-    module, n = 1: W = c * T, and the whole budget goes into reaching many modules, which gains more than mixing the
-    weights of few (docs/results.md). Families are taken whole while they fit, in the order of `preferred`; of a first
-    one that does not fit, the deepest modules. Where no two modules share role and shape, the largest are taken.
+    Networks of depthwise convolutions get two coefficients for each kernel, see `kernel_banks`. Any other network gets
+    one for each module, n = 1: W = c * T, and the whole budget goes into reaching many modules, which gains more than
+    mixing the weights of few (docs/results.md). Families are taken whole while they fit, in the
+    order of `preferred`; of a first one that does not fit, the deepest modules. Where no two modules share role and
+    shape, the largest are taken.
     """
-    if cut := kernel_banks(modules, budget) or direction_banks(modules, budget):
-        return in_order("auto", 1, cut)
+    if kernels := kernel_banks(modules, budget):
+        return in_order("auto", 1, kernels)
     families = preferred(find_families(modules))
     if not families:
         largest = sorted(modules, key=lambda name: (-math.prod(modules[name]), depth_order(name)))[:budget]
@@ -157,7 +157,7 @@ def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
     banks: list[Bank] = []
     for family in families:
         if len(banks) + len(family.modules) <= budget:
-            banks += one_each([family])
+            banks += make_banks(family, len(family.modules))
     return in_order("auto", 1, banks)
 
 
@@ -174,40 +174,8 @@ def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
     if sum(shape[1] == 1 for shape in kernels.values()) < DEPTHWISE or budget < 2:
         return []
     families = find_families({name: kernels[name] for name in list(kernels)[: budget // 2]})
-    return [replace(bank, templates=2, cut="means") for bank in one_each(families)]
-
-
-def direction_banks(modules: Modules, budget: int) -> list[Bank]:
-    """Banks of one linear layer each: fused attention, and of the MLPs beside it the last layer, cut along a direction.
-
-    The cut role is, of those with fewer outputs than inputs, the one with most weights. Roles are taken whole: those
-    two, then with one coefficient for each layer, while they fit, those with most layers, of equals the ones with
-    fewest outputs for their inputs: fc2, qkv and proj of 12 blocks. None where the first two do not fit: of 24 blocks
-    qkv and fc2, one coefficient each, are never much worse than others (docs/results.md).
-    """
-    roles: dict[str, list[Family]] = defaultdict(list)
-    for family in find_families({name: shape for name, shape in modules.items() if len(shape) == 2}):
-        roles[family.role].append(family)
-    found = [families for families in roles.values() if sum(len(family.modules) for family in families) > 1]
-    narrowing = [families for families in found if all(each.shape[0] < each.shape[1] for each in families)]
-    attention = [families for families in found if families[0].fused_attention]
-    if not narrowing or not attention:
-        return []
-    last = max(narrowing, key=lambda families: sum(family.parameters for family in families))
-    banks = [replace(bank, templates=2, cut="directions") for bank in one_each(last)]
-    others = [families for families in found if families not in (last, attention[0])]
-    others.sort(key=lambda each: (-sum(len(family.modules) for family in each), each[0].shape[0] / each[0].shape[1]))
-    for families in (attention[0], *others):
-        if sum(bank.templates for bank in banks) + len(more := one_each(families)) <= budget:
-            banks += more
-        elif families is attention[0]:
-            return []
-    return banks
-
-
-def one_each(families: Sequence[Family]) -> list[Bank]:
-    """A bank for every module."""
-    return [bank for family in families for bank in make_banks(family, len(family.modules))]
+    banks = [bank for family in families for bank in make_banks(family, len(family.modules))]
+    return [replace(bank, templates=2, means=True) for bank in banks]
 
 
 def preferred(families: Sequence[Family]) -> list[Family]:

@@ -1,7 +1,6 @@
 """Products of a module with its mixed weight whose backward pass makes coefficient gradients without a product for W.
 
-The roads of engine/gradients.py as functions of autograd: `Scaled` of one template, `Cut` of one that is cut along a
-direction, `Products` of several.
+The roads of engine/gradients.py as functions of autograd: `Scaled` of one template, `Products` of several.
 """
 
 from __future__ import annotations
@@ -87,63 +86,6 @@ class Scaled(torch.autograd.Function):
         if ctx.sets > 1:  # they are averaged, so each has the same gradient
             by_c = (by_c / ctx.sets).repeat(ctx.sets, 1)
         return by_x, by_c, None, None, None, None
-
-
-class Cut(torch.autograd.Function):
-    """X W^T + b for W = r T + (p - r) u v^T, u = T v: the products of `Scaled`, and two of a matrix and a vector.
-
-    dL/dp = <dL/dY, X v u^T>, and dL/dr = (<dL/dY, X W^T> - p dL/dp) / r.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        coefficients: Tensor,
-        template: Tensor,
-        v: Tensor,
-        u: Tensor,
-        rounded: tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        road: str,
-    ) -> Tensor:
-        """x, bias and `rounded`, which is v as (1, in) and u as (1, out), in the precision to compute in.
-
-        coefficients (K, 2), template (out, in), v (in,) and u (out, 1) in the bank's.
-        """
-        r, p = coefficients[0] if len(coefficients) == 1 else coefficients.mean(0)
-        r = r + SMALL
-        weight = torch.empty_like(template, dtype=x.dtype)
-        if weight.is_cuda:  # as in `Scaled`
-            torch.addcmul(r * template, (p - r) * u, v, out=weight)
-        else:
-            weight.copy_((r * template).addcmul_((p - r) * u, v))
-        along = F.linear(x, rounded[0])
-        ctx.road, ctx.sets = road, len(coefficients)
-        if road == "input":
-            ctx.save_for_backward(x, along, weight, rounded[1], r, p)
-            return F.linear(x, weight, bias)
-        y = F.linear(x, weight)
-        ctx.save_for_backward(y, along, weight, rounded[1], r, p)
-        return y if bias is None else y + bias
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None, None, None]:
-        check_once()
-        kept, along, weight, u, r, p = ctx.saved_tensors
-        by_x = None
-        if ctx.road == "input":
-            by_x = gradient @ weight
-            whole = inner(by_x, kept, -1)
-        else:
-            whole = inner(gradient, kept, -1)
-            if ctx.needs_input_grad[0]:
-                by_x = gradient @ weight
-        by_p = inner(F.linear(gradient, u), along, -1).to(p.dtype)
-        by_c = torch.stack([(whole - p * by_p) / r, by_p])[None]
-        if ctx.sets > 1:
-            by_c = (by_c / ctx.sets).repeat(ctx.sets, 1)
-        return by_x, by_c, None, None, None, None, None, None
 
 
 class Products(torch.autograd.Function):

@@ -147,7 +147,7 @@ def about_layout(base: Base) -> str:
                 " × ".join(map(str, shape)),
                 str(modules),
                 str(len(banks)),
-                "–".join(map(str, (n[0], n[-1]) if len(n) > 1 else n)) + (", cut in two" if banks[0].cut else ""),
+                "–".join(map(str, (n[0], n[-1]) if len(n) > 1 else n)) + (", cut in two" if banks[0].means else ""),
                 str(sum(len(bank.modules) * bank.templates * layout.sets for bank in banks)),
                 with_bar(f"{held:,}", held / total),
             ]

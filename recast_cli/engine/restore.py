@@ -34,9 +34,9 @@ def source_tensors(base: Base) -> Iterator[tuple[str, Tensor]]:
     """
     stored = replace(base, tensors=read_stored(base.path)) if base.path else base
     for bank in base.layout.banks:
-        templates = stored.stored(bank)
+        templates = stored.templates(bank)
         for module in bank.modules:
-            weight = restore(stored.coefficients(module)[:, : bank.stored], templates)
+            weight = restore(stored.coefficients(module), templates, bank.means)
             yield f"{module}.weight", weight.to(TYPES[base.types.get(module, "F32")])
         del templates, weight  # before the next bank is read
     for name in base.rest_specs:

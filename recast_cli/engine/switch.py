@@ -11,15 +11,12 @@ from torch import Tensor, nn
 from recast_cli.engine.adapters import Adapter
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
-from recast_cli.engine.cut import direction
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank
 from recast_cli.engine.run import choose_device, ready
 
 SHORTEST = 16
 """Scalars of a row at least, so that a product is not made row by row: sizes without this divisor go by themselves."""
-TOGETHER = 2**20
-"""Scalars of the layers that are written at a time where each takes two calls."""
 
 
 class Switcher:
@@ -49,9 +46,8 @@ class Switcher:
         for bank in base.layout.banks:
             layers = len(bank.modules)
             size = bank.numel if layers > 1 or bank.numel % SHORTEST else None
-            kind = (RankOne, bank.shape) if rank_one(bank) else (Stack, layers, bank.templates, bank.cut, size)
-            alike.setdefault(kind, []).append(bank)
-        self.stacks = [kind[0](base, banks, self.device) for kind, banks in alike.items()]
+            alike.setdefault((layers, bank.templates, bank.means, size), []).append(bank)
+        self.stacks = [Stack(base, banks, self.device) for banks in alike.values()]
         self.networks: dict[int, nn.Module] = {}
 
     def switch(self, vector: Tensor, image_size: int | None = None, adapter: Adapter | None = None) -> nn.Module:
@@ -126,7 +122,7 @@ class Stack:
         self.counts = torch.empty_like(self.sets[0]) if len(self.sets) > 1 else self.sets[0]
         self.templates, self.mixed = templates, mixed
         # views are cut here, as each takes as long as a small copy
-        self.cut = self.counts.chunk(2, -1) if banks[0].cut else None
+        self.cut = self.counts.chunk(2, -1) if banks[0].means else None
         self.terms = [(self.counts[..., i, None], templates[:, i, None]) for i in range(n)]
         self.shared = layers > 1 and n > 1
 
@@ -139,8 +135,8 @@ class Stack:
         if len(self.sets) > 1:
             torch.mean(self.sets, 0, out=self.counts)
         if self.cut:  # what `uncut` does, without a copy
-            rest, part = self.cut
-            part.sub_(rest)
+            rest, mean = self.cut
+            mean.sub_(rest)
         if self.shared:
             torch.bmm(self.counts, self.templates, out=self.mixed)
             return
@@ -148,44 +144,3 @@ class Stack:
         torch.mul(*first, out=self.mixed)  # what only scales is no slower than a copy
         for counts, templates in others:
             self.mixed.addcmul_(counts, templates)
-
-
-def rank_one(bank: Bank) -> bool:
-    """Whether a bank is one layer cut along a direction, whose part, of rank one, need not be in memory."""
-    return bank.cut == "directions" and len(bank.modules) == bank.stored == 1
-
-
-class RankOne:
-    """Linear layers of one shape, each cut along a direction v: W = r T + (p - r) u v^T with u = T v.
-
-    Args:
-        base: What they are banks of.
-        banks: They.
-        device: Of the weights.
-
-    Attributes:
-        weights: Name of each weight -> its view (*shape) of one tensor.
-    """
-
-    def __init__(self, base: Base, banks: list[Bank], device: torch.device) -> None:
-        templates = torch.cat([base.stored(bank) for bank in banks])
-        v = torch.stack([direction(template) for template in templates]).unsqueeze(1)
-        u = templates @ v.mT
-        names = [bank.modules[0] for bank in banks]
-        slices = base.layout.slices()
-        places = [torch.arange(slices[name][0].start, slices[name][0].stop).view(-1, 2) for name in names]
-        self.places = torch.stack(places, 1).to(device)  # (K, layers, 2)
-        templates, v, self.u = (each.to(device) for each in (templates, v, u))
-        mixed = torch.empty_like(templates)
-        self.weights = {f"{name}.weight": weight for name, weight in zip(names, mixed, strict=True)}
-        self.together = max(1, TOGETHER // banks[0].numel)
-        # views are cut here, as each takes as long as a small copy
-        self.parts = [*zip(*(each.split(self.together) for each in (mixed, templates, v)), strict=True)]
-
-    def write(self, vector: Tensor) -> None:
-        """The weights of a task by its vector, float32 on their device; few at a time, while they are in the cache."""
-        r, p = vector[self.places].mean(0)[..., None, None].unbind(1)
-        counts = zip(r.split(self.together), ((p - r) * self.u).split(self.together), strict=True)
-        for (mixed, templates, v), (rest, u) in zip(self.parts, counts, strict=True):
-            torch.mul(rest, templates, out=mixed)
-            mixed.addcmul_(u, v)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.cut import direction
 from recast_cli.engine.network import find_modules
 from recast_cli.engine.plan import BUDGET, find_families, preferred
 
@@ -82,9 +81,18 @@ def along(vector: Tensor, tensor: Tensor) -> list[Tensor]:
     return [part, tensor - part]
 
 
+def direction(tensor: Tensor, steps: int) -> Tensor:
+    """Of the tensor's inputs, by the power method on W^T W from the longest row of W."""
+    vector = tensor[tensor.square().sum(1).argmax()]
+    for _ in range(steps):
+        vector = (tensor @ vector) @ tensor
+        vector = vector / vector.norm()
+    return vector
+
+
 def stretched(tensor: Tensor) -> list[Tensor]:
-    """As the tool cuts: along nearly the direction that is stretched most."""
-    return along(direction(tensor), tensor)
+    """Along nearly the direction that is stretched most."""
+    return along(direction(tensor, 2), tensor)
 
 
 def after(steps: int) -> Callable[[Tensor], list[Tensor]]:

@@ -96,9 +96,8 @@ def cases(batch: Batch) -> dict[str, Step]:
     makers: dict[str, Callable[[], Step]] = {
         "bare loop": lambda: bare(batch, products=False),
         "bare loop, one more product for each qkv": lambda: bare(batch, products=True),
-        "recast, the default": lambda: recast(batch, {}),
         "recast, 1 template, qkv proj fc1 fc2": lambda: recast(batch, one | {"patterns": four}),
-        "the default from uint8, with windows and flips": lambda: recast(batch, {}, prepare=True),
+        "the same from uint8, with windows and flips": lambda: recast(batch, one | {"patterns": four}, prepare=True),
         "recast, 1 template, qkv alone": lambda: recast(batch, one | {"patterns": four[:1]}),
         TWO: lambda: recast(batch, {"layout": "paper-attention"}),
         "PEFT LoRA r=1 on qkv": lambda: with_peft(batch, peft.LoraConfig(r=1, target_modules=QKV)),

@@ -154,7 +154,7 @@ def gradient_of(base: Base, model: nn.Module, name: str) -> Callable[[], Tensor]
 def template_gradient(base: Base, model: nn.Module, bank: Bank) -> Callable[[], Tensor]:
     """The gradient of what is stored of a bank (bank.stored, *shape): by Eq. 1, each module's times what it takes.
 
-    The two coefficients of what is cut are equal in a base, so it is taken as a whole.
+    The two coefficients of a cut kernel are equal in a base, so the kernel is taken as a whole.
     """
     weights = [model.get_parameter(f"{module}.weight").requires_grad_(True) for module in bank.modules]
     taken = torch.stack([base.coefficients(module).mean(0)[: bank.stored] for module in bank.modules]).to(weights[0])

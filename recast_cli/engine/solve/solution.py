@@ -22,11 +22,14 @@ class Solution(NamedTuple):
     templates: Tensor
     coefficients: Tensor
 
-    def errors(self, weights: Tensor) -> list[dict[str, float]]:
-        """Per layer of `weights` (layers, *shape): relative Frobenius error |W - S| / |S| and cosine of W and S."""
+    def errors(self, weights: Tensor, means: bool = False) -> list[dict[str, float]]:
+        """Per layer of `weights` (layers, *shape): relative Frobenius error |W - S| / |S| and cosine of W and S.
+
+        `means` as of `restore`.
+        """
         result = []
         for coefficients, source in zip(self.coefficients, weights.float(), strict=True):
-            mixed = restore(coefficients, self.templates)
+            mixed = restore(coefficients, self.templates, means)
             if torch.equal(mixed, source):
                 result.append({"relative_error": 0.0, "cosine": 1.0})
                 continue
