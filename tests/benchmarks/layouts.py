@@ -3,11 +3,13 @@
     python tests/benchmarks/layouts.py base.safetensors flowers17 birds50 cifar10-small --image-size 112
     python tests/benchmarks/layouts.py mobilenetv2.safetensors flowers17 birds50 cifar10-small --image-size 112
     python tests/benchmarks/layouts.py base.safetensors flowers17 --only "scalars" "heads of proj, fc2"
+    python tests/benchmarks/layouts.py base.safetensors cifar10 --draw 50 100 --seeds 0 1 2 --only "scalars"
 
 All are exact: at the start the network is the source. What won is `pick_layout`; nothing else of this is in
 the tool. No test image is opened: what `adapt` would train on and validate on is cut anew, half and half by a hash, so
-that validation is large enough to tell one layout from another. `learned` fits low-rank templates on the other tasks
-together (leave one task out), and a task then learns how much of them it wants.
+that validation is large enough to tell one layout from another. The more candidates the same images have judged, the
+less the best of them is worth: `--draw` takes others for every seed. `learned` fits low-rank templates on the other
+tasks together (leave one task out), and a task then learns how much of them it wants.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -55,39 +58,58 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.02, 0.05], help="the better one counts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="their mean counts")
+    parser.add_argument(
+        "--draw",
+        type=int,
+        nargs=2,
+        metavar=("TRAIN", "VAL"),
+        help="images of each class to train and to validate on, others for every seed (default: all, half and half)",
+    )
     parser.add_argument("--head-lr", type=float, default=AdaptOptions().head_lr, help="(default: %(default)s)")
     parser.add_argument("--log", type=Path, default=Path("layouts.jsonl"), help="finished runs; the next call goes on")
     options = parser.parse_args()
     base = load_base(options.base)
-    tasks = [open_task(base, data, options.image_size) for data in options.data]
+    drawn = {seed: [open_task(base, data, seed, options) for data in options.data] for seed in options.seeds}
     names = options.only or [*(TRANSFORMER if "vit" in base.known_architecture().name else INVERTED)]
     rows = []
     for name in names:
         best: dict[str, float] = {}
-        for task in tasks:
+        for place, data in enumerate(options.data):
             runs = [
-                [logged(options.log, base, task, name, lr, s, options, tasks) for s in options.seeds]
+                [
+                    logged(options.log, base, tasks[place], name, lr, seed, options, tasks)
+                    for seed, tasks in drawn.items()
+                ]
                 for lr in options.lr
             ]
-            best[task.name] = 100 * max(sum(run["val_top1"] for run in each) / len(each) for each in runs)
+            best[data.name] = 100 * max(mean(run["val_top1"] for run in each) for each in runs)
             floats = runs[0][0]["floats"]
         rows.append({"coefficients": name, "floats": floats, **best, "mean": sum(best.values()) / len(best)})
-    probes = {task.name: 100 * task.probe.val_top1 for task in tasks}
+    probes = {
+        data.name: 100 * mean(tasks[place].probe.val_top1 for tasks in drawn.values())
+        for place, data in enumerate(options.data)
+    }
     rows.append({"coefficients": "linear probe", "floats": 0, **probes, "mean": sum(probes.values()) / len(probes)})
     report("layouts", rows, options.json, image_size=options.image_size, epochs=options.epochs, rates=options.lr)
 
 
-def open_task(base: Base, data: Path, size: int) -> Task:
-    """The images of a folder that are not for testing, cut half and half, and the probe on them."""
-    split, config = split_folder(data, 0, False), base.known_architecture().data
+def open_task(base: Base, data: Path, seed: int, options: Any) -> Task:
+    """The images of a folder that are not for testing, cut in two, and the probe on them."""
+    split, config, size = split_folder(data, 0, False), base.known_architecture().data, options.image_size
+    salt = f"{seed} " if options.draw else ""
     by_class: dict[int, list[Any]] = {}
-    for item in sorted([*split.train, *split.val], key=lambda item: hashlib.sha256(item.path.encode()).digest()):
+    for item in sorted(
+        [*split.train, *split.val], key=lambda item: hashlib.sha256(f"{salt}{item.path}".encode()).digest()
+    ):
         by_class.setdefault(item.label, []).append(item)
-    parts = {
-        "train": [item for items in by_class.values() for item in items[::2]],
-        "val": [item for items in by_class.values() for item in items[1::2]],
+    cuts = {"train": slice(0, None, 2), "val": slice(1, None, 2)}
+    if options.draw:
+        train, val = options.draw
+        cuts = {"train": slice(train), "val": slice(train, train + val)}
+    images = {
+        part: decode(data, [item for items in by_class.values() for item in items[cut]], config, size)
+        for part, cut in cuts.items()
     }
-    images = {part: decode(data, items, config, size) for part, items in parts.items()}
     device = choose_device()
     model = ready(merge(base, image_size=size), device)
     probe = probe_rows(*look_at(model, images, config, device), len(split.classes), None)
@@ -99,6 +121,7 @@ def logged(
 ) -> dict[str, Any]:
     """A finished run of the log, else a new one, which is added."""
     key = [name, task.name, lr, options.head_lr, seed, options.epochs, options.image_size, base.base_id]
+    key += options.draw or []
     for line in log.read_text().splitlines() if log.exists() else ():
         if (known := json.loads(line))["key"] == key:
             return known
@@ -141,12 +164,12 @@ def learned(base: Base, others: list[Task], options: Any, rank: int = 4) -> Cand
     return candidate
 
 
-_learned: dict[tuple[str, ...], dict[tuple[int, str], Tensor]] = {}
+_learned: dict[tuple[int, ...], dict[tuple[int, str], Tensor]] = {}
 
 
 def fit_templates(base: Base, tasks: list[Task], options: Any, rank: int) -> dict[tuple[int, str], Tensor]:
     """What low-rank updates and scales of all four modules, learned on several tasks at a time, change of W."""
-    key = tuple(task.name for task in tasks)
+    key = tuple(id(task) for task in tasks)
     if key in _learned:
         return _learned[key]
     device, data = choose_device(), base.known_architecture().data
