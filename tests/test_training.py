@@ -10,11 +10,11 @@ from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.batch import Accumulator
-from recast_cli.engine.images import Images, normalise
+from recast_cli.engine.images import Images, normalise, statistics
 from recast_cli.engine.layout import Layout
 from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions, with_rate
-from recast_cli.engine.run import augment, draw_windows
+from recast_cli.engine.run import augment, draw_windows, infer, take_features
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.train import Lesson, Part, train
 
@@ -226,3 +226,19 @@ def test_about_half_of_the_images_are_mirrored():
     # a window of 80 to 100 % of the area shows 89 to 100 % of the ramp's width
     assert (slopes.abs() / (9 / 15)).min() > 0.8**0.5 - 0.02
     assert (slopes.abs() / (9 / 15)).max() < 1.02
+
+
+def test_what_was_measured_can_be_trained_on(vit_base):
+    """Measuring is in inference mode, whose tensors no backward pass may keep."""
+    model, data = attach(vit_base), vit_base.known_architecture().data
+    pixels = drawn(5, 0).pixels
+    statistics.cache_clear()
+    found = infer(take_features(model), pixels, data, torch.device("cpu"), batch_size=2)
+    images = normalise(pixels, data)
+    kept = statistics(tuple(data["mean"]), tuple(data["std"]), images.device)
+    assert not any(each.is_inference() for each in (found, images, *kept))
+    with torch.no_grad():
+        torch.testing.assert_close(found, features(model, images))
+    head = torch.nn.Linear(found.shape[1], 2)
+    head(found).square().sum().backward()
+    assert head.weight.grad.abs().sum() > 0
