@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("layouts.jsonl"), help="finished runs; the next call goes on")
     options = parser.parse_args()
     base = load_base(options.base)
-    drawn = {seed: [open_task(base, data, seed, options) for data in options.data] for seed in options.seeds}
+    cuts = options.seeds if options.draw else options.seeds[:1]  # others for every seed, or one for all
+    opened = [[open_task(base, data, seed, options) for data in options.data] for seed in cuts]
+    drawn = dict(zip(options.seeds, opened if options.draw else opened * len(options.seeds), strict=True))
     names = options.only or [*(TRANSFORMER if "vit" in base.known_architecture().name else INVERTED)]
     rows = []
     for name in names:

@@ -99,6 +99,7 @@ def cases(batch: Batch) -> dict[str, Step]:
         "recast, 1 template, qkv proj fc1 fc2": lambda: recast(batch, one | {"patterns": four}),
         "the same from uint8, with windows and flips": lambda: recast(batch, one | {"patterns": four}, prepare=True),
         "recast, 1 template, qkv alone": lambda: recast(batch, one | {"patterns": four[:1]}),
+        "recast, 1 template, qkv fc2": lambda: recast(batch, one | {"patterns": four[::3]}),  # the default of 24 blocks
         TWO: lambda: recast(batch, {"layout": "paper-attention"}),
         "PEFT LoRA r=1 on qkv": lambda: with_peft(batch, peft.LoraConfig(r=1, target_modules=QKV)),
         "PEFT TinyLoRA on qkv": lambda: with_peft(batch, peft.TinyLoraConfig(target_modules=QKV)),
