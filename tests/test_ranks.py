@@ -79,6 +79,17 @@ def test_wrong_input_is_said_by_a_first_process_that_is_the_last_to_find_it(fold
     assert failed.stderr.count("error: The image folder nowhere does not exist") == 1
 
 
+def test_an_error_that_only_another_process_has_is_told(folder):
+    (folder / "elsewhere").mkdir()
+    astray = f"import os\nif os.environ.get('RANK') == '1':\n    os.chdir({str(folder / 'elsewhere')!r})\n"
+    (folder / "sitecustomize.py").write_text(astray)
+    failed = adapt(2, "--task", "x", "--data", "data", path=os.pathsep.join([str(folder), str(ROOT)]))
+    assert failed.returncode != 0
+    assert failed.stderr.count("error: ") == 1
+    assert "error: process 1: No base in " in failed.stderr
+    assert not (folder / "tasks").exists()
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("victim", ["worker", "launcher"])
 def test_a_killed_run_leaves_no_process_and_can_be_gone_on_with(victim, folder):

@@ -19,7 +19,7 @@ from rich.text import Text
 from recast_cli.engine.progress import Progress
 
 GRACE = 5
-"""Seconds that a process beside the first waits after an error, for the first to tell it."""
+"""Seconds that a process beside the first waits after an error, for the first to tell it and leave."""
 
 
 class Output:
@@ -55,10 +55,11 @@ class Output:
         self.say(Text.assemble(("warning: ", "yellow"), text))
 
     def error(self, text: str) -> None:
-        """The one line of an error, never wrapped; processes beside the first would only repeat it."""
+        """The one line of an error, never wrapped; a process beside the first tells what the first has not."""
         if not leads():
-            time.sleep(GRACE)  # torchrun ends all processes when one leaves, the first perhaps before it has spoken
-            return
+            # torchrun ends all processes when one leaves: this one here, where the first has the same to tell
+            time.sleep(GRACE)
+            text = f"process {os.environ['RANK']}: {text}"
         self.stderr.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
 
     def say(self, text: Text) -> None:

@@ -164,8 +164,7 @@ def plain_codes(codes: Mapping[str, Code]) -> dict[str, Any]:
 def save_base(base: Base, path: Path) -> Base:
     """Write `base` to `path` atomically and return it with its path."""
     with writing(path, specs(base.tensors), widest(base)) as writer:
-        for name, tensor in base.tensors.items():
-            writer.write(name, tensor)
+        writer.write_all(base.tensors.items())
         writer.finish(metadata_of(base))
     # what was read when it was asked for may now stand elsewhere
     tensors = read_stored(path) if isinstance(base.tensors, StoredTensors) else base.tensors

@@ -138,8 +138,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     from recast_cli.engine.writer import writing
 
     with writing(path, specs(tensors), metadata) as writer:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
+        writer.write_all(tensors.items())
         writer.finish(metadata)
 
 

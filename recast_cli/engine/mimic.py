@@ -31,7 +31,7 @@ from recast_cli.engine.solve import (
     solve_vae,
 )
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import read_stored, spec_of
+from recast_cli.engine.tensors import read_stored, spec_of, specs
 from recast_cli.engine.unmade import DTYPES, base_specs, stored_specs, unmade
 from recast_cli.engine.writer import writing
 
@@ -85,8 +85,7 @@ def mimic(
             return replace(findings.complete(base), tensors=tensors)
         path = Path(path)
         with writing(path, stored_specs(base_specs(source, layout, dtype), base.codes), widest(base)) as writer:
-            for key, tensor in pieces:
-                writer.write(key, tensor)
+            writer.write_all(pieces)
             base = findings.complete(base)
             writer.finish(metadata_of(base))
     return replace(base, tensors=read_stored(path), path=path)
@@ -160,12 +159,8 @@ def decompose(
                 source, bank, partial(solver, number=number), dtype, codes, encode, findings, behind
             )
             behind.settle()
-        for batch in batches(source, {f"{module}.weight" for module in layout.modules}):
-            plain = {name: tensor for name, tensor in batch.items() if name not in codes}
-            behind.add(sum(tensor.nbytes for tensor in batch.values()), partial(findings.note, batch, plain.keys()))
-            yield from plain.items()
-            for name in batch.keys() - plain.keys():
-                yield from findings.encoded(encode(name, batch[name], codes[name])).items()
+        for names in batches(source, {f"{module}.weight" for module in layout.modules}):
+            yield from keep(source, names, codes, encode, findings, behind)
             behind.settle()
 
 
@@ -207,18 +202,37 @@ def decompose_bank(
         yield coefficient_key(module), coefficients.contiguous()
 
 
-def batches(source: Source, done: Container[str]) -> Iterator[dict[str, Tensor]]:
-    """The source's tensors but those that are `done`, a few at a time: at least `BATCH` bytes of them."""
-    batch: dict[str, Tensor] = {}
+def batches(source: Source, done: Container[str]) -> Iterator[list[str]]:
+    """Names of the source's tensors but those that are `done`, a few at a time: at least `BATCH` bytes of them."""
+    batch: list[str] = []
     size = 0
-    for name in [name for name in source.tensors if name not in done]:
-        batch[name] = tensor = source.tensors[name]
-        size += tensor.nbytes
+    for name, spec in specs(source.tensors).items():
+        if name in done:
+            continue
+        batch.append(name)
+        size += spec.nbytes
         if size >= BATCH:
             yield batch
-            batch, size = {}, 0
+            batch, size = [], 0
     if batch:
         yield batch
+
+
+def keep(
+    source: Source,
+    names: list[str],
+    codes: Mapping[str, Code],
+    encode: Encode,
+    findings: Findings,
+    behind: Behind,
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of what the base holds of other tensors of the source, which `behind` hashes."""
+    batch = {name: source.tensors[name] for name in names}
+    plain = {name: tensor for name, tensor in batch.items() if name not in codes}
+    behind.add(sum(tensor.nbytes for tensor in batch.values()), partial(findings.note, batch, plain.keys()))
+    yield from plain.items()
+    for name in batch.keys() - plain.keys():
+        yield from findings.encoded(encode(name, batch[name], codes[name])).items()
 
 
 def solve(

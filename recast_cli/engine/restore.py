@@ -61,5 +61,6 @@ def write_source(base: Base, path: Path) -> bool:
             found[name] = hashed(tensor)
             for each in (name, *others.get(name, ())):
                 writer.write(each, tensor)
+            del tensor  # as `write_all` does
         writer.finish(PLAIN)
     return digest(found) == base.source_digest

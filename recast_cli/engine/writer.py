@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +93,12 @@ class TensorWriter:
         """Write a tensor of the type and shape that were announced. Raises OSError where the disk does not take it."""
         assert spec_of(tensor) == self.left.pop(name), f"{name} is not what was announced"
         self.put(raw(tensor), 8 + self.length + self.entries[name]["data_offsets"][0])
+
+    def write_all(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """`write` tensors as they come; none is in memory here while the next one is made."""
+        for name, tensor in tensors:
+            self.write(name, tensor)
+            del tensor
 
     def finish(self, metadata: dict[str, Any]) -> None:
         """Write the header, once all tensors are there."""

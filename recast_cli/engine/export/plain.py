@@ -56,8 +56,7 @@ def write_weights(merged: Merged, path: Path) -> bool | None:
         return write_source(merged.base, path)
     state = model.state_dict()
     with writing(path, specs(state), PLAIN, key=None) as writer:
-        for name, tensor in state.items():
-            writer.write(name, tensor)
+        writer.write_all(state.items())
         writer.finish(PLAIN)
     return None
 
