@@ -108,6 +108,7 @@ def test_a_killed_run_leaves_no_process_and_can_be_gone_on_with(victim, folder):
         launcher.send_signal(signal.SIGINT)
     assert launcher.wait(60) != 0
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    assert (folder / "log").read_text().count("Interrupted") == (1 if victim == "launcher" else 0)
     assert (folder / "tasks" / "t" / "resume.pt").exists()
     assert not (folder / "tasks" / "t" / "task.yaml").exists()
     (done,) = [torch.load(folder / "tasks" / "t" / "resume.pt", weights_only=True)["history"][-1]["number"]]

@@ -98,9 +98,10 @@ def report(error: Exception, debug: bool) -> int:
 
 def interrupted() -> int:
     """The line and the exit code of an interrupt."""
-    from recast_cli.cli.output import Output
+    from recast_cli.cli.output import Output, leads
 
-    Output().error("Interrupted. What was finished is kept; the same command goes on from there.")
+    if leads():  # the others have heard it as well
+        Output().error("Interrupted. What was finished is kept; the same command goes on from there.")
     return 130
 
 
