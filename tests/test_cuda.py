@@ -17,7 +17,8 @@ from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.plan import plan_layout
-from recast_cli.engine.run import choose_device, precision, ready
+from recast_cli.engine.precision import precision
+from recast_cli.engine.run import choose_device, ready
 from recast_cli.engine.switch import Switcher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")

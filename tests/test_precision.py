@@ -6,14 +6,15 @@ import torch
 from helpers import pictures, save_folder
 from torch import nn
 
-from recast_cli.engine import run
+from recast_cli.engine import precision as engine_precision
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.plan import plan_layout
-from recast_cli.engine.run import precision, quick_attention, ready, training_precision
+from recast_cli.engine.precision import precision, quick_attention, training_precision
+from recast_cli.engine.run import ready
 from recast_cli.engine.source import open_source
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -31,7 +32,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ],
 )
 def test_training_is_in_bfloat16_where_that_is_fast(network, device, has_bfloat16, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16}, raising=False)
+    monkeypatch.setattr(engine_precision, "cpu_gains_from_bfloat16", lambda: has_bfloat16)
     names = {"vit": "test_vit", "depthwise": "mobilenetv2_035"}
     model = timm.create_model(names[network])
     assert training_precision(model, device) == expected
@@ -39,9 +40,29 @@ def test_training_is_in_bfloat16_where_that_is_fast(network, device, has_bfloat1
     assert training_precision(model, device, "bfloat16") == torch.bfloat16
 
 
-def test_a_torch_that_cannot_tell_trains_in_full_precision(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert training_precision(timm.create_model("test_vit"), CPU) == torch.float32
+@pytest.mark.parametrize(
+    ("capabilities", "seconds", "expected"),
+    [
+        ({"avx512_bf16": True}, {torch.bfloat16: 1.0, torch.float32: 2.0}, True),
+        ({"avx512_bf16": True}, {torch.bfloat16: 2.0, torch.float32: 1.0}, False),  # a Xeon without its AMX
+        ({"amx_bf16": True}, {torch.bfloat16: 1.0, torch.float32: 8.0}, True),
+        ({"avx2": True}, {torch.bfloat16: 1.0, torch.float32: 2.0}, False),  # emulated: slow elsewhere in the network
+        (None, {}, False),  # a torch that cannot tell
+    ],
+)
+def test_a_cpu_gains_from_bfloat16_where_its_products_are_faster(capabilities, seconds, expected, monkeypatch):
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(engine_precision, "seconds_of_products", seconds.get)
+    assert engine_precision.cpu_gains_from_bfloat16.__wrapped__() is expected
+
+
+def test_products_are_timed_on_one_core():
+    before = torch.get_num_threads()
+    assert 0 < engine_precision.seconds_of_products(torch.float32) < 1
+    assert torch.get_num_threads() == before
 
 
 def test_a_cpu_measures_in_full_precision():
@@ -69,7 +90,7 @@ def test_attention_is_put_back_as_it_was_and_computes_the_same(vit_base):
     torch.testing.assert_close(found, wanted)
     with quick_attention(model, CPU, torch.float32):
         assert all(module.fused_attn for module in fused)
-    model.patch_embed.num_patches = run.MANY_TOKENS
+    model.patch_embed.num_patches = engine_precision.MANY_TOKENS
     with quick_attention(model, CPU, torch.bfloat16):  # maps of so many tokens would fill the memory
         assert all(module.fused_attn for module in fused)
 

@@ -64,7 +64,7 @@ def adapt(
     on_bad_image: OnBadImage = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="auto|float32|bfloat16", help="While training; auto: bfloat16 where the hardware has it."),
+        typer.Option(metavar="auto|float32|bfloat16", help="While training; auto: bfloat16 where that is faster."),
     ] = None,
     adapter: Annotated[
         str | None,

@@ -19,9 +19,10 @@ from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.learn import class_weights, learn, look_at, probe_rows
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import AdaptOptions, with_rate
+from recast_cli.engine.precision import training_precision
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.record import check_same, describe_split, describe_training, identity_of, now, versions
-from recast_cli.engine.run import choose_device, infer, take_features, training_precision
+from recast_cli.engine.run import choose_device, infer, take_features
 from recast_cli.engine.splits import split_folder
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.switch import Switcher

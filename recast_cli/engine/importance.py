@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from recast_cli.engine import ranks
 from recast_cli.engine.images import Images
 from recast_cli.engine.network import features
+from recast_cli.engine.precision import precision
 from recast_cli.engine.probe import Probe
-from recast_cli.engine.run import batches, normalise, precision
+from recast_cli.engine.run import batches, normalise
 
 BATCHES, SIZE = 16, 32
 """Images are looked at in so many batches at most, of so many images."""

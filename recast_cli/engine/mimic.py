@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from recast_cli.engine.solve import (
 )
 from recast_cli.engine.source import Source
 from recast_cli.engine.tensors import read_stored, spec_of, specs
+from recast_cli.engine.threads import threads
 from recast_cli.engine.unmade import DTYPES, base_specs, stored_specs, unmade
 from recast_cli.engine.writer import writing
 
@@ -89,17 +90,6 @@ def mimic(
             base = findings.complete(base)
             writer.finish(metadata_of(base))
     return replace(base, tensors=read_stored(path), path=path)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many of torch's threads for one operation, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass

@@ -88,7 +88,7 @@ class AdaptOptions:
         split_seed: Of the split; the training seed never changes it.
         class_weights: `none`, or `balanced` by inverse frequency in train.
         on_bad_image: `skip` or `fail`.
-        precision: Of products while training: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware has it.
+        precision: Of products while training: `float32`, `bfloat16`, or `auto`: bfloat16 where that is faster.
         adapter: One of ADAPTERS, or None. What is not given of the next three is the adapter's.
         rank: Of its low-rank update, or width of its bottleneck.
         density: Share of a weight's entries that it changes.

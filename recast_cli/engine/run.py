@@ -1,11 +1,11 @@
-"""Run a network over decoded images: device, precision, batches and augmentation."""
+"""Run a network over decoded images: device, batches and augmentation."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -16,13 +16,12 @@ from recast_cli.engine import ranks
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import normalise
 from recast_cli.engine.network import features
+from recast_cli.engine.precision import precision
 from recast_cli.engine.progress import Progress
 
 Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt."""
-MANY_TOKENS = 400
-"""From here on attention maps take more memory than all other activations."""
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -111,59 +110,6 @@ def compiled(function: Callable[[Tensor], Result]) -> Callable[[Tensor], Result]
             raise RecastError(f"The network cannot be compiled here: {reason}", "Leave out --compile.") from None
 
     return run
-
-
-def training_precision(model: nn.Module, device: torch.device, wanted: str = "auto") -> torch.dtype:
-    """The type that products are computed in while training.
-
-    Args:
-        model: On `device`.
-        device: Where it trains.
-        wanted: `float32`, `bfloat16`, or `auto`: bfloat16 on CUDA, and on CPUs that have instructions for it unless the
-            network has grouped convolutions, whose backward pass is slow there.
-    """
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
-    grouped = any(module.groups > 1 for module in convolutions(model))
-    fast = device.type == "cuda" or (device.type == "cpu" and cpu_multiplies_bfloat16() and not grouped)
-    return torch.bfloat16 if fast else torch.float32
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions that multiply in bfloat16; False where torch cannot tell."""
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def measuring_precision(device: torch.device) -> torch.dtype:
-    """The type that products are computed in while measuring: bfloat16 on CUDA, float32 elsewhere."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def precision(device: torch.device, dtype: torch.dtype | None = None) -> torch.autocast:
-    """Autocast to `dtype`; default: the one for measuring."""
-    dtype = measuring_precision(device) if dtype is None else dtype
-    enabled = dtype != torch.float32
-    return torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)
-
-
-@contextmanager
-def quick_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Within it, timm's attention is two products where the fused kernel's backward pass is the slower one.
-
-    That is in bfloat16 on a CPU, where it takes 40 % of a step. Attention maps are then kept for the backward pass,
-    so networks of many tokens keep the fused one.
-    """
-    tokens = getattr(getattr(model, "patch_embed", None), "num_patches", MANY_TOKENS)
-    quick = device.type == "cpu" and dtype == torch.bfloat16 and tokens < MANY_TOKENS
-    fused: list[Any] = [module for module in model.modules() if quick and getattr(module, "fused_attn", False)]
-    for module in fused:
-        module.fused_attn = False
-    try:
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True
 
 
 def resident(pixels: Tensor, device: torch.device) -> Tensor:

@@ -22,6 +22,7 @@ from recast_cli.engine.images import Images, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.network import features
 from recast_cli.engine.options import RECIPES, AdaptOptions
+from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.probe import halfway, solve_head
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import (
@@ -29,7 +30,6 @@ from recast_cli.engine.run import (
     batches,
     draw_windows,
     infer,
-    precision,
     resident,
     take,
     take_features,
@@ -85,7 +85,7 @@ def train(
         RecastError: The loss is no longer finite.
     """
     loop, options = Loop(model, parts, state, lesson, compiled), lesson.options
-    with cheap_gradients(model), frozen_norms(model), run.quick_attention(model, loop.device, loop.dtype):
+    with cheap_gradients(model), frozen_norms(model), quick_attention(model, loop.device, loop.dtype):
         if state.batch_size is None:
             state = replace(state, batch_size=choose_batch(options, loop.try_batch, loop.count, loop.device))
         assert state.batch_size is not None
@@ -123,7 +123,7 @@ class Loop:
         options = self.options
         self.model, self.recipe = model, RECIPES[options.recipe]
         self.device = device = next(model.parameters()).device
-        self.dtype = run.training_precision(model, device, options.precision)
+        self.dtype = training_precision(model, device, options.precision)
         self.head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
         parameters = [parameter for part in parts for parameter in part.parameters]
         self.trained = [*parameters, *self.head]

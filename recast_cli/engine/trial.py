@@ -24,8 +24,9 @@ from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
 from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn
 from recast_cli.engine.options import AdaptOptions, with_rate
+from recast_cli.engine.precision import measuring_precision, training_precision
 from recast_cli.engine.record import now, type_name, versions
-from recast_cli.engine.run import choose_device, measuring_precision, training_precision
+from recast_cli.engine.run import choose_device
 from recast_cli.engine.stock import (
     CannotRun,
     base_of,

@@ -22,7 +22,8 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import features
 from recast_cli.engine.plan import plan_layout
-from recast_cli.engine.run import infer, precision, take_features
+from recast_cli.engine.precision import precision
+from recast_cli.engine.run import infer, take_features
 from recast_cli.engine.switch import Switcher
 
 BATCH = 64

@@ -34,8 +34,9 @@ from recast_cli.engine.images import Images, decode, normalise
 from recast_cli.engine.learn import learn, look_at, probe_rows, start_state
 from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.precision import precision, training_precision
 from recast_cli.engine.probe import Probe
-from recast_cli.engine.run import augment, choose_device, draw_windows, precision, ready, training_precision
+from recast_cli.engine.run import augment, choose_device, draw_windows, ready
 from recast_cli.engine.splits import split_folder
 from recast_cli.engine.state import State
 from recast_cli.engine.train import Lesson, Part

@@ -34,7 +34,8 @@ from recast_cli.engine.images import normalise
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import features
 from recast_cli.engine.plan import plan_layout
-from recast_cli.engine.run import augment, draw_windows, precision, quick_attention, ready, training_precision
+from recast_cli.engine.precision import precision, quick_attention, training_precision
+from recast_cli.engine.run import augment, draw_windows, ready
 from recast_cli.engine.source import Source
 
 CLASSES = 50

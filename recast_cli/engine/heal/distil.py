@@ -15,17 +15,15 @@ from recast_cli.engine.heal.state import LEAST_LR, State, advance
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout import coefficient_key, template_key
 from recast_cli.engine.network import classifiers
+from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import (
     augment,
     batches,
     draw_windows,
     infer,
-    precision,
-    quick_attention,
     ready,
     take,
-    training_precision,
 )
 from recast_cli.engine.verify import listen
 
