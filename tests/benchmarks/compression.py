@@ -5,12 +5,13 @@ Divergence is the mean of KL(source | base) over the pictures, in nats: a finer 
 
     python tests/benchmarks/compression.py vit_tiny.safetensors pictures --model vit_tiny_patch16_224
 
-`pictures` has class folders named by index or wnid. Pictures are cut into two halves, every second one. A calibrated
-base is judged on the half that it has not seen, and there are two of them, so that all pictures are judged. Other
-bases are judged on all pictures. Plain rounding has one width, one bit more for as many tensors as fit, 64 values a
-scale, and scales that reach the largest value. torchao's rows are there where it can be imported; it rounds linear
-layers alone, and the rest counts in float16; ours at the same bytes follow. Shared bases have fewer templates than
-layers, before and after healing on the half that does not judge. `--rows` makes some of the rows alone.
+`pictures` has class folders named by index or wnid. Pictures are cut into two halves, every second one, or into as
+many `--folds`. A calibrated base is judged on the fold that it has not seen, and there is one for each, so that all
+pictures are judged. Other bases are judged on all pictures. Plain rounding has one width, one bit more for as many
+tensors as fit, 64 values a scale, and scales that reach the largest value. torchao's rows are there where it can be
+imported; it rounds linear layers alone, and the rest counts in float16; ours at the same bytes follow. Shared bases
+have fewer templates than layers, before and after healing on the folds that do not judge. `--rows` makes some of the
+rows alone.
 """
 
 from __future__ import annotations
@@ -62,22 +63,23 @@ def main() -> None:
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="timm name (default: %(default)s)")
     parser.add_argument("--times", type=float, nargs="+", default=[4, 6, 8], help="times smaller (default: 4 6 8)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="(default: all)")
+    parser.add_argument("--folds", type=int, default=2, help="that judge, one at a time (default: %(default)s)")
     chosen = parser.parse_args()
     source = open_source(chosen.model, weights=chosen.weights)
-    judge = Judge(source, chosen.pictures)
+    judge = Judge(source, chosen.pictures, chosen.folds)
     rows = []
     for row in cases(source, judge, chosen.times, chosen.rows):
         print(row, file=sys.stderr, flush=True)
         rows.append(row)
-    report("compression", rows, chosen.json, model=chosen.model, pictures=len(judge.images))
+    report("compression", rows, chosen.json, model=chosen.model, pictures=len(judge.images), folds=chosen.folds)
 
 
 class Judge:
     """What the source makes of all pictures, and how much of it another network keeps."""
 
-    def __init__(self, source: Source, folder: Path) -> None:
+    def __init__(self, source: Source, folder: Path, count: int) -> None:
         assert source.architecture is not None
-        self.architecture, self.folder = source.architecture, folder
+        self.architecture, self.folder, self.count = source.architecture, folder, count
         items = labelled_items(folder, class_indices(int(source.architecture.args["num_classes"])))
         self.images: Images = decode(folder, items, source.architecture.data)
         self.source = self.see(source.network(), slice(None))
@@ -87,16 +89,16 @@ class Judge:
         logits = infer(ready(model, CPU), self.images.pixels[part], self.architecture.data, CPU, 32)
         return logits.log_softmax(1)
 
-    def halves(self, folder: Path) -> Iterator[tuple[Path, slice]]:
-        """A folder of pictures to calibrate with, and which pictures are judged then."""
-        for half in (0, 1):
-            root = folder / str(half)
+    def folds(self, folder: Path) -> Iterator[tuple[Path, slice]]:
+        """A folder of pictures to calibrate with, and which pictures are judged then: all the others."""
+        for fold in range(self.count):
+            root = folder / str(fold)
             for place, path in enumerate(self.images.paths):
-                if place % 2 == half:
+                if place % self.count != fold:
                     link = root / path
                     link.parent.mkdir(parents=True, exist_ok=True)
                     link.symlink_to((self.folder / path).resolve())
-            yield root, slice(1 - half, None, 2)
+            yield root, slice(fold, None, self.count)
 
     def row(self, name: str, nbytes: int, original: int, parts: list[tuple[slice, Tensor]], seconds: float) -> dict:
         """A row of the table."""
@@ -137,14 +139,14 @@ def at_size(source: Source, judge: Judge, layout: Layout, times: float) -> Itera
     yield whole(f"{times:.3g}x", source, judge, lambda path: compress(source, layout, size=size, path=path))
     parts, spent, nbytes = [], 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
-        for pictures, judged in judge.halves(Path(folder)):
+        for pictures, judged in judge.folds(Path(folder)):
             start = time.perf_counter()
             base = compress(source, layout, size=size, pictures=pictures, path=Path(folder) / "base.safetensors")
             spent += time.perf_counter() - start
             assert base.path is not None
             nbytes = max(nbytes, base.path.stat().st_size)
             parts.append((judged, judge.see(build(judge.architecture, base.state()), judged)))
-    yield judge.row(f"{times:.3g}x, calibrated", nbytes, original, parts, spent / 2)
+    yield judge.row(f"{times:.3g}x, calibrated", nbytes, original, parts, spent / judge.count)
 
 
 def sharing(name: str, source: Source, judge: Judge) -> Iterator[dict[str, Any]]:
@@ -157,7 +159,7 @@ def sharing(name: str, source: Source, judge: Judge) -> Iterator[dict[str, Any]]
     yield whole(name, source, judge, lambda path: mimic(source, layout, path=path))
     parts, spent, nbytes = [], 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
-        for pictures, judged in judge.halves(Path(folder)):
+        for pictures, judged in judge.folds(Path(folder)):
             start = time.perf_counter()
             base = heal(source, mimic(source, layout), read_pictures(pictures, judge.architecture))
             spent += time.perf_counter() - start
@@ -165,7 +167,7 @@ def sharing(name: str, source: Source, judge: Judge) -> Iterator[dict[str, Any]]
             nbytes = max(nbytes, save_base(base, path).path.stat().st_size)
             parts.append((judged, judge.see(build(judge.architecture, base.state()), judged)))
             print(name, base.solver["healed"], file=sys.stderr, flush=True)
-    yield judge.row(f"{name}, healed", nbytes, source_bytes(source), parts, spent / 2)
+    yield judge.row(f"{name}, healed", nbytes, source_bytes(source), parts, spent / judge.count)
 
 
 def whole(name: str, source: Source, judge: Judge, make: Callable[[Path], Base]) -> dict[str, Any]:
