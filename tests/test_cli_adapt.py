@@ -26,6 +26,7 @@ KEYS = {
     "seconds",
     "timings",
     "device",
+    "precision",
     "skipped_images",
 }
 SHARES = ("val_top1", "test_top1", "linear_probe_val_top1", "linear_probe_test_top1")
@@ -37,6 +38,7 @@ def test_json_says_what_was_learned(fresh):
     assert all(0 <= value[name] <= 1 for name in SHARES)
     assert (value["task"], value["coefficients"], value["head_parameters"]) == ("colours", 48, 3 * 32 + 3)
     assert (value["epochs"], value["device"], value["skipped_images"]) == (1, "cpu", 0)
+    assert value["precision"] in ("float32", "bfloat16")
     assert value["best_epoch"] in (0, 1)
     assert value["images_per_second"] > 0
     assert [Path(file).name for file in value["files"]] == ["coefficients.safetensors", "head.safetensors", "task.yaml"]

@@ -209,6 +209,7 @@ def summary(task: Task, folder: Path) -> dict[str, Any]:
         "seconds": record["seconds"],
         "timings": record["timings"],
         "device": record["device"],
+        "precision": record["precision"],
         "skipped_images": len(record["skipped_images"]),
     }
 
@@ -231,7 +232,7 @@ def show(console: Console, value: dict[str, Any]) -> None:
             f"with the final head{unmoved}",
         ),
         ("files", str(Path(value["files"][0]).parent)),
-        ("seconds", f"{value['seconds']:.1f}  on {value['device']}"),
+        ("seconds", f"{value['seconds']:.1f}  on {value['device']}, in {value['precision']}"),
     ]
     console.print(facts(rows))
 
