@@ -102,7 +102,7 @@ def test_of_one_column_rows_are_fed_back_as_columns_of_one_row_are(monkeypatch):
     root = torch.linalg.cholesky(inverse, upper=True).float()
     steps = curved_steps(curve).times(0.05).spread()
     expected = feed_back(weights.mT, root, steps.mT, lambda column, value: value.round())
-    assert in_turns(weights, steps, curve).flatten().tolist() == expected.flatten().tolist()
+    assert in_turns(weights, steps, [curve]).flatten().tolist() == expected.flatten().tolist()
     counts = torch.cat([turn.counts[0] for turn in curve.turns])
     assert torch.allclose(counts, root[0].diagonal() ** -2, rtol=1e-3)
     assert [turn.rows.tolist() for turn in curve.turns] == [[row] for row in range(12)]
@@ -131,7 +131,7 @@ def test_errors_of_rows_are_made_up_for_in_later_rows():
 
     def error(made, step):
         steps = curved_steps(made).times(step)
-        codes = in_turns(weights, steps.spread(), made)
+        codes = in_turns(weights, steps.spread(), [made])
         off = (weights - (codes + halves(codes.int())) * steps.spread())[0].double()
         return float(torch.trace(curve.rows[0].double() @ off @ hessian[0] @ off.T)), entropy(codes)
 

@@ -1,8 +1,8 @@
-"""Rounding one tensor: to the nearest path or point, or with error feedback where it is known what its errors do."""
+"""Rounding tensors: to the nearest path or point, or with error feedback where it is known what their errors do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,19 +12,30 @@ from recast_cli.engine.compress.curvature import Curvature, squares
 from recast_cli.engine.compress.grid import SMALLEST
 from recast_cli.engine.compress.matrices import matrices_of
 from recast_cli.engine.compress.steps import Steps, curved_steps, plain_steps
-from recast_cli.engine.compress.trellis import follow, halves, rounded
+from recast_cli.engine.compress.trellis import BLOCK, follow, halves, rounded
 
 
-def to_steps(name: str, tensor: Tensor, step: float, curvature: Curvature | None = None) -> Stored:
-    """A tensor as integers of as many bits as they need, with steps so many times those of `curved_steps`.
+def to_steps(tensors: Mapping[str, Tensor], step: float, curves: Mapping[str, Curvature]) -> dict[str, Stored]:
+    """Tensors as integers of as many bits as they need, with steps so many times those of `curved_steps`.
 
-    Without a curvature they are those of `plain_steps`, and no error is fed back.
+    Where there is no curvature they are those of `plain_steps`, and no error is fed back.
+
+    Args:
+        tensors: By name; with matrices of one size, and all with a curvature of one kind or none. Several small ones
+            take hardly longer than one.
+        step: Times those steps.
+        curves: By name of a tensor.
     """
-    weights = matrices_of(name, tensor)
-    steps = steps_of(weights, curvature).times(step)
-    spread = steps.spread()
-    codes = on_trellis(weights, spread)[0] if curvature is None else in_turns(weights, spread, curvature)
-    return deflated(name, tuple(tensor.shape), codes, steps)
+    weights = {name: matrices_of(name, tensor) for name, tensor in tensors.items()}
+    steps = {name: steps_of(each, curves.get(name)).times(step) for name, each in weights.items()}
+    several, spread = torch.cat(list(weights.values())), torch.cat([each.spread() for each in steps.values()])
+    known = [curves[name] for name in tensors if name in curves]
+    codes = in_turns(several, spread, known) if known else on_trellis(several, spread)[0]
+    parts = codes.split([len(each) for each in weights.values()])
+    return {
+        name: deflated(name, tuple(tensor.shape), part, steps[name])
+        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
 
 
 def steps_of(weights: Tensor, curvature: Curvature | None) -> Steps:
@@ -55,14 +66,21 @@ def to_bits(name: str, tensor: Tensor, code: Fixed, curvature: Curvature | None 
     return code.store(name, codes, scales)
 
 
-def in_turns(weights: Tensor, steps: Tensor, curvature: Curvature) -> Tensor:
-    """Codes as of `on_trellis`, with what some rows lose made up for in later ones, as GPTQ does for columns."""
+def in_turns(weights: Tensor, steps: Tensor, curves: Sequence[Curvature]) -> Tensor:
+    """Codes as of `on_trellis`, with what some rows lose made up for in later ones, as GPTQ does for columns.
+
+    Args:
+        weights: (n, rows, columns).
+        steps: Of every value, of the same shape.
+        curves: Of one matrix after the other, n in all, of one kind.
+    """
     left, codes = weights.clone(), torch.empty_like(weights)
-    root = curvature.root if curvature.whole else None
-    for rows, later, _, shares in curvature.turns:
+    root = torch.cat([each.root for each in curves]) if curves[0].whole else None
+    for turns in zip(*(each.turns for each in curves), strict=True):
+        rows, later = turns[0].rows, turns[0].later  # the same in all matrices
         codes[:, rows], half = on_trellis(left[:, rows], steps[:, rows], root)
         off = (codes[:, rows] + half) * steps[:, rows] - left[:, rows]
-        left[:, later] -= shares @ off
+        left[:, later] -= torch.cat([each.shares for each in turns]) @ off
     return codes
 
 
@@ -101,9 +119,15 @@ def feed_back(weights: Tensor, root: Tensor, steps: Tensor, point: Callable[[int
     """
     left = weights.float().clone()
     points = torch.empty_like(left)
-    for column in range(left.shape[-1]):
-        value, step = left[..., column], steps[..., column]
-        points[..., column] = point(column, value / step)
-        lost = (value - points[..., column] * step) / root[:, column, column, None]
-        left[..., column + 1 :] -= lost[..., None] * root[:, None, column, column + 1 :]
+    columns = left.shape[-1]
+    for first in range(0, columns, BLOCK):
+        last = min(first + BLOCK, columns)
+        lost = torch.empty(*left.shape[:2], last - first)
+        for column in range(first, last):
+            value, step = left[..., column], steps[..., column]
+            points[..., column] = point(column, value / step)
+            error = (value - points[..., column] * step) / root[:, column, column, None]
+            left[..., column + 1 : last] -= error[..., None] * root[:, None, column, column + 1 : last]
+            lost[..., column - first] = error
+        left[..., last:] -= lost @ root[:, first:last, last:]
     return points

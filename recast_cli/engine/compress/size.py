@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from recast_cli.engine.compress.code import Code, Deflated, Encode, nearest
@@ -17,7 +18,7 @@ from recast_cli.engine.compress.deflate import deflate
 from recast_cli.engine.compress.matrices import is_large, matrices, matrices_of
 from recast_cli.engine.compress.plan import Compression
 from recast_cli.engine.compress.rounding import steps_of, to_steps
-from recast_cli.engine.compress.trellis import MOST
+from recast_cli.engine.compress.trellis import AT_ONCE, MOST
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.progress import Progress
 
@@ -87,13 +88,34 @@ class Job:
     def rounded(self, step: float, count: int, progress: Progress | None) -> Compression:
         """The plan once everything, `count` tensors, is rounded with a step."""
         codes = dict(self.small)
-        for number, (name, tensor) in enumerate(self.large()):
-            codes[name], stored = to_steps(name, tensor, step, self.curves.get(name))
-            if self.keep:
-                self.kept[name] = stored
+        done = 0
+        for several in self.together():
+            for name, (code, stored) in to_steps(several, step, self.curves).items():
+                codes[name] = code
+                if self.keep:
+                    self.kept[name] = stored
+            done += len(several)
             if progress:
-                progress(number + 1, count, f"rounding {name}")
+                progress(done, count, f"rounding {name}")
         return self.plan(codes)
+
+    def together(self) -> Iterator[dict[str, Tensor]]:
+        """Those that are rounded: where errors are fed back, with calls for every column, a few of one size at a time.
+
+        Where what is stored is not kept they come one by one, as they will once more when they are written.
+        """
+        waiting: dict[tuple[torch.Size, ...], dict[str, Tensor]] = {}
+        for name, tensor in self.large():
+            curve = self.curves.get(name)
+            if curve is None or not self.keep:
+                yield {name: tensor}
+                continue
+            key = curve.rows.shape[1:], curve.columns.shape[1:]
+            several = waiting.setdefault(key, {})
+            several[name] = tensor
+            if sum(each.numel() for each in several.values()) + tensor.numel() > AT_ONCE:
+                yield waiting.pop(key)
+        yield from waiting.values()
 
 
 def fit(
@@ -138,7 +160,7 @@ def fit(
     def encode(name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
         if not isinstance(code, Deflated):
             return nearest(name, tensor, code)
-        return job.kept.get(name) or to_steps(name, tensor, step, job.curves.get(name))[1]
+        return job.kept.get(name) or to_steps({name: tensor}, step, job.curves)[name][1]
 
     return plan.codes, encode
 

@@ -54,8 +54,10 @@ def origins() -> tuple[Tensor, Tensor]:
 
 
 BEFORE, ODD = origins()
-HALF = torch.arange(STATES) & 1
-"""Of each state, whether half a step is added to the code that it is left by."""
+WAYS = ODD * STATES + BEFORE
+"""Of either way to a state, whether its code is odd and the state before in one number, (2, STATES)."""
+HALF = torch.arange(STATES)[:, None] % 2 / 2
+"""What each state adds to the code that it is left by, (STATES, 1)."""
 
 
 def follow(weights: Tensor, steps: Tensor, root: Tensor | None = None) -> Tensor:
@@ -71,13 +73,17 @@ def follow(weights: Tensor, steps: Tensor, root: Tensor | None = None) -> Tensor
         (n, rows, columns), uint8, 1 where the code is odd.
     """
     odd = torch.empty(weights.shape, dtype=torch.uint8)
-    rows = max(1, AT_ONCE // weights.shape[-1])
-    for number, matrix in enumerate(weights.float()):
-        for first in range(0, len(matrix), rows):
-            part = slice(first, first + rows)
-            some, their_steps = matrix[part].T.contiguous(), steps[number, part].T.contiguous()
-            ways, cost = ways_to(some / their_steps) if root is None else fed_ways_to(some, their_steps, root[number])
-            odd[number, part] = traced(ways, cost.argmin(0))
+    count, rows, columns = weights.shape
+    some = max(1, AT_ONCE // columns)
+    for first in range(0, count, several := max(1, some // rows)):
+        for row in range(0, rows, some):
+            part = slice(first, first + several), slice(row, row + some)
+            values, their_steps = (each[part].float().permute(2, 0, 1).contiguous() for each in (weights, steps))
+            if root is None:
+                ways, cost = ways_to(values / their_steps)
+            else:
+                ways, cost = fed_ways_to(values, their_steps, root[part[0]])
+            odd[part] = traced(ways, cost.argmin(1))
     return odd
 
 
@@ -85,57 +91,65 @@ def ways_to(values: Tensor) -> tuple[Tensor, Tensor]:
     """The better way to each state at every column.
 
     Args:
-        values: Over their steps, (columns, rows).
+        values: Over their steps, (columns, n, rows).
 
     Returns:
-        Which of the two ways of `origins`, (columns, STATES, rows), and what the paths have cost, (STATES, rows).
+        Which of the two ways of `origins`, (columns, n, STATES, rows), and what the paths have cost, (n, STATES, rows).
     """
-    columns, rows = values.shape
-    ways, cost = torch.empty(columns, STATES, rows, dtype=torch.bool), start(rows)
-    error = 2 * ODD + HALF[BEFORE]  # where what a way errs stands: all states see the same values
-    for first in range(0, columns, BLOCK):
-        squares = off(values[first : first + BLOCK, None], torch.tensor([[0.0], [0.5]])).square_().flatten(1, 2)
-        costs = zip(*(squares.index_select(1, way) for way in error), strict=True)
+    ways, cost = torch.empty(*values.shape[:2], STATES, values.shape[2], dtype=torch.bool), start(*values.shape[1:])
+    error = 2 * ODD + BEFORE % 2  # where what a way errs stands: all states see the same values
+    for first in range(0, len(values), BLOCK):
+        squares = off(values[first : first + BLOCK, :, None], HALF[:2]).square_().flatten(2, 3)
+        costs = zip(*(squares.index_select(2, way) for way in error), strict=True)
         for column, (one, other) in enumerate(costs, start=first):
             cost, ways[column] = met(cost, one, other)
     return ways, cost
 
 
 def fed_ways_to(weights: Tensor, steps: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """`ways_to` of weights (columns, rows) with steps of the same shape, where every path feeds back its own errors."""
-    columns, rows = weights.shape
-    ways, cost = torch.empty(columns, STATES, rows, dtype=torch.bool), start(rows)
-    left = weights[:, None].expand(columns, STATES, rows)
+    """`ways_to` where every path feeds back its own errors: weights and steps (columns, n, rows), root as of `follow`.
+
+    What paths lost within a block of columns is taken from the columns after it at its end, once it is known which
+    paths are left.
+    """
+    columns, count, rows = weights.shape
+    ways, cost = torch.empty(columns, count, STATES, rows, dtype=torch.bool), start(count, rows)
+    left = weights[:, :, None].expand(-1, -1, STATES, -1)
+    across = root.permute(1, 2, 0)[..., None, None]
     for first in range(0, columns, BLOCK):
         last = min(first + BLOCK, columns)
         block, left = left[: last - first], left[last - first :]
-        lost = torch.empty(last - first, STATES, rows)
-        origin = torch.arange(STATES)[:, None].expand(STATES, rows)
+        lost = torch.empty(last - first, count, STATES, rows)
+        before: list[Tensor] = []
         for column in range(first, last):
-            errors = off(block[0] / steps[column], HALF[:, None] / 2) * (steps[column] / root[column, column])
-            one, other = (errors[ODD[way], BEFORE[way]] for way in (0, 1))
+            step = steps[column, :, None]
+            errors = (off(block[0] / step, HALF) * (step / across[column, column])[:, None]).flatten(1, 2)
+            one, other = (errors.index_select(1, way) for way in WAYS)
             cost, taken = met(cost, one.square(), other.square())
             ways[column] = taken
-            place, before = column - first, torch.where(taken, BEFORE[1, :, None], BEFORE[0, :, None])
-            lost[:place], origin = carried(lost[:place], before), origin.gather(0, before)
+            place = column - first
+            before.append(torch.where(taken, BEFORE[1, :, None], BEFORE[0, :, None]))
             lost[place] = torch.where(taken, other, one)
-            block = carried(block[1:], before) - root[column, column + 1 : last, None, None] * lost[place]
-        made_up = root[first:last, last:].T @ lost.flatten(1)
-        left = carried(left, origin) - made_up.view_as(left)
+            block = carried(block[1:], before[-1]) - across[column, column + 1 : last] * lost[place]
+        state = torch.arange(STATES)[:, None].expand(count, STATES, rows)
+        for place in reversed(range(last - first)):
+            lost[place], state = lost[place].gather(1, state), before[place].gather(1, state)
+        made_up = root[:, first:last, last:].mT @ lost.flatten(2).transpose(0, 1)
+        left = carried(left, state) - made_up.unflatten(2, (STATES, rows)).transpose(0, 1)
     return ways, cost
 
 
-def start(rows: int) -> Tensor:
-    """What paths have cost before the first column, (STATES, rows): all begin in state 0."""
-    cost = torch.full((STATES, rows), torch.inf)
-    cost[0] = 0
+def start(count: int, rows: int) -> Tensor:
+    """What paths have cost before the first column, (n, STATES, rows): all begin in state 0."""
+    cost = torch.full((count, STATES, rows), torch.inf)
+    cost[:, 0] = 0
     return cost
 
 
 def met(cost: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """What paths have cost after a column whose ways cost so much, and whether the other way is cheaper."""
-    one = cost.index_select(0, BEFORE[0]).add_(one)
-    other = cost.index_select(0, BEFORE[1]).add_(other)
+    one = cost.index_select(1, BEFORE[0]).add_(one)
+    other = cost.index_select(1, BEFORE[1]).add_(other)
     return torch.minimum(one, other), other < one
 
 
@@ -155,14 +169,19 @@ def off(values: Tensor, halves: Tensor) -> Tensor:
 
 
 def carried(of_states: Tensor, before: Tensor) -> Tensor:
-    """What each state, (columns, STATES, rows), takes over from the one before it, (STATES, rows)."""
-    return of_states.gather(1, before.expand(len(of_states), -1, -1))
+    """What each state, (columns, n, STATES, rows), takes over from the one before it, (n, STATES, rows)."""
+    return of_states.gather(2, before.expand(len(of_states), -1, -1, -1))
 
 
 def traced(ways: Tensor, state: Tensor) -> Tensor:
-    """Whether codes are odd, (rows, columns), on paths that end in a state, (rows,); ways: (columns, STATES, rows)."""
-    odd = torch.empty(len(ways), len(state), dtype=torch.uint8)
+    """Whether codes are odd, (n, rows, columns), on paths that end in a state, (n, rows).
+
+    Args:
+        ways: (columns, n, STATES, rows).
+        state: Integers.
+    """
+    odd = torch.empty(len(ways), *state.shape, dtype=torch.uint8)
     for column in reversed(range(len(ways))):
-        way = ways[column].gather(0, state[None])[0].long()
+        way = ways[column].gather(1, state[:, None])[:, 0].long()
         odd[column], state = ODD[way, state], BEFORE[way, state]
-    return odd.T
+    return odd.permute(1, 2, 0)
