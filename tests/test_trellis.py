@@ -9,7 +9,7 @@ from test_rounding import layer, output_error, random
 
 from recast_cli.engine.compress import curvature, trellis
 from recast_cli.engine.compress.curvature import Curvature, squares
-from recast_cli.engine.compress.rounding import feed_back, in_turns, on_trellis
+from recast_cli.engine.compress.rounding import feed_back, in_turns, on_trellis, to_steps
 from recast_cli.engine.compress.steps import curved_steps
 from recast_cli.engine.compress.trellis import MOST, follow, halves
 
@@ -140,6 +140,23 @@ def test_errors_of_rows_are_made_up_for_in_later_rows():
     foreseen = torch.cat([turn.counts[0] for turn in curve.turns]).log().mean() - squares(curve.rows).log().mean()
     assert fed / plain == pytest.approx(float(foreseen.exp()), rel=0.15)
     assert fed < 0.8 * plain
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_several_tensors_are_rounded_as_each_is_alone(known):
+    tensors = {f"blocks.{seed}.weight": layer(rows=16, seed=seed)[0][0] for seed in (3, 9, 15)}
+    curves = {
+        name: Curvature(form_of(16, seed), layer(seed=seed)[1].float())
+        for name, seed in zip(tensors if known else (), (3, 9, 15), strict=False)
+    }
+    step = 0.1 if known else 0.02
+    together = to_steps(tensors, step, curves)
+    assert list(together) == list(tensors)
+    for name, tensor in tensors.items():
+        (code, stored), (alone, theirs) = together[name], to_steps({name: tensor}, step, curves)[name]
+        assert code == alone
+        assert all(torch.equal(value, theirs[part]) for part, value in stored.items())
+        assert float((code.decode(name, stored) - tensor).norm() / tensor.norm()) < 0.5
 
 
 @pytest.mark.parametrize("fed", [False, True])

@@ -100,14 +100,11 @@ class Job:
         return self.plan(codes)
 
     def together(self) -> Iterator[dict[str, Tensor]]:
-        """Those that are rounded: where errors are fed back, with calls for every column, a few of one size at a time.
-
-        Where what is stored is not kept they come one by one, as they will once more when they are written.
-        """
+        """Those that are rounded, a few of one size at a time where errors are fed back in calls for every column."""
         waiting: dict[tuple[torch.Size, ...], dict[str, Tensor]] = {}
         for name, tensor in self.large():
             curve = self.curves.get(name)
-            if curve is None or not self.keep:
+            if curve is None:
                 yield {name: tensor}
                 continue
             key = curve.rows.shape[1:], curve.columns.shape[1:]
