@@ -21,7 +21,7 @@ MOST = 2.0**23
 BLOCK = 32
 """Columns whose errors wait before they are taken from those after the block."""
 AT_ONCE = 2**22
-"""Values whose paths are in memory at once: 8 bytes each, or 40 where errors are fed back."""
+"""Values whose paths are in memory at once: 8 bytes each, or 80 where errors are fed back."""
 
 
 def following(state: Tensor, code: Tensor) -> Tensor:
