@@ -153,7 +153,7 @@ def without(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str,
 
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row order; they are its own memory where it lies there contiguously."""
-    flat = tensor.detach().cpu().reshape(-1)
+    flat = (tensor.detach() if tensor.requires_grad else tensor).cpu().reshape(-1)
     if flat.stride() != (1,):  # one element counts as contiguous whatever its stride, but only 1 can be seen as bytes
         flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy().data
