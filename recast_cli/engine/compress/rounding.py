@@ -28,7 +28,7 @@ def to_steps(tensors: Mapping[str, Tensor], step: float, curves: Mapping[str, Cu
     """
     weights = {name: matrices_of(name, tensor) for name, tensor in tensors.items()}
     steps = {name: steps_of(each, curves.get(name)).times(step) for name, each in weights.items()}
-    several, spread = torch.cat(list(weights.values())), torch.cat([each.spread() for each in steps.values()])
+    several, spread = joined(list(weights.values())), joined([each.spread() for each in steps.values()])
     known = [curves[name] for name in tensors if name in curves]
     codes = in_turns(several, spread, known) if known else on_trellis(several, spread)[0]
     parts = codes.split([len(each) for each in weights.values()])
@@ -75,13 +75,18 @@ def in_turns(weights: Tensor, steps: Tensor, curves: Sequence[Curvature]) -> Ten
         curves: Of one matrix after the other, n in all, of one kind.
     """
     left, codes = weights.clone(), torch.empty_like(weights)
-    root = torch.cat([each.root for each in curves]) if curves[0].whole else None
+    root = joined([each.root for each in curves]) if curves[0].whole else None
     for turns in zip(*(each.turns for each in curves), strict=True):
         rows, later = turns[0].rows, turns[0].later  # the same in all matrices
         codes[:, rows], half = on_trellis(left[:, rows], steps[:, rows], root)
         off = (codes[:, rows] + half) * steps[:, rows] - left[:, rows]
-        left[:, later] -= torch.cat([each.shares for each in turns]) @ off
+        left[:, later] -= joined([each.shares for each in turns]) @ off
     return codes
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Parts (n, ...) in one; of a single one no copy, which may be large."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def on_trellis(weights: Tensor, steps: Tensor, root: Tensor | None = None) -> tuple[Tensor, Tensor]:
