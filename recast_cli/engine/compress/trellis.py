@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 STATES = 8
 FEEDBACK, INPUT = 0b101, 0b010
 """What a state's lowest bit and a code's do to the next state: the two parity checks without their lowest bit."""
+PERIOD, DELAYS = 7, (2, 3, 4, 6)
+"""The states' lowest bits by themselves repeat after so many codes; and the codes before one that change its own."""
 MOST = 2.0**23
 """No code is larger: float32 still has all integers there."""
 BLOCK = 32
@@ -30,14 +33,19 @@ def following(state: Tensor, code: Tensor) -> Tensor:
 
 
 def halves(codes: Tensor) -> Tensor:
-    """What is added to integers (..., columns): 0 or 1/2, float32 of the same shape."""
-    parities = (codes & 1).to(torch.int32).movedim(-1, 0).contiguous()
-    state = torch.zeros_like(parities[0])
-    found = torch.empty(parities.shape)
-    for column, parity in enumerate(parities):
-        found[column] = state & 1
-        state = following(state, parity)
-    return (found / 2).movedim(0, -1)
+    """What is added to integers (..., columns): 0 or 1/2, float32 of the same shape.
+
+    The lowest bits h of the states of `following` obey h[t] = h[t - 1] + h[t - 3] + p[t - 2] modulo 2, p the codes' own
+    lowest bits: h is p times D^2 / (1 + D + D^3) in delays D. As (1 + D + D^3)(1 + D + D^2 + D^4) = 1 + D^7, it is also
+    h[t] = h[t - 7] + p[t - 2] + p[t - 3] + p[t - 4] + p[t - 6]: sums over every seventh column.
+    """
+    odd = (codes & 1).to(torch.uint8)
+    columns = odd.shape[-1]
+    whole = columns + -columns % PERIOD
+    padded = F.pad(odd, (max(DELAYS), whole - columns))
+    fed = torch.stack([padded[..., max(DELAYS) - delay :][..., :whole] for delay in DELAYS]).sum(0, dtype=torch.uint8)
+    sums = fed.unflatten(-1, (-1, PERIOD)).cumsum(-2, dtype=torch.uint8)  # modulo 256, which keeps the lowest bit
+    return (sums & 1).flatten(-2)[..., :columns] / 2
 
 
 def rounded(values: Tensor, halves: Tensor, odd: Tensor) -> Tensor:
