@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from helpers import MEAN, STD, VIT, pictures, save_folder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from recast_cli.engine.attach import merge
 from recast_cli.engine.errors import RecastError
@@ -87,3 +87,15 @@ def test_what_is_wrong_with_a_folder_is_said(what, message, tmp_path):
 def test_options_for_files_do_not_apply(vit_folder):
     with pytest.raises(RecastError, match="does not apply"):
         open_source(str(vit_folder), architecture=VIT)
+
+
+def test_a_folder_that_is_called_after_a_network_does_not_hide_it(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), weights)
+    folder = tmp_path / "test_vit"
+    folder.mkdir()  # with other files of that network; tmp_path is the working folder
+    source = open_source("test_vit", weights=weights)
+    assert source.architecture is not None and source.architecture.name.startswith("test_vit")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(RecastError, match="is a folder"):
+        open_source("test_vit", weights=weights)

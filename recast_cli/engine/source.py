@@ -81,8 +81,9 @@ def open_source(name: str, architecture: str | None = None, weights: Path | None
         RecastError: Nothing such exists, it cannot be fetched, or the weights do not fit.
     """
     path = Path(name.removeprefix("local-dir:"))
-    if path.is_dir():
-        reject(architecture or weights, f"{name} is a folder with a config.json", "--architecture and --weights")
+    # a folder of whatever else may be called after the network whose files it has
+    if path.is_dir() and ((path / "config.json").is_file() or not timm.is_model(name)):
+        reject(architecture or weights, f"{name} is a folder", "--architecture or --weights")
         return from_folder(path)
     if path.is_file() or path.name.endswith(WEIGHT_FILES):
         reject(weights, f"{name} is a weight file itself", "--weights")
