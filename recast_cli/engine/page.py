@@ -14,10 +14,10 @@ body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-
 margin:0 auto;max-width:1080px;padding:2.5rem 1.5rem 3rem}
 h1{font-size:1.7rem;line-height:1.25;margin:0;overflow-wrap:anywhere}
 h2{font-size:1.15rem;margin:2.75rem 0 .25rem;padding-top:1.25rem;border-top:1px solid var(--line)}
-p{margin:.25rem 0 1rem;max-width:46rem}
+p{overflow-wrap:anywhere;margin:.25rem 0 1rem;max-width:46rem}
 header p,.dim{color:var(--dim)}
 code{font:.9em ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.75rem;margin:1.5rem 0 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:.75rem;margin:1.5rem 0 0}
 .card{background:var(--soft);border-radius:10px;padding:.8rem 1rem}
 .card div{color:var(--dim);font-size:.8rem}
 .card strong{display:block;font-size:1.35rem;line-height:1.35;font-weight:600;overflow-wrap:anywhere}
@@ -37,7 +37,7 @@ details{margin:1rem 0}
 summary{cursor:pointer;color:var(--blue)}
 footer{margin-top:3rem;color:var(--dim);font-size:.8rem}
 @media(max-width:600px){body{padding:1.25rem 1rem 2rem}h1{font-size:1.35rem}
-.cards{grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:.5rem}.card strong{font-size:1.1rem}}
+.cards{gap:.5rem}.card strong{font-size:1.1rem}}
 @media print{.tall{max-height:initial}}
 """
 
