@@ -95,7 +95,8 @@ def test_a_folder_that_is_called_after_a_network_does_not_hide_it(tmp_path):
     folder = tmp_path / "test_vit"
     folder.mkdir()  # with other files of that network; tmp_path is the working folder
     source = open_source("test_vit", weights=weights)
-    assert source.architecture is not None and source.architecture.name.startswith("test_vit")
+    assert source.architecture is not None
+    assert source.architecture.name.startswith("test_vit")
     (folder / "config.json").write_text("{}")
     with pytest.raises(RecastError, match="is a folder"):
         open_source("test_vit", weights=weights)
