@@ -31,7 +31,7 @@ from recast_cli.engine.network import (
     ties,
 )
 from recast_cli.engine.plan import Modules
-from recast_cli.engine.tensors import StoredTensors, specs, without
+from recast_cli.engine.tensors import StoredTensors, also_as, specs, without
 from recast_cli.engine.weights import WEIGHT_FILES, one_line, read_weights, weights_in
 
 
@@ -114,6 +114,7 @@ def from_file(path: Path, architecture: str | None) -> Source:
     heads = classifier_names(architecture)
     weight = specs(tensors).get(f"{heads[0]}.weight")
     model = skeleton(architecture, num_classes=weight.shape[0] if weight and weight.shape else None)
+    tensors = under_all_names(tensors, model)
     if tensors.keys() - model.state_dict().keys():
         overlay = {"num_classes": model.num_classes, "label_offset": 0}
         # any filter may stumble over foreign keys in its own way; `check_fit` then says what differs
@@ -164,6 +165,7 @@ def from_folder(path: Path) -> Source:
     tensors = read_weights(file)
     try:
         model = skeleton(f"local-dir:{path}")
+        tensors = under_all_names(tensors, model)
         if shapes(model.state_dict()) != shapes(tensors):
             tensors = filtered(f"local-dir:{path}", tensors, {})
     except Exception as error:
@@ -209,6 +211,18 @@ def from_tensors(name: str, tensors: Mapping[str, Tensor], model: torch.nn.Modul
     kept = without(tensors, aliases)
     modules = {module: shape for module, shape in find_modules(model).items() if f"{module}.weight" in kept}
     return Source(name, kept, modules, describe(model, args), aliases)
+
+
+def under_all_names(tensors: Mapping[str, Tensor], model: torch.nn.Module) -> Mapping[str, Tensor]:
+    """`tensors` under all the names that `model` has for one: safetensors' `save_model` keeps one name of each."""
+    names: dict[str, list[str]] = {}
+    for alias, first in ties(model).items():
+        names.setdefault(first, [first]).append(alias)
+    lacking: dict[str, str] = {}
+    for tied in names.values():
+        given = [name for name in tied if name in tensors]
+        lacking |= {name: given[0] for name in tied if given and name not in tensors}
+    return also_as(tensors, lacking)
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -151,6 +151,13 @@ def without(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str,
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}
 
 
+def also_as(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """`tensors`, and under each new name of `names` the one that it stands for; none is read for it."""
+    if isinstance(tensors, StoredTensors):
+        return StoredTensors(tensors.places | {new: tensors.places[name] for new, name in names.items()})
+    return {**tensors, **{new: tensors[name] for new, name in names.items()}}
+
+
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row order; they are its own memory where it lies there contiguously."""
     flat = (tensor.detach() if tensor.requires_grad else tensor).cpu().reshape(-1)
