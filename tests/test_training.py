@@ -229,11 +229,11 @@ def test_about_half_of_the_images_are_mirrored():
 
 
 def test_what_was_measured_can_be_trained_on(vit_base):
-    """Measuring is in inference mode, whose tensors no backward pass may keep."""
+    """A network that is frozen for good is measured in inference mode, whose tensors no backward pass may keep."""
     model, data = attach(vit_base), vit_base.known_architecture().data
     pixels = drawn(5, 0).pixels
     statistics.cache_clear()
-    found = infer(take_features(model), pixels, data, torch.device("cpu"), batch_size=2)
+    found = infer(take_features(model), pixels, data, torch.device("cpu"), batch_size=2, frozen=True)
     images = normalise(pixels, data)
     kept = statistics(tuple(data["mean"]), tuple(data["std"]), images.device)
     assert not any(each.is_inference() for each in (found, images, *kept))
@@ -242,3 +242,28 @@ def test_what_was_measured_can_be_trained_on(vit_base):
     head = torch.nn.Linear(found.shape[1], 2)
     head(found).square().sum().backward()
     assert head.weight.grad.abs().sum() > 0
+
+
+class Remembers(torch.nn.Module):
+    """Makes something once and keeps it, as timm's networks with tables of attention biases do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.kept = torch.nn.Parameter(torch.ones(3), requires_grad=False), None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = self.table[[2, 0, 1]]
+        return x.mean((2, 3)) * self.kept
+
+
+def test_what_a_network_remembers_of_being_measured_can_be_trained_with(vit_base):
+    data, pixels, images = vit_base.known_architecture().data, drawn(2, 0).pixels, torch.randn(2, 3, 4, 4)
+    model = Remembers()
+    infer(model, pixels, data, torch.device("cpu"))
+    model(images.requires_grad_()).sum().backward()
+    assert images.grad.abs().sum() > 0
+    model = Remembers()
+    infer(model, pixels, data, torch.device("cpu"), frozen=True)
+    with pytest.raises(RuntimeError, match="Inference tensors"):  # which is why frozen is said, not assumed
+        model(images).sum().backward()

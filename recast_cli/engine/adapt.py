@@ -186,5 +186,5 @@ def timed(timings: dict[str, float], name: str) -> Iterator[None]:
 
 def measure(model: nn.Module, head: Sequence[Tensor], images: Images, data: dict[str, Any]) -> float:
     """Top-1 of a merged network with a head (weight, bias) on `images`."""
-    found = infer(take_features(model), images.pixels, data, next(model.parameters()).device)
+    found = infer(take_features(model), images.pixels, data, next(model.parameters()).device, frozen=True)
     return top_k(F.linear(found, *head), images.labels)

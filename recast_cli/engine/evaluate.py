@@ -130,7 +130,7 @@ def evaluate_source(
     items = labelled_items(data, labels)
     images = decode(data, items, architecture.data, None, on_bad_image, progress, cache_size=cache_size)
     model = ready(merge(base), where := choose_device(device))
-    logits = infer(model, images.pixels, architecture.data, where, 64, progress, "source")
+    logits = infer(model, images.pixels, architecture.data, where, 64, progress, "source", frozen=True)
     # a class may have several names; the folder's own is the one that its owner knows
     folders = list_classes(data / measured_part(data))
     names = {index: name for name, index in labels.items()} | {labels[name]: name for name in folders}
@@ -150,7 +150,8 @@ def task_logits(
         model = ready(merge(base, task.vector, task.image_size, task.adapter), device)
     else:
         model = switcher.switch(task.vector, task.image_size, task.adapter)
-    found = infer(take_features(model), pixels, base.known_architecture().data, device, 64, progress, task.name)
+    data = base.known_architecture().data
+    found = infer(take_features(model), pixels, data, device, 64, progress, task.name, frozen=True)
     return F.linear(found, task.weight, task.bias)
 
 
