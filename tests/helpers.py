@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from recast_cli.engine.images import Images
+
 VIT = "vit_tiny_patch16_224"
 VIT_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 12, "num_heads": 2, "num_classes": 5}
 CONV = "resnet18"
@@ -77,3 +79,11 @@ def perturbed(base, scale=0.3, seed=0):
     """The base's coefficients, each moved at random."""
     noise = torch.randn(len(base.vector), generator=torch.Generator().manual_seed(seed))
     return base.vector + scale * noise
+
+
+def drawn(count, seed):
+    """Images of random numbers in two classes."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 2, (count,), generator=generator)
+    return Images(pixels, labels, [str(i) for i in range(count)], [])

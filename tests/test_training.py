@@ -5,12 +5,13 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from helpers import drawn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.batch import Accumulator
-from recast_cli.engine.images import Images, normalise, statistics
+from recast_cli.engine.images import normalise, statistics
 from recast_cli.engine.layout import Layout
 from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions, with_rate
@@ -19,13 +20,6 @@ from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.train import Lesson, Part, train
 
 module = importlib.import_module("recast_cli.engine.train")
-
-
-def drawn(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 2, (count,), generator=generator)
-    return Images(pixels, labels, [str(i) for i in range(count)], [])
 
 
 def lesson(data, options, images, val_images):
