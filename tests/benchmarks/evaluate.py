@@ -52,7 +52,7 @@ def main() -> None:
     outputs: dict[str, Tensor] = {}
 
     def recast_road() -> None:
-        outputs["recast"] = infer(take_features(ours), pixels, data, torch.device(device), BATCH)
+        outputs["recast"] = infer(take_features(ours), pixels, data, torch.device(device), BATCH, frozen=True)
 
     def timm_road() -> None:
         outputs["timm"] = timm_features(plain, pixels, data, device)
