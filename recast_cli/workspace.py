@@ -64,6 +64,11 @@ class Workspace:
         """Finished tasks, sorted."""
         return sorted(path.parent.name for path in (self.root / "tasks").glob(f"*/{RECORD}"))
 
+    def unfinished_names(self) -> list[str]:
+        """Folders among the tasks that are not finished ones, sorted: a run in the middle, or one that was killed."""
+        folders = {path.name for path in (self.root / "tasks").glob("[!.]*") if path.is_dir()}
+        return sorted(folders - {*self.task_names()})
+
     def known_data(self, name: str, flag: Path | None = None) -> Path | None:
         """The images of a task: the flag, else recast.yaml's, else `data/<name>` where it is there; else None."""
         if flag is not None:

@@ -288,3 +288,19 @@ def test_data_is_recorded_relative_to_the_home_of_the_tasks(vit_base, tmp_path):
     again = adapt(vit_base, moved / "data", "t", moved / "tasks" / "t", AdaptOptions(epochs=1), device="cpu")
     assert again.record == task.record
     assert Path(again.record["data"]) == Path("data")
+
+
+def test_a_class_that_cannot_be_read_is_named(vit_base, data, tmp_path):
+    shutil.copytree(data, tmp_path / "some")
+    name = sorted(path.name for path in (tmp_path / "some").iterdir() if path.is_dir())[0]
+    for file in (tmp_path / "some" / name).rglob("*.png"):
+        file.write_bytes(b"none")
+    with pytest.raises(RecastError, match=f"Not one training image of the class {name} in"):
+        adapt(vit_base, tmp_path / "some", "t", tmp_path / "tasks" / "t", OPTIONS, device="cpu")
+    assert not (tmp_path / "tasks").exists()
+
+
+@pytest.mark.parametrize("change", [{"seed": 2**63}, {"split_seed": -1}])
+def test_a_seed_out_of_range_is_refused(change):
+    with pytest.raises(RecastError, match=r"seed .* is out of range"):
+        dataclasses.replace(OPTIONS, **change)

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers import perturbed, pictures
 from scipy.signal import correlate
@@ -304,3 +305,41 @@ def test_another_network_s_tensors_are_refused(change, message, vit_base):
     change(adapter.tensors)
     with pytest.raises(RecastError, match=message):
         add_learned(merge(vit_base), Adapter("melo", adapter.options, adapter.tensors))
+
+
+def architecture(name, **args):
+    return timm.create_model(name, num_classes=5, **args).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ["tiny_vit_5m_224", "efficientformer_l1"])
+def test_rows_that_go_by_heads_are_not_taken_for_queries(name):
+    with pytest.raises(RecastError, match="needs attention with queries, keys and values"):
+        Installed(architecture(name), "melo", {})
+
+
+def test_attention_that_takes_its_queries_elsewhere_has_none_here():
+    places = Installed(architecture("gcvit_xxtiny"), "melo", {}).pieces
+    assert places
+    assert not any(".blocks.1." in place for place in places)  # every second block is a global one
+
+
+@pytest.mark.parametrize("name", ["poolformer_s12", "focalnet_tiny_srf", "convformer_s18"])
+def test_branches_beside_mlps_want_channels_at_the_end(name):
+    with pytest.raises(RecastError, match="The adapter adaptformer needs"):
+        Installed(architecture(name), "adaptformer", {})
+
+
+def test_a_classifier_that_is_a_convolution_gets_no_ghost():
+    places = Installed(architecture("dla34"), "clr", {}).parameters
+    assert places
+    assert not any(place.startswith("fc.") for place in places)
+
+
+def test_rows_of_zeros_stay_finite(vit_base):
+    model = merge(vit_base)
+    with torch.no_grad():
+        model.get_submodule(MODULE).weight[5] = 0
+    installed = Installed(model, "dora", {})
+    model(pictures(2)).square().sum().backward()
+    assert all(value.grad.isfinite().all() for value in installed.parameters.values())
+    close(weight(model, MODULE)[5], 0)

@@ -88,3 +88,15 @@ def test_the_automatic_batch_fills_the_card_with_headroom(per_image, count, batc
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: used[0])
     step = lambda size: used.__setitem__(0, 1000 + per_image * size)  # noqa: E731
     assert fitting_batch(step, count, torch.device("cuda"), 32) == batch
+
+
+@pytest.mark.parametrize(("fits", "batch"), [(15, 8), (7, 4)])
+def test_where_few_images_fit_the_automatic_batch_is_as_many(fits, batch, monkeypatch):
+    for name in ("memory_allocated", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+
+    def step(size):
+        if size > fits:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    assert fitting_batch(step, 1000, torch.device("cuda"), 32) == batch

@@ -10,7 +10,7 @@ from recast_cli.engine.attach import merge
 
 pytest_plugins = ["cli_fixtures"]
 
-KEYS = {"base_id", "tasks", "mean_top1", "passed"}
+KEYS = {"base_id", "tasks", "mean_top1", "unfinished", "passed"}
 TASK_KEYS = {"task", "split", "images", "top1", "top5", "per_class", "confused", "skipped_images"}
 
 
@@ -145,3 +145,15 @@ def test_a_single_bad_image_is_left_out_and_named(ready):
     assert result.stderr == "warning: left out 1 image that could not be read: red/001.png\n"
     assert recast_json("eval", "--task", "colours", "--data", "new")["tasks"][0]["skipped_images"] == 1
     assert "red/001.png" in refused("eval", "--task", "colours", "--data", "new", "--on-bad-image", "fail")
+
+
+def test_a_task_in_the_middle_of_its_training_has_not_passed(ready):
+    (ready / "tasks" / "half").mkdir()
+    try:
+        result = recast("eval", "--all", "--fail-under", 0, "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["unfinished"] == ["half"]
+        assert "error: Not measured with --fail-under 0.0: half." in result.stderr
+        assert recast_json("eval", "--all")["passed"] is None
+    finally:
+        (ready / "tasks" / "half").rmdir()

@@ -46,17 +46,24 @@ def run(made, x, downstream):
     return [y, *torch.autograd.grad((y * downstream).sum(), wanted)]
 
 
+ROADS = [
+    (name, templates, sets, road)
+    for name in MODULES
+    for templates, sets in ((1, 1), (1, 2), (2, 2), (3, 1))
+    for road in ("input", "output")
+    if not (templates == 1 and road == "output" and "no bias" in name)
+]
+
+
 @pytest.mark.parametrize("input_gradient", [True, False])
-@pytest.mark.parametrize("road", ["input", "output"])
-@pytest.mark.parametrize(("templates", "sets"), [(1, 1), (1, 2), (2, 2), (3, 1)])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(("name", "templates", "sets", "road"), ROADS)
 def test_every_road_gives_the_gradients_of_autograd(name, templates, sets, road, input_gradient, monkeypatch):
     make, shape = MODULES[name]
     made = mixed(make, templates, sets)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=input_gradient)
     downstream = torch.randn_like(made(x))
     wanted = run(made, x, downstream)
-    monkeypatch.setattr(module, "choose_road", lambda *arguments: road)
+    monkeypatch.setattr(module, "choose_road", lambda *arguments, **options: road)
     calls = []
     for kind in (Scaled, Products):
         monkeypatch.setattr(
@@ -175,7 +182,7 @@ def test_a_module_that_does_more_with_its_weight_is_left_alone():
 @pytest.mark.parametrize("templates", [1, 3])
 def test_gradients_of_gradients_are_refused(templates, monkeypatch):
     made = mixed(lambda: nn.Linear(5, 7), templates, 1)
-    monkeypatch.setattr(module, "choose_road", lambda *arguments: "input")
+    monkeypatch.setattr(module, "choose_road", lambda *arguments, **options: "input")
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     with cheap_gradients(made), pytest.raises(RuntimeError, match="gradients of gradients"):
         torch.autograd.grad(made(x).sum(), x, create_graph=True)
@@ -231,6 +238,24 @@ def test_one_template_keeps_less_than_autograd_for_narrow_inputs():
 )
 def test_the_road_follows_the_shape(inputs, outputs, shape, templates, input_gradient, road):
     assert choose_road(inputs, outputs, torch.Size(shape), templates, input_gradient) == road
+
+
+def test_what_a_network_may_change_in_place_is_not_kept():
+    """Without a bias the output road of one template would keep the output itself."""
+    shape, sizes = torch.Size((192, 768)), (1600 * 768, 1600 * 192)
+    assert choose_road(*sizes, shape, 1, True) == "output"
+    assert choose_road(*sizes, shape, 1, True, bias=False) != "output"
+    made = mixed(lambda: nn.Linear(64, 4, bias=False), 1, 1)
+    x, downstream = torch.randn(5, 64, dtype=torch.float64, requires_grad=True), torch.randn(5, 4, dtype=torch.float64)
+
+    def step():
+        coefficients = made.parametrizations.weight.original
+        return torch.autograd.grad((nn.functional.relu(made(x), inplace=True) * downstream).sum(), [coefficients, x])
+
+    wanted = step()
+    with cheap_gradients(made):
+        for ours, theirs in zip(step(), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize(("templates", "road"), [(1, "output"), (3, "input")])

@@ -9,7 +9,7 @@ from timm.data import create_transform
 
 from recast_cli.engine import images
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import Item, decode, normalise
+from recast_cli.engine.images import Item, decode, list_items, normalise
 
 CONFIG = {
     "input_size": [3, 32, 32],
@@ -64,6 +64,45 @@ def test_every_mode_is_read_as_rgb(mode, name, tmp_path):
     path = draw(tmp_path / name, mode)
     found = normalise(decode(tmp_path, [Item(name, 0)], CONFIG).pixels, CONFIG)
     torch.testing.assert_close(found[0], by_timm(path, CONFIG), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.png", np.uint16), ("a.tif", np.uint16), ("a.pgm", np.uint16)])
+def test_of_16_bits_the_high_ones_count(name, kind, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 2**16, (40, 50)).astype(kind)
+    Image.fromarray(pixels).save(tmp_path / name)
+    Image.fromarray((pixels // 256).astype(np.uint8)).save(tmp_path / "8.png")
+    found = decode(tmp_path, [Item(name, 0), Item("8.png", 0)], CONFIG).pixels
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0].float().std() > 20
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_of_no_known_range_are_no_picture(kind, tmp_path):
+    Image.fromarray((np.arange(1200).reshape(30, 40) * 1e5).astype(kind)).save(tmp_path / "a.tif")
+    draw(tmp_path / "b.png")
+    assert decode(tmp_path, [Item("a.tif", 0), Item("b.png", 0)], CONFIG).skipped == ["a.tif"]
+
+
+def test_no_shape_to_scale(tmp_path):
+    """Scaled to 32 pixels it would have 30 gigabytes."""
+    Image.new("1", (10_000_000, 1)).save(tmp_path / "a.png")
+    draw(tmp_path / "b.png")
+    assert decode(tmp_path, [Item("a.png", 0), Item("b.png", 0)], CONFIG).skipped == ["a.png"]
+
+
+def test_a_network_of_other_channels(tmp_path):
+    with pytest.raises(RecastError, match="takes images of 1 channels"):
+        decode(tmp_path, [Item("a.png", 0)], CONFIG | {"input_size": (1, 32, 32)})
+
+
+def test_links_and_hidden_folders_give_no_picture_twice(tmp_path):
+    for name in ("a/0.png", "a/deep/1.png", "a/.ipynb_checkpoints/0.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        draw(tmp_path / name)
+    (tmp_path / "a" / "deep" / "loop").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a" / "deep")
+    found = [item.path for item in list_items(tmp_path, "", ["a", "b"], ["a", "b"])]
+    assert found == ["a/0.png", "a/again/1.png", "b/2.png"]
 
 
 @pytest.fixture

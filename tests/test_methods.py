@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from helpers import CONV, CONV_ARGS, network, pictures
 from torch import nn
@@ -258,3 +259,16 @@ def test_rates_come_without_torch_and_methods_without_peft():
         assert type(METHODS) is dict and "peft" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "efficientvit_m0"])
+def test_tables_of_attention_biases_are_trained_step_after_step(name):
+    """timm keeps what eval mode makes of them, and its graph with it."""
+    model = timm.create_model(name, num_classes=5).eval()
+    parameters = METHODS["full"](model)
+    size = model.pretrained_cfg["input_size"][1]
+    tables = [value for key, value in model.named_parameters() if "attention_biases" in key]
+    for _ in range(2):
+        gradients = torch.autograd.grad(model(torch.randn(1, 3, size, size)).sum(), parameters, allow_unused=True)
+    given = {id(each): gradient for each, gradient in zip(parameters, gradients, strict=True)}
+    assert all(given[id(table)] is not None for table in tables)

@@ -95,6 +95,20 @@ def test_other_options_do_not_go_on(vit_base, data, tmp_path):
     assert [epoch.number for epoch in seen] == [0, 1]
 
 
+def test_a_killed_restart_leaves_the_old_task_and_goes_on(whole, vit_base, data, tmp_path):
+    folder = tmp_path / "tasks" / "t"
+    run(vit_base, data, folder, dataclasses.replace(OPTIONS, epochs=1))
+    old, seen = learned_bytes(folder), []
+    with pytest.raises(KeyboardInterrupt):
+        run(vit_base, data, folder, restart=True, on_epoch=kill_after(2))
+    assert learned_bytes(folder) == old
+    assert run(vit_base, data, folder, dataclasses.replace(OPTIONS, epochs=1)).record["options"]["epochs"] == 1
+    run(vit_base, data, folder, restart=True, on_epoch=seen.append)
+    assert [epoch.number for epoch in seen][:4] == [0, 1, 2, 3]
+    assert learned_bytes(folder) == learned_bytes(whole[1])
+    assert not (folder / "resume.pt").exists()
+
+
 def test_a_damaged_state_is_said_and_can_be_restarted(whole, vit_base, data, tmp_path):
     folder = tmp_path / "tasks" / "t"
     folder.mkdir(parents=True)

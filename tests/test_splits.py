@@ -190,3 +190,24 @@ def test_a_missing_folder_and_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RecastError, match="is a file"):
         split_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("train", "val"), [("Train", "VALID"), ("train", "Val")])
+def test_parts_may_be_written_large(train, val, tmp_path):
+    for part in (train, val, "TEST"):
+        draw_images(tmp_path / "d" / part, ("a", "b"), 2, 8)
+    split = split_folder(tmp_path / "d")
+    assert (split.kind, split.classes) == ("folders", ("a", "b"))
+    assert paths(split.val) == {f"{val}/{name}/{i:03}.png" for name in "ab" for i in range(2)}
+
+
+def test_two_folders_of_one_part_are_refused(tmp_path):
+    for part in ("train", "val", "validation"):
+        draw_images(tmp_path / "d" / part, ("a", "b"), 2, 8)
+    with pytest.raises(RecastError, match="has both val and validation"):
+        split_folder(tmp_path / "d")
+
+
+def test_a_class_may_be_called_like_a_part(tmp_path):
+    draw_images(tmp_path / "d", ("bus", "test", "train"), 5, 8)
+    assert split_folder(tmp_path / "d").classes == ("bus", "test", "train")

@@ -1,5 +1,7 @@
 """How well a base stands in for its source."""
 
+import shutil
+
 import pytest
 import torch
 from helpers import VIT, VIT_ARGS, save_folder
@@ -52,3 +54,13 @@ def test_a_source_without_classifier_has_no_agreement(tmp_path, data):
     found = verify(source, mimic(source, plan_layout(source.modules)), data, device="cpu")
     assert found.agreement is None
     assert list(found.feature_cosine.values()) == pytest.approx([1.0] * 48)
+
+
+def test_pictures_without_classes_will_do(vit_source, data, tmp_path):
+    base = mimic(vit_source, plan_layout(vit_source.modules))
+    (tmp_path / "flat").mkdir()
+    for number, file in enumerate(sorted(data.rglob("*.png"))):
+        shutil.copy(file, tmp_path / "flat" / f"{number}.png")
+    found, wanted = (verify(vit_source, base, folder, device="cpu") for folder in (tmp_path / "flat", data))
+    assert found.images >= wanted.images
+    assert found.agreement == 1

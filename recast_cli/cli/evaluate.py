@@ -62,6 +62,7 @@ def evaluate(
         raise RecastError(f"No tasks in {workspace.root / 'tasks'}", "Make one with `recast adapt --task NAME`.")
     if not names and data is None:
         raise RecastError("Nothing to measure", "Give --task NAME, --all, or --base FILE with --data DIR.")
+    unfinished = [name for name in workspace.unfinished_names() if name not in names] if all_tasks else []
     folders = {name: workspace.task_folder(name) for name in names}
     labels = read_class_map(class_map) if class_map else None
     base_ids = [read_record(folder)["base_id"] for folder in folders.values()]
@@ -92,11 +93,16 @@ def evaluate(
     for each in found:
         if each.skipped:
             out.warn(left_out(each.skipped))
-    value = summary(loaded.base_id, found, fail_under)
+    if unfinished:
+        out.warn(f"Not finished, and not measured: {', '.join(unfinished)}.")
+    value = summary(loaded.base_id, found, fail_under, unfinished)
     out.result(value, lambda console: show(console, value))
     if value["passed"] is False:
         below = [each.task or "source" for each in found if each.top1 < (fail_under or 0)]
-        out.error(f"Below --fail-under {fail_under}: {', '.join(below)}.")
+        if below:
+            out.error(f"Below --fail-under {fail_under}: {', '.join(below)}.")
+        else:
+            out.error(f"Not measured with --fail-under {fail_under}: {', '.join(unfinished)}.")
         raise typer.Exit(1)
 
 
@@ -120,8 +126,8 @@ def read_class_map(path: Path) -> dict[str, int]:
     return {str(name): index for name, index in content.items()}
 
 
-def summary(base_id: str, found: list[Evaluation], fail_under: float | None) -> dict[str, Any]:
-    """The JSON of `recast eval`."""
+def summary(base_id: str, found: list[Evaluation], fail_under: float | None, unfinished: list[str]) -> dict[str, Any]:
+    """The JSON of `recast eval`; with --fail-under a task that is not finished has not passed."""
     tasks = [
         {
             "task": each.task,
@@ -139,7 +145,8 @@ def summary(base_id: str, found: list[Evaluation], fail_under: float | None) -> 
         "base_id": base_id,
         "tasks": tasks,
         "mean_top1": sum(each.top1 for each in found) / len(found),
-        "passed": None if fail_under is None else all(each.top1 >= fail_under for each in found),
+        "unfinished": unfinished,
+        "passed": None if fail_under is None else not unfinished and all(each.top1 >= fail_under for each in found),
     }
 
 

@@ -96,12 +96,17 @@ def report(error: Exception, debug: bool) -> int:
     return 3
 
 
+GOES_ON = {"adapt", "compare", "--heal"}
+"""Commands that keep what they have done when they are stopped, and what makes one such a command."""
+
+
 def interrupted() -> int:
     """The line and the exit code of an interrupt."""
     from recast_cli.cli.output import Output, leads
 
     if leads():  # the others have heard it as well
-        Output().error("Interrupted. What was finished is kept; the same command goes on from there.")
+        kept = "What was finished is kept; the same command goes on from there."
+        Output().error(f"Interrupted. {kept if GOES_ON & {*sys.argv} else 'Nothing is half-written.'}")
     return 130
 
 

@@ -23,7 +23,7 @@ from recast_cli.engine.precision import training_precision
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.record import check_same, describe_split, describe_training, identity_of, now, versions
 from recast_cli.engine.run import choose_device, infer, take_features
-from recast_cli.engine.splits import split_folder
+from recast_cli.engine.splits import check_read, split_folder
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
@@ -58,7 +58,8 @@ def adapt(
         device: cpu, cuda, …; default: CUDA where it is.
         compiled: Compile the network before training, which pays in long runs.
         cache_size: Bytes that the cache of decoded pictures may take; 0: no cache; None: 10 GB.
-        restart: Replace what `folder` holds of this task, once images and options have been found good.
+        restart: Replace what `folder` holds of this task, once the new one is finished; a run that was killed while it
+            was to replace a finished task goes on.
         progress: Called with images done and images in all.
         on_epoch: Called after every epoch, first with epoch 0, the start.
 
@@ -92,14 +93,16 @@ def adapt(
             )
 
     with ranks.join(where):
-        state = ranks.from_first(lambda: None if restart else resume.load(folder, identity))
+        read_state = resume.load_begun if restart else resume.load
+        state = ranks.from_first(lambda: read_state(folder, identity))
         with timed(timings, "build"):
             learner = make_learner(base, options, where)
         model = learner.model
         precision = training_precision(model, where, options.precision)
         images = {"train": read("train"), "val": read("val")}
+        check_read(split, images["train"].labels, data)
         weights = class_weights(images["train"].labels, len(split.classes), options)
-        ranks.from_first(lambda: resume.prepare(folder, restart))
+        ranks.from_first(lambda: resume.prepare(folder, restart and state is None))
         if state is None:
             with timed(timings, "probe"):
                 rows = look_at(model, images, architecture.data, where, progress)

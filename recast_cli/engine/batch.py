@@ -32,7 +32,7 @@ class Accumulator:
     def __init__(self, loss: Loss, parameters: Sequence[nn.Parameter], size: int) -> None:
         def differentiate(*part: Tensor) -> list[Tensor]:  # no method: a cycle would keep the device's memory
             value = loss(*part)
-            return [value.detach(), *torch.autograd.grad(value, parameters)]
+            return [value.detach(), *torch.autograd.grad(value, parameters, materialize_grads=True)]
 
         self.parameters, self.size, self.plain = parameters, size, differentiate
         self.work: Work = Replayed(differentiate) if parameters[0].is_cuda else differentiate
@@ -90,10 +90,15 @@ def fitting_batch(step: Callable[[int], object], count: int, device: torch.devic
         return default
     peaks = []
     for size in (8, 16):
-        step(size)  # once before it is measured: libraries take their workspaces
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step(size)
+        try:
+            step(size)  # once before it is measured: libraries take their workspaces
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            step(size)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return size // 2
         peaks.append(torch.cuda.max_memory_allocated(device) - before)
     image = max((peaks[1] - peaks[0]) / 8, 1)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

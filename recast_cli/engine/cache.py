@@ -54,7 +54,7 @@ def cache_file(root: Path, paths: Sequence[str], preparation: Any) -> Path:
         paths: Relative paths of the pictures, in order; their sizes and times count too.
         preparation: Whatever else decides the pixels, as JSON.
     """
-    digest = hashlib.sha256(to_json([str(root.resolve()), preparation]).encode())
+    digest = hashlib.sha256(to_json([str(root.resolve()), preparation]).encode(errors="surrogateescape"))
     for path in paths:
         try:
             found = os.stat(os.path.join(root, path))  # a Path for each of a million pictures would take seconds

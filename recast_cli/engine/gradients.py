@@ -36,7 +36,13 @@ INTENSITY = 16
 
 
 def choose_road(
-    inputs: int, outputs: int, shape: torch.Size, templates: int, input_gradient: bool, half: bool = False
+    inputs: int,
+    outputs: int,
+    shape: torch.Size,
+    templates: int,
+    input_gradient: bool,
+    half: bool = False,
+    bias: bool = True,
 ) -> str:
     """The road with the least work beyond what the frozen module does, in numbers moved.
 
@@ -48,6 +54,7 @@ def choose_road(
         input_gradient: Whether the module below wants a gradient.
         half: Whether products are rounded to 16 bits. Mixing rounded products, as `output` does with several templates,
             would then hide changes of a coefficient that mixing the weights before they are rounded still shows.
+        bias: Whether one is added to op(X, W). Without, Y itself would be kept, which a network may change in place.
     """
     numel = shape.numel()
     product = outputs * numel / shape[0] / INTENSITY
@@ -57,7 +64,7 @@ def choose_road(
         "output": (templates - 1) * product + (4 if templates == 1 else 8 * templates) * outputs,
         "weight": product + (2 * templates + 1) * numel,
     }
-    if half and templates > 1:
+    if (half and templates > 1) or (templates == 1 and not bias):
         del costs["output"]
     return min(costs, key=lambda road: costs[road])
 
@@ -126,7 +133,13 @@ def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], 
         if key not in roads:
             outputs = count_outputs(x, first, geometry)
             roads[key] = choose_road(
-                x.numel(), outputs, first.shape, len(templates), x.requires_grad, autocast or x.itemsize < 4
+                x.numel(),
+                outputs,
+                first.shape,
+                len(templates),
+                x.requires_grad,
+                half=autocast or x.itemsize < 4,
+                bias=module.bias is not None,
             )
         road = roads[key]
         if road == "weight":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,10 @@ IN_MEMORY = 2 * 2**30
 """Decoded pictures beyond this many bytes are kept in a temporary file that the system maps into memory."""
 BLOCK = 4096
 """Images that the threads are given at a time: each takes memory while it waits."""
+LONGEST = 1000
+"""Times that an image may be longer than wide: its shorter side is scaled to the working size, the other with it."""
+SIXTEEN_BITS = {"PNG": "I", "PPM": "I"}
+"""Formats whose images of this mode are 16 bits deep, as those of the modes `I;16` are in any format."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +85,10 @@ def list_items(root: Path, folder: str, classes: Sequence[str], known: Sequence[
         RecastError: A class folder without images, or without permission, or a name that is not UTF-8.
     """
 
-    def fail(error: OSError) -> None:
-        raise RecastError(f"No permission to read the folder {error.filename}", "Check its permissions.") from None
-
     items = []
     for name in classes:
         here = root / folder / name
-        found = [
-            (Path(parent) / file).relative_to(root).as_posix()
-            for parent, _, files in os.walk(here, onerror=fail, followlinks=True)
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        ]
+        found = [file.relative_to(root).as_posix() for file in list_files(here)]
         if not found:
             raise RecastError(
                 f"The class folder {here} has no images", f"Put {SUFFIXES[0]} or {SUFFIXES[2]} files there."
@@ -104,10 +100,32 @@ def list_items(root: Path, folder: str, classes: Sequence[str], known: Sequence[
     return items
 
 
+def list_files(folder: Path) -> Iterator[Path]:
+    """The images in a folder and the folders in it, but for hidden ones; a folder that links lead to again, once."""
+
+    def fail(error: OSError) -> None:
+        raise RecastError(f"No permission to read the folder {error.filename}", "Check its permissions.") from None
+
+    seen = set()
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = () if real in seen else sorted(name for name in folders if not name.startswith("."))
+        for file in () if real in seen else files:
+            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
+                yield Path(parent) / file
+        seen.add(real)
+
+
 def preprocessing(
     data: dict[str, Any], image_size: int | None = None
 ) -> tuple[Callable[[Any], Tensor], tuple[int, int, int]]:
-    """timm's evaluation transform up to a uint8 tensor, and that tensor's shape (3, H, W), for a data config."""
+    """timm's evaluation transform up to a uint8 tensor, and that tensor's shape (3, H, W), for a data config.
+
+    Raises:
+        RecastError: The network does not take images of three channels.
+    """
+    if (channels := data["input_size"][0]) != 3:
+        raise RecastError(f"The network takes images of {channels} channels", "Images have 3: use another network.")
     height, width = (image_size, image_size) if image_size else data["input_size"][1:]
     shape = (3, int(height), int(width))
     transform = create_transform(
@@ -132,6 +150,7 @@ def preparation(data: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
         "size": list(size),
         **{name: data[name] for name in ("interpolation", "crop_pct", "crop_mode")},
         "border": list(data["mean"]) if data["crop_mode"] == "border" else None,  # no other mode paints with it
+        "depth": 8,  # not noted by versions that made deeper images white
         "versions": [PIL.__version__, timm.__version__, torchvision.__version__],
     }
 
@@ -243,14 +262,34 @@ def open_image(path: Path, transform: Callable[[Any], Tensor]) -> Tensor:
 
     try:
         with Image.open(path) as image:
-            return transform(image.convert("RGB"))
+            if max(image.size) > LONGEST * min(image.size):
+                raise ValueError(f"{image.size[0]} x {image.size[1]} pixels are no shape to scale")
+            return transform(eight_bits(image).convert("RGB"))
     except FileNotFoundError:
         raise RecastError(f"{path} does not exist", "Check the path.") from None
     except IsADirectoryError:
         raise RecastError(f"{path} is a folder", "Give image files.") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RecastError(f"{path} is not a readable image ({reason[:80]})", "Repair or remove it.") from None
+
+
+def eight_bits(image: Any) -> Any:
+    """A Pillow image whose numbers are no larger than 8 bits hold; of 16 bits the high ones.
+
+    Pillow would clip what is larger to white. A picture of 8 bits in a deeper format stays as it is.
+
+    Raises:
+        ValueError: The numbers go beyond 8 bits, and nothing says which one is white.
+    """
+    from PIL import Image
+
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    if not deep or (image.mode != "F" and image.getextrema()[1] <= 255):
+        return image
+    if image.mode in ("I", "F") and SIXTEEN_BITS.get(image.format) != image.mode:
+        raise ValueError("no 8 or 16 bits a channel: save it with 8")
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def pixel_store(shape: tuple[int, ...]) -> np.ndarray:

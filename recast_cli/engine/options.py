@@ -143,6 +143,9 @@ class AdaptOptions:
             more = ", or auto" if option == "batch-size" else ""
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
                 raise RecastError(f"--{option} {value} is not a positive number", f"Give a number above 0{more}.")
+        for option, value in (("seed", self.seed), ("split-seed", self.split_seed)):
+            if not 0 <= value < 2**32:
+                raise RecastError(f"--{option} {value} is out of range", f"Give a whole number from 0 to {2**32 - 1}.")
         if self.patience < 0:
             raise RecastError(f"--patience {self.patience} is below 0", "Give 0 to train all epochs, or more.")
         if self.density is not None and self.density > 1:

@@ -66,9 +66,10 @@ class Scaled(torch.autograd.Function):
         if road == "input":
             ctx.save_for_backward(x, weight, c)
             return apply(x, weight, bias, geometry)
+        assert bias is not None, "what is kept may be changed in place by who gets it"
         y = apply(x, weight, None, geometry)
         ctx.save_for_backward(y, weight, c)
-        return y if bias is None else y + spread(bias, y, channel(geometry))
+        return y + spread(bias, y, channel(geometry))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
@@ -167,7 +168,9 @@ def inner(first: Tensor, second: Tensor, channel: int) -> Tensor:
     torch would first make a float32 copy of the products, half as long again. On CUDA one kernel reads both and rounds
     the sum alone.
     """
-    if (first.itemsize >= 4 or first.is_cuda) and first.is_contiguous() and second.is_contiguous():
+    # `dot` counts in 32 bits on CUDA
+    whole = first.is_contiguous() and second.is_contiguous() and first.numel() < 2**31
+    if whole and (first.itemsize >= 4 or first.is_cuda):
         return torch.dot(first.view(-1), second.view(-1))
     products = first * second
     if first.itemsize < 4 and products.ndim > 1:

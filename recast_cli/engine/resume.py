@@ -72,16 +72,26 @@ def load(folder: Path, identity: dict[str, Any]) -> State | None:
         raise RecastError(f"{path} is damaged", "Begin anew with --restart.") from None
 
 
-def prepare(folder: Path, restart: bool = False) -> None:
-    """Make the task's folder and sweep out half-written files of a killed run; with `restart` the old task too."""
+def load_begun(folder: Path, identity: dict[str, Any]) -> State | None:
+    """The state of an equal run that was to replace a finished task, and was killed; None where there is none."""
+    try:
+        return load(folder, identity) if (folder / RECORD).exists() else None
+    except RecastError:
+        return None
+
+
+def prepare(folder: Path, anew: bool = False) -> None:
+    """Make the task's folder and sweep out half-written files of a killed run; where one begins `anew`, its state too.
+
+    A finished task stays until the next one is.
+    """
     if not folder.parent.parent.is_dir():
         raise RecastError(f"The folder {folder.parent.parent} does not exist", "Create it first.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".*.tmp"):
             stale.unlink()
-        if restart:
-            (folder / RECORD).unlink(missing_ok=True)
+        if anew:
             forget(folder)
     except FileExistsError:
         raise RecastError(

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import Item, list_classes, list_items
 
@@ -81,18 +83,46 @@ def split_folder(root: Path, seed: int = 0, pooled: bool = False) -> Split:
 
 
 def part_folders(root: Path) -> dict[str, str]:
-    """Which of train, val and test `root` has, and what their folders are called."""
+    """Which of train, val and test `root` has, and what their folders are called; one without folders is a class.
+
+    Raises:
+        RecastError: Two folders are the same part.
+    """
     try:
-        names = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     except OSError:
         return {}  # `list_classes` says what is wrong
-    return {part: name for part, options in FOLDERS.items() for name in options if name in names}
+    found: dict[str, str] = {}
+    for part, options in FOLDERS.items():
+        for name in names:
+            if name.casefold() in options and (len(names) == 1 or has_folders(root / name)):
+                if part in found:
+                    raise RecastError(f"{root} has both {found[part]} and {name}", "Put them together, or rename one.")
+                found[part] = name
+    return found
+
+
+def has_folders(folder: Path) -> bool:
+    """Whether there are folders in a folder; where nobody may look, that is for others to find out."""
+    try:
+        return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+    except OSError:
+        return True
 
 
 def check_classes(root: Path, classes: Sequence[str]) -> None:
     """Raise RecastError unless there are two classes or more."""
     if len(classes) < 2:
         raise RecastError(f"{root} has one class only: {classes[0]}", "A task needs two class folders or more.")
+
+
+def check_read(split: Split, labels: Tensor, root: Path) -> None:
+    """Raise RecastError where none of a class's training images is among those that could be read, by their labels."""
+    for label in sorted({item.label for item in split.train} - set(labels.tolist())):
+        raise RecastError(
+            f"Not one training image of the class {split.classes[label]} in {root} can be read",
+            "Repair them, or take the class away.",
+        )
 
 
 def checked(split: Split, root: Path) -> Split:

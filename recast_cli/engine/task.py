@@ -94,6 +94,7 @@ def check_task_name(name: str) -> str:
 def save_task(task: Task, folder: Path) -> None:
     """Write the files of a task; the record last, as its presence says that the task is finished."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
     bound = {"format": FORMAT_VERSION, "base_id": task.base_id}
     write_tensors(folder / COEFFICIENTS, {"coefficients": task.vector}, {"kind": "coefficients", **bound})
     write_tensors(folder / HEAD, {"weight": task.weight, "bias": task.bias}, {"kind": "head", **bound})

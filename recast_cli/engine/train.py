@@ -230,7 +230,7 @@ class Loop:
         rows = torch.arange(size, device=self.pixels.device) % self.count
         windows = draw_windows(size, torch.Generator()).to(self.pixels.device)
         loss = self.share_of_loss(*self.batch(rows, windows, torch.ones((), device=self.pixels.device)))
-        torch.autograd.grad(loss, self.trained)
+        torch.autograd.grad(loss, self.trained, materialize_grads=True)
 
 
 SCHEDULES: dict[str, Callable[[float, int], float]] = {

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
+from recast_cli.engine.compress.pictures import list_pictures
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import Item, decode, list_classes, list_items, normalise
+from recast_cli.engine.images import decode, normalise
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import batches, choose_device
 from recast_cli.engine.source import Source
@@ -38,14 +39,16 @@ class Verification:
 def verify(
     source: Source, base: Base, data: Path, *, device: str | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Run source and base side by side on all images of a folder (its test or val part where it has parts).
+    """Run source and base side by side on all images of a folder, labelled or not (its test or val part where it has
+    parts).
 
     Raises:
         RecastError: The architecture is unknown, or the folder has no readable images.
     """
     architecture = base.known_architecture()
     where = choose_device(device)
-    images = decode(data, items_to_compare(data), architecture.data, progress=progress)
+    folder = part_to_compare(data)
+    images = decode(folder, list_pictures(folder, None), architecture.data, progress=progress)
     models = [source.network().to(where), merge(base).to(where)]
     outputs: list[dict[str, Tensor]] = [{}, {}]
     for model, seen in zip(models, outputs, strict=True):
@@ -71,15 +74,13 @@ def check_verifiable(source: Source, data: Path) -> None:
     """Raise RecastError where `verify` cannot work: no known architecture, or no images."""
     if source.architecture is None:
         raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --verify.")
-    items_to_compare(data)
+    list_pictures(part_to_compare(data))
 
 
-def items_to_compare(data: Path) -> list[Item]:
-    """All images of the folder, or of its test, val or train part; raises RecastError as `list_items` does."""
+def part_to_compare(data: Path) -> Path:
+    """The folder, or its test, val or train part."""
     found = part_folders(data)
-    folder = next((found[part] for part in ("test", "val", "train") if part in found), "")
-    names = list_classes(data / folder)
-    return list_items(data, folder, names, names)
+    return data / next((found[part] for part in ("test", "val", "train") if part in found), "")
 
 
 def listen(model: nn.Module, names: tuple[str, ...], seen: dict[str, Tensor]) -> None:

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from recast_cli.engine.adapters.low_rank import LowRank
 from recast_cli.engine.adapters.places import attention, on_weight, weight_of
 
+LEAST = 1e-6
+"""Norm that a row is taken to have at least: those of pruned weights may be zero."""
+
 
 class Magnitude(LowRank):
     """Parametrization W -> m (W + B A) / |W + B A|, where |.| is the norm of each row: one for each output.
@@ -26,7 +29,7 @@ class Magnitude(LowRank):
         wanted = self.get_buffer("wanted")
         moved = shares[wanted] + self.b @ self.a
         # the norm takes part in the gradient: with one template its coefficient would drift otherwise, as it cancels
-        return shares.index_copy(0, wanted, (self.m / moved.norm(dim=-1))[..., None] * moved)
+        return shares.index_copy(0, wanted, (self.m / moved.norm(dim=-1).clamp_min(LEAST))[..., None] * moved)
 
 
 def dora(model: nn.Module, *, rank: int = 1, seed: int = 0) -> dict[str, nn.Module]:

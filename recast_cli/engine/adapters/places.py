@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.network import CONVOLUTIONS, find_modules
+from recast_cli.engine.network import CONVOLUTIONS, classifiers, config_of, find_modules
 
 FUSED = {"qkv": "qkv", "kv": "kv"}
 """Last part of a module's name -> what its rows are, in order and in equal shares."""
@@ -34,13 +34,21 @@ def attention(model: nn.Module, wanted: str, adapter: str) -> dict[str, tuple[in
     """
     found = {}
     for name in linear_modules(model):
-        last = name.rsplit(".", 1)[-1]
+        parent, _, last = name.rpartition(".")
         letters = FUSED.get(last) or APART.get(last, "")
+        if last in FUSED and is_mixed(model.get_submodule(parent)):
+            continue
         shares = [place for place, letter in enumerate(letters) if letter in wanted]
         # multi-query attention has fewer keys than queries: its rows do not fall into equal shares
         if shares and len(weight_of(model, name)) % len(letters) == 0:
             found[name] = (len(letters), shares)
     return found or none_here(adapter, "attention with queries, keys and values", "piggyback and clr")
+
+
+def is_mixed(attention: nn.Module) -> bool:
+    """Whether the rows of an attention's `qkv` go by heads (MaxViT, TinyViT, EfficientFormer), or lack q (GCViT)."""
+    by_heads = getattr(attention, "head_first", False) or {"key_dim", "val_dim"} <= vars(attention).keys()
+    return bool(by_heads or getattr(attention, "use_global", False))
 
 
 def projections(model: nn.Module) -> list[str]:
@@ -61,13 +69,28 @@ def blocks(model: nn.Module, adapter: str) -> dict[str, Any]:
         RecastError: The network has none.
     """
     parts = ("norm2", "mlp", "drop_path2")
-    found = {name: block for name, block in model.named_modules() if all(hasattr(block, part) for part in parts)}
+    found = {
+        name: block
+        for name, block in model.named_modules()
+        if all(hasattr(block, part) for part in parts) and has_channels_last(block.norm2)
+    }
     return found or none_here(adapter, "transformer blocks with norm2, mlp and drop_path2", "piggyback and clr")
 
 
+def has_channels_last(norm: nn.Module) -> bool:
+    """Whether what a normalisation layer gets has its channels at the end, as far as its weight and its type tell."""
+    maps = isinstance(norm, (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)) or "2d" in type(norm).__name__
+    return isinstance(getattr(norm, "weight", None), Tensor) and not maps
+
+
 def convolutions(model: nn.Module, adapter: str) -> list[str]:
-    """Names of all two-dimensional convolutions of a convolutional network. Raises RecastError for any other."""
-    found = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    """Names of all two-dimensional convolutions of a convolutional network but its classifier's.
+
+    Raises:
+        RecastError: It is none.
+    """
+    heads = classifiers(config_of(model))
+    found = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and name not in heads]
     if len(found) > STEM:
         return found
     return none_here(adapter, "convolutions beyond a stem", "melo, adaptformer, dora, rosa and rosa-mlp")

@@ -1,14 +1,13 @@
-"""Pictures to calibrate or to heal with: any, without labels."""
+"""Pictures to calibrate, to heal or to compare with: any, without labels."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from torch import Tensor
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import SUFFIXES, Item, decode
+from recast_cli.engine.images import Item, decode, list_files
 from recast_cli.engine.network import Architecture
 from recast_cli.engine.progress import Progress
 
@@ -16,8 +15,8 @@ MOST = 512
 """More pictures to calibrate with take longer, fewer calibrate worse: at 8x 400 leave 0.86 of the divergence of 200."""
 
 
-def list_pictures(folder: Path, most: int = MOST) -> list[Item]:
-    """At most so many pictures in a folder and below it, in the order of their names, however they lie in there.
+def list_pictures(folder: Path, most: int | None = MOST) -> list[Item]:
+    """All pictures, or at most so many, in a folder and below it, by name, however they lie in there.
 
     Of more than that they are taken at even distances.
 
@@ -26,15 +25,10 @@ def list_pictures(folder: Path, most: int = MOST) -> list[Item]:
     """
     if not folder.is_dir():
         raise RecastError(f"The folder of pictures {folder} does not exist", "Give one with a few hundred pictures.")
-    found = sorted(
-        (Path(parent) / file).relative_to(folder).as_posix()
-        for parent, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-    )
+    found = sorted(file.relative_to(folder).as_posix() for file in list_files(folder))
     if not found:
         raise RecastError(f"There are no pictures in {folder}", "Give a folder with a few hundred, labelled or not.")
-    count = min(len(found), most)
+    count = min(len(found), most or len(found))
     return [Item(found[place * len(found) // count], 0) for place in range(count)]
 
 

@@ -34,7 +34,15 @@ def norm(model: nn.Module) -> list[nn.Parameter]:
 
 def full(model: nn.Module) -> list[nn.Parameter]:
     """Train everything but the classifier."""
+    for module in model.modules():
+        if hasattr(module, "attention_bias_cache"):  # kept in eval mode, of a table that is trained here
+            module.register_forward_pre_hook(forget_biases)
     return train_where(model, lambda module, name: True, "parameters")
+
+
+def forget_biases(attention: Any, inputs: object) -> None:
+    """Let an attention of timm's make its biases anew, as LeViT, TinyViT and EfficientFormer do while training."""
+    attention.attention_bias_cache = {}
 
 
 def normalises(module: nn.Module) -> bool:

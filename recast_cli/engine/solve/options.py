@@ -31,5 +31,8 @@ def solver_options(solver: str, **given: Any) -> SolverOptions:
         if name == "loss" and value not in LOSSES:
             raise RecastError(f"--loss {value} is unknown", f"Use {' or '.join(LOSSES)}.")
         if (name in ("steps", "lr") and not value > 0) or (name == "noise" and not value >= 0):
-            raise RecastError(f"--{name} {value} is out of range", "Give a number above 0.")
+            least = "0 or above" if name == "noise" else "above 0"
+            raise RecastError(f"--{name} {value} is out of range", f"Give a number {least}.")
+        if name == "seed" and not 0 <= value < 2**32:
+            raise RecastError(f"--seed {value} is out of range", f"Give a whole number from 0 to {2**32 - 1}.")
     return kind(**given) if kind else None
