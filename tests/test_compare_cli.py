@@ -93,6 +93,13 @@ def test_what_is_wrong_is_said_in_one_line(text, flags, message, folder):
     assert message in refused("compare", "c.yaml", *flags)
 
 
+def test_a_file_of_which_nothing_can_run_is_refused(folder):
+    Path("c.yaml").write_text(YAML[: YAML.index("methods:")] + "methods:\n  recast: {lr: 0.02, adapter: piggyback}\n")
+    result = recast("compare", "c.yaml", "-q", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "nothing of it can run: The adapter piggyback needs" in result.stderr
+
+
 def test_a_failed_run_is_status_1_and_the_rest_is_done(folder, monkeypatch):
     sound = trial.do_run
 

@@ -173,6 +173,14 @@ def test_class_maps_and_folders_that_do_not_fit(vit_base, other):
         evaluate_source(vit_base, other, device="cpu")
 
 
+def test_a_map_of_folders_called_like_other_classes(vit_base, tmp_path):
+    draw_images(tmp_path / "d", classes=("1", "2", "3"), count=3)
+    found = evaluate_source(vit_base, tmp_path / "d", {"1": 0, "2": 1, "3": 2}, device="cpu")
+    assert list(found.per_class) == ["1", "2", "3"]
+    merged = evaluate_source(vit_base, tmp_path / "d", {"1": 0, "2": 1, "3": 0}, device="cpu")
+    assert list(merged.per_class) == ["1, 3", "2"]
+
+
 def test_wnids_stand_for_imagenet_classes():
     labels = class_indices(1000)
     assert labels["n01440764"] == labels["0"] == 0

@@ -92,6 +92,8 @@ def compare(
 
         results, failed = do_runs(plan, folder, jobs, device, cache_size, on_run=on_run)
     rows = standings(plan, results)
+    if all(row.error for row in rows):
+        raise RecastError(f"{file}: nothing of it can run: {rows[0].error}", "Mend the file.")
     write(plan, rows, folder, markdown(plan, rows))
     value = {
         "directory": str(folder),

@@ -111,8 +111,10 @@ def read_class_map(path: Path) -> dict[str, int]:
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecastError(f"{path} cannot be read: {error}", "Check --class-map.") from None
+    except UnicodeDecodeError:
+        raise RecastError(f"{path} is no text", "Check --class-map.") from None
+    except OSError as error:
+        raise RecastError(f"{path}: {error.strerror}", "Check --class-map.") from None
     except yaml.YAMLError:
         raise RecastError(
             f"{path} is not a class map", "Write `folder: index` lines, or one folder name a line."

@@ -131,10 +131,14 @@ def evaluate_source(
     images = decode(data, items, architecture.data, None, on_bad_image, progress, cache_size=cache_size)
     model = ready(merge(base), where := choose_device(device))
     logits = infer(model, images.pixels, architecture.data, where, 64, progress, "source", frozen=True)
-    # a class may have several names; the folder's own is the one that its owner knows
-    folders = list_classes(data / measured_part(data))
-    names = {index: name for name, index in labels.items()} | {labels[name]: name for name in folders}
-    return score(None, "data", logits, images, [names.get(index, str(index)) for index in range(outputs)], seen=True)
+    # a class may have several names; those of its folders are the ones that their owner knows
+    folders: dict[int, list[str]] = {}
+    for name in list_classes(data / measured_part(data)):
+        folders.setdefault(labels[name], []).append(name)
+    names = {index: name for name, index in labels.items()}
+    names |= {index: ", ".join(own) for index, own in folders.items()}
+    known = [names.get(index, f"index {index}") for index in range(outputs)]
+    return score(None, "data", logits, images, known, seen=True)
 
 
 def task_logits(
@@ -196,7 +200,8 @@ def labelled_items(data: Path, labels: dict[str, int]) -> list[Item]:
     names = list_classes(data / folder)
     for name in names:
         if name not in labels:
-            raise RecastError(f"{data / folder / name} is a class that is not known here", nearest(name, labels))
+            hint = f"{nearest(name, labels)} Or say with --class-map which class it is."
+            raise RecastError(f"{data / folder / name} is a class that is not known here", hint)
     return [Item(item.path, labels[names[item.label]]) for item in list_items(data, folder, names, names)]
 
 
