@@ -80,8 +80,16 @@ class Workspace:
 
     def adapt_options(self, name: str, flags: dict[str, Any]) -> AdaptOptions:
         """Options of adapt: a flag that is not None wins over recast.yaml, that over the default."""
-        values = {**self.tasks.get(name, {}), **{key: value for key, value in flags.items() if value is not None}}
-        return AdaptOptions(**{key: value for key, value in values.items() if key != "data" and value is not None})
+        own = {key: value for key, value in self.tasks.get(name, {}).items() if key != "data" and value is not None}
+        given = {key: value for key, value in flags.items() if value is not None}
+        try:
+            return AdaptOptions(**{**own, **given})
+        except RecastError:
+            try:
+                AdaptOptions(**own)
+            except RecastError as error:  # without any flag
+                raise RecastError(f"recast.yaml: tasks.{name}: {error.what}", error.hint) from None
+            raise
 
     def recorded_data(self, record: dict[str, Any]) -> Path:
         """The data folder a task's record names, which is relative to `root` where it lies inside."""

@@ -1,7 +1,7 @@
 """`recast mimic`."""
 
 import pytest
-from cli_helpers import listing, recast, recast_json
+from cli_helpers import listing, recast, recast_json, refused
 from helpers import CONV, draw_images, network
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -67,6 +67,11 @@ def test_the_same_command_gives_the_same_bytes_and_replaces_what_was_there(sourc
     assert recast("mimic", source, "-o", output).exit_code == 0
     assert output.read_bytes() == first
     assert list(listing()) == [output.relative_to(tmp_path)]
+
+
+@pytest.mark.parametrize("name", ["./nope", "/nope/w.bin", "~/nope"])
+def test_what_can_only_be_a_path_is_none_of_timms_names(name):
+    assert f"{name} does not exist" in refused("mimic", name, "-o", "base.safetensors")
 
 
 def test_verify_compares_base_and_source(source, tmp_path):

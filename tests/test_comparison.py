@@ -139,7 +139,7 @@ def test_an_adapter_s_rate_is_swept_and_its_options_tell_runs_apart(tmp_path):
         ("epochs: 3", "sweep: 0.5", "sweep is 0.5"),
         ("epochs: 3", "epochs: [", "c.yaml line"),
         ("[4, 5]", "[4, 4]", "seeds are [4, 4]"),
-        ("[4, 5]", "4", "seeds is int"),
+        ("[4, 5]", "4", "seeds is a whole number"),
         ("weights: w", "weight: w", "unknown key 'sources.one.weight'. Did you mean 'weights'?"),
         ("{source: vit_tiny_patch16_224, ", "{", "sources.one names no source"),
         ("split: pooled", "splits: pooled", "unknown key 'tasks.b.splits'"),

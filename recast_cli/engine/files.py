@@ -118,7 +118,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise RecastError(f"{path} is a folder", "Give the name of a file.")
     if not os.access(path.parent, os.W_OK):
-        raise RecastError(f"{path}: no permission to write in {path.parent}", "Choose another folder.")
+        raise RecastError(f"{path}: no permission to write in {path.parent.resolve()}", "Choose another folder.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,6 +12,23 @@ import yaml
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.options import AdaptOptions
 
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "keys", list: "a list"}
+"""What a value of a type is called."""
+
+
+class Loader(yaml.SafeLoader):
+    """Of YAML whose keys are there once; the second one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node. Raises a YAMLError where a key comes again, with `-` for `_` too."""
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value).replace("-", "_")
+            if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is there twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
 
 def read_yaml(path: Path, hint: str) -> dict[Any, Any]:
     """The mapping that a file holds; an empty file is an empty mapping.
@@ -24,7 +41,7 @@ def read_yaml(path: Path, hint: str) -> dict[Any, Any]:
         RecastError: It is missing, cannot be read, is no valid YAML, or holds no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         raise RecastError(f"{path} does not exist", "Check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -70,7 +87,7 @@ def check_keys(path: Path, where: str, values: Any, known: dict[str, tuple[type,
         right = isinstance(value, (int, float) if kinds == (float,) else kinds)
         right = right and (bool in kinds or not isinstance(value, bool))  # Python counts True as a whole number
         if value is not None and not right:
-            wanted = " or ".join(kind.__name__ for kind in kinds)
+            wanted = " or ".join(WORDS[kind] for kind in kinds)
             raise RecastError(f"{path}: {name} is {typename(value)} ({value!r}), and {wanted} is wanted", "Correct it.")
 
 
@@ -84,6 +101,4 @@ def as_number(text: str) -> float | str:
 
 def typename(value: Any) -> str:
     """What a YAML value is, in words."""
-    return {dict: "a mapping", list: "a list", str: "text", bool: "true or false"}.get(
-        type(value), type(value).__name__
-    )
+    return WORDS.get(type(value), type(value).__name__)

@@ -88,6 +88,8 @@ def open_source(name: str, architecture: str | None = None, weights: Path | None
     if path.is_file() or path.name.endswith(WEIGHT_FILES):
         reject(weights, f"{name} is a weight file itself", "--weights")
         return from_file(path, architecture)
+    if name.startswith((".", "/", "~")):
+        raise RecastError(f"{name} does not exist", "Check the path.")
     reject(architecture, f"{name} is not a file", "--architecture")
     if weights is not None:
         if name.startswith("hf-hub:"):

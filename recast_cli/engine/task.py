@@ -83,10 +83,10 @@ def files_of(record: dict[str, Any]) -> list[str]:
 
 def check_task_name(name: str) -> str:
     """The name itself. Raises RecastError unless it can be a plain folder name."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._ -]*", name) or name.endswith((".", " ")):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,99}", name) or name.endswith((".", " ")):
         raise RecastError(
             f"'{name}' cannot be the name of a task",
-            "Use letters, digits, '.', '_' and '-', no path and no other sign.",
+            "Use the letters A to Z and a to z, digits, '_', and inside also '.', '-' and spaces; 100 signs at most.",
         )
     return name
 
