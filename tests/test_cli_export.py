@@ -146,3 +146,12 @@ def test_an_unknown_architecture_has_no_network(format, name, unknown):
     line = refused("export", unknown, "--format", format, "-o", name)
     assert "no known architecture" in line
     assert "--format safetensors" in line
+
+
+@pytest.mark.parametrize("columns", ["40", "100"])
+def test_a_path_is_never_broken_in_two(columns, ready, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    name = "a-name-that-is-long-" * 6
+    shown = recast("export", "base.safetensors", "--format", "timm", "-o", name).stdout
+    assert f"'local-dir:{name}'," in shown
+    assert f"{name}/config.json," in shown

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
-from recast_cli.cli.output import Output, facts, left_out, percent
+from recast_cli.cli.output import Output, left_out, percent, show_facts
 from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
@@ -234,7 +234,7 @@ def show(console: Console, value: dict[str, Any]) -> None:
         ("files", str(Path(value["files"][0]).parent)),
         ("seconds", f"{value['seconds']:.1f}  on {value['device']}, in {value['precision']}"),
     ]
-    console.print(facts(rows))
+    show_facts(console, rows)
 
 
 def what_learned(value: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from recast_cli.cli.options import Debug, Json, Quiet
-from recast_cli.cli.output import Output, facts, size
+from recast_cli.cli.output import Output, show_facts, size
 from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task import files_of, read_record
@@ -108,4 +108,4 @@ def show(console: Console, value: dict[str, Any]) -> None:
                 "bit by bit the source's" if each["identical"] else "not bit by bit the source's; see `recast inspect`"
             )
             rows.insert(2, ("tensors", words))
-        console.print(facts(rows))
+        show_facts(console, rows)

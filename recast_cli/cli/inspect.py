@@ -11,7 +11,7 @@ from rich.console import Console
 from recast_cli.cli.compression import stored_as
 from recast_cli.cli.look import Look, look, look_at_task
 from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
-from recast_cli.cli.output import Output, columns, facts, size
+from recast_cli.cli.output import Output, columns, show_facts, size
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task import RECORD, files_of, read_record
 from recast_cli.workspace import Workspace, find_workspace
@@ -122,25 +122,22 @@ def show_one(console: Console, value: dict[str, Any]) -> None:
 
 def show_base(console: Console, value: dict[str, Any]) -> None:
     """A base for people: facts, then a line a bank."""
-    console.print(
-        facts(
-            [
-                ("base", f"{value['file']}  ({size(value['bytes'])}, id {value['base_id'][:8]})"),
-                ("source", f"{value['source']}  ({value['architecture'] or 'architecture unknown'})"),
-                (
-                    "layout",
-                    f"{value['layout']}, K={value['sets']}, {value['modules']} modules, solver "
-                    f"{value['solver']['name']}",
-                ),
-                ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),
-                (
-                    "parameters",
-                    f"{value['parameters']:,} (source {value['source_parameters']:,}, "
-                    f"savings S = {value['savings']:,})",
-                ),
-                *([("stored", stored_as(value["compression"]))] if "compression" in value else []),
-            ]
-        )
+    show_facts(
+        console,
+        [
+            ("base", f"{value['file']}  ({size(value['bytes'])}, id {value['base_id'][:8]})"),
+            ("source", f"{value['source']}  ({value['architecture'] or 'architecture unknown'})"),
+            (
+                "layout",
+                f"{value['layout']}, K={value['sets']}, {value['modules']} modules, solver {value['solver']['name']}",
+            ),
+            ("coefficients", f"{value['coefficients']}  (degrees of freedom {value['degrees_of_freedom']})"),
+            (
+                "parameters",
+                f"{value['parameters']:,} (source {value['source_parameters']:,}, savings S = {value['savings']:,})",
+            ),
+            *([("stored", stored_as(value["compression"]))] if "compression" in value else []),
+        ],
     )
     console.print()
     rows = [bank_row(bank) for bank in value["banks"]]
@@ -180,20 +177,18 @@ def mean_similarity(matrix: list[list[float | None]] | None) -> float | None:
 def show_task(console: Console, value: dict[str, Any]) -> None:
     """A task for people: facts, then a line a module."""
     metrics = value["metrics"]
-    console.print(
-        facts(
-            [
-                ("task", f"{value['task']}  (base {value['base_id'][:8]})"),
-                ("coefficients", str(value["coefficients"])),
-                *([("adapter", describe_adapter(value["adapter"]))] if value["adapter"] else []),
-                ("head", f"{value['head_parameters']:,} parameters, {len(value['classes'])} classes"),
-                (
-                    "test top-1",
-                    f"{100 * metrics['test_top1']:.1f} %  (linear probe "
-                    f"{100 * metrics['linear_probe_test_top1']:.1f} %)",
-                ),
-            ]
-        )
+    show_facts(
+        console,
+        [
+            ("task", f"{value['task']}  (base {value['base_id'][:8]})"),
+            ("coefficients", str(value["coefficients"])),
+            *([("adapter", describe_adapter(value["adapter"]))] if value["adapter"] else []),
+            ("head", f"{value['head_parameters']:,} parameters, {len(value['classes'])} classes"),
+            (
+                "test top-1",
+                f"{100 * metrics['test_top1']:.1f} %  (linear probe {100 * metrics['linear_probe_test_top1']:.1f} %)",
+            ),
+        ],
     )
     console.print()
     if value["banks"] is None:
@@ -218,9 +213,9 @@ def show_file(console: Console, value: dict[str, Any]) -> None:
     """Any safetensors file for people: a line a tensor."""
     where = f" in {value['shards']} shards" if value["shards"] > 1 else ""
     inside = f"{size(value['bytes'])}, {len(value['tensors'])} tensors{where}"
-    console.print(facts([("file", f"{value['file']}  ({inside})")]))
+    show_facts(console, [("file", f"{value['file']}  ({inside})")])
     for name, text in value["metadata"].items():
-        console.print(facts([(name, text if len(text) < 200 else text[:199] + "…")]))
+        show_facts(console, [(name, text if len(text) < 200 else text[:199] + "…")])
     console.print()
     table = columns("tensor", "shape", "dtype")
     for tensor in value["tensors"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from recast_cli.cli.compression import stored_as
-from recast_cli.cli.output import facts, percent
+from recast_cli.cli.output import percent, show_facts
 from recast_cli.cli.output import size as readable
 
 if TYPE_CHECKING:
@@ -101,14 +101,13 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
                 f"lowest feature cosine {lowest:.4f}",
             )
         )
-    console.print(facts(rows))
+    show_facts(console, rows)
     if base.codes and "verify" in value:
         console.print()
-        console.print(facts([(name, f"{cosine:.4f}") for name, cosine in value["verify"]["feature_cosine"].items()]))
+        show_facts(console, [(name, f"{cosine:.4f}") for name, cosine in value["verify"]["feature_cosine"].items()])
     # a healed base is not meant to have the source's weights
     if not exact and "healed" not in value and not (base.codes and all(bank.exact for bank in layout.banks)):
         worst = sorted(base.errors.items(), key=lambda item: -item[1]["relative_error"])
         console.print()
-        console.print(
-            facts([(name, f"relative error {e['relative_error']:.4f}  cosine {e['cosine']:.4f}") for name, e in worst])
-        )
+        rows = [(name, f"relative error {e['relative_error']:.4f}  cosine {e['cosine']:.4f}") for name, e in worst]
+        show_facts(console, rows)

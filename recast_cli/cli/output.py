@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,14 +128,14 @@ def leave_pipe() -> int:
     return 0
 
 
-def facts(rows: list[tuple[str, str]]) -> Table:
-    """Two columns without lines: a name, and what it is."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+def show_facts(console: Console, rows: list[tuple[str, str]]) -> None:
+    """Two columns without lines: a name, and what it is, wrapped between words: a path stays whole to be copied."""
+    indent = max((len(name) for name, _ in rows), default=0) + 2
     for name, value in rows:
-        table.add_row(name, Text(value))
-    return table
+        width = max(console.width - indent, 1)
+        lines = textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False) or [""]
+        for first, line in zip([name, *[""] * len(lines)], lines, strict=False):
+            console.print(Text.assemble((first.ljust(indent), "dim"), line), soft_wrap=True)
 
 
 def columns(*names: str) -> Table:
