@@ -17,7 +17,8 @@ from recast_cli.cli.options import parse_size
 from recast_cli.engine import cache, images
 from recast_cli.engine.cache import DEFAULT_CACHE_SIZE, CacheWarning
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import Item, decode
+from recast_cli.engine.folders import Item
+from recast_cli.engine.images import decode
 
 ROW = 3 * 32 * 32
 ONE = cache.HEADER + 5 * ROW + 5

@@ -6,6 +6,8 @@ import pytest
 import yaml
 from cli_helpers import QUICK, recast, recast_json, refused
 
+from recast_cli.workspace import find_workspace
+
 pytest_plugins = ["cli_fixtures"]
 
 
@@ -84,7 +86,10 @@ def test_home_is_understood(fresh, monkeypatch):
         ("tasks: {colours: {split: sideways}}", "sideways"),
         ("tasks: {../colours: {}}", "'../colours' cannot be the name of a task"),
         ("base: a\nbase: b", "line 2: the key 'base' is there twice"),
-        ("tasks: {colours: {image-size: 32, image_size: 40}}", "the key 'image_size' is there twice"),
+        (
+            "tasks: {colours: {image-size: 32, image_size: 40}}",
+            "has a key twice, once with - and once with _",
+        ),
         ("tasks: {colours: {lr: -1}}", "recast.yaml: tasks.colours: --lr -1 is not a positive number"),
         ("base: 3", "base is a whole number (3), and text is wanted"),
         ("base: missing.safetensors", "missing.safetensors does not exist"),
@@ -117,3 +122,9 @@ def test_several_bases_need_a_word_which_unless_a_task_tells(ready, vit_folder):
     assert "belongs to base" in refused("eval", "--all", "--base", "another.safetensors")
     write("base: base.safetensors")
     assert recast("eval", "--all").exit_code == 0
+
+
+def test_tasks_may_differ_in_a_sign_alone(tmp_path):
+    (tmp_path / "recast.yaml").write_text("tasks: {a-b: {epochs: 1}, a_b: {epochs: 2}}")
+    tasks = find_workspace(tmp_path).tasks
+    assert tasks == {"a-b": {"epochs": 1}, "a_b": {"epochs": 2}}

@@ -9,7 +9,8 @@ from timm.data import create_transform
 
 from recast_cli.engine import images
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import Item, decode, list_items, normalise
+from recast_cli.engine.folders import Item, list_items
+from recast_cli.engine.images import decode, normalise
 
 CONFIG = {
     "input_size": [3, 32, 32],

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import Item
+from recast_cli.engine.folders import Item
 from recast_cli.engine.splits import cut_twice, split_folder
 
 

@@ -8,7 +8,8 @@ from helpers import VIT, VIT_ARGS, save_folder
 from torch.nn import functional as F
 
 from recast_cli.engine.attach import merge
-from recast_cli.engine.images import decode, list_classes, list_items, normalise
+from recast_cli.engine.folders import list_classes, list_items
+from recast_cli.engine.images import decode, normalise
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import build
 from recast_cli.engine.plan import plan_layout

@@ -62,7 +62,7 @@ def evaluate(
         raise RecastError(f"No tasks in {workspace.root / 'tasks'}", "Make one with `recast adapt --task NAME`.")
     if not names and data is None:
         raise RecastError("Nothing to measure", "Give --task NAME, --all, or --base FILE with --data DIR.")
-    unfinished = [name for name in workspace.unfinished_names() if name not in names] if all_tasks else []
+    unfinished = workspace.unfinished_names() if all_tasks else []
     folders = {name: workspace.task_folder(name) for name in names}
     labels = read_class_map(class_map) if class_map else None
     base_ids = [read_record(folder)["base_id"] for folder in folders.values()]

@@ -65,10 +65,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     fit = "exact" if exact else f"max {value['max_relative_error']:.2g}, min cosine {value['min_cosine']:.4f}"
     rows = [
         ("base", f"{value['base']}  ({readable(value['bytes'])}, id {value['base_id'][:8]})"),
-        (
-            "architecture",
-            value["architecture"] or "unknown: can be inspected and exported, not adapted",
-        ),
+        ("architecture", value["architecture"] or "unknown: can be inspected and exported, not adapted"),
         (
             "layout",
             f"{layout.name}: {value['modules']} modules in {value['banks']} banks of {', '.join(roles[:3])}"

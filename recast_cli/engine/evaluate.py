@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.images import Images, Item, decode, list_classes, list_items, open_image, preprocessing
+from recast_cli.engine.folders import Item, list_classes, list_items
+from recast_cli.engine.images import Images, decode, open_image, preprocessing
 from recast_cli.engine.metrics import confused_pairs, per_class, top_k
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import choose_device, infer, ready, take_features
-from recast_cli.engine.splits import part_folders
+from recast_cli.engine.splits import measured_part
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import Task
 
@@ -203,12 +204,6 @@ def labelled_items(data: Path, labels: dict[str, int]) -> list[Item]:
             hint = f"{nearest(name, labels)} Or say with --class-map which class it is."
             raise RecastError(f"{data / folder / name} is a class that is not known here", hint)
     return [Item(item.path, labels[names[item.label]]) for item in list_items(data, folder, names, names)]
-
-
-def measured_part(data: Path) -> str:
-    """The folder inside `data` that is measured: its test, else its val, else its train part; empty for a flat one."""
-    found = part_folders(data)
-    return next((found[part] for part in ("test", "val", "train") if part in found), "")
 
 
 def class_indices(outputs: int) -> dict[str, int]:

@@ -143,9 +143,8 @@ class AdaptOptions:
             more = ", or auto" if option == "batch-size" else ""
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
                 raise RecastError(f"--{option} {value} is not a positive number", f"Give a number above 0{more}.")
-        for option, value in (("seed", self.seed), ("split-seed", self.split_seed)):
-            if not 0 <= value < 2**32:
-                raise RecastError(f"--{option} {value} is out of range", f"Give a whole number from 0 to {2**32 - 1}.")
+        check_seed("seed", self.seed)
+        check_seed("split-seed", self.split_seed)
         if self.patience < 0:
             raise RecastError(f"--patience {self.patience} is below 0", "Give 0 to train all epochs, or more.")
         if self.density is not None and self.density > 1:
@@ -164,6 +163,12 @@ class AdaptOptions:
             elif default is None:
                 who = f"--adapter {self.adapter} has no {name}" if self.adapter else f"{option} belongs to an adapter"
                 raise RecastError(who, f"Leave {option} out, or choose another --adapter.")
+
+
+def check_seed(option: str, value: int) -> None:
+    """Raise RecastError for a seed that a generator does not take, or not with an epoch's number beside it."""
+    if not 0 <= value < 2**32:
+        raise RecastError(f"--{option} {value} is out of range", f"Give a whole number from 0 to {2**32 - 1}.")
 
 
 def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:

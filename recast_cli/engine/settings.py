@@ -20,13 +20,12 @@ class Loader(yaml.SafeLoader):
     """Of YAML whose keys are there once; the second one would win without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node. Raises a YAMLError where a key comes again, with `-` for `_` too."""
+        """The mapping of a node. Raises a YAMLError where a key comes again."""
         seen = set()
         for key, _ in node.value:
-            name = str(key.value).replace("-", "_")
-            if name in seen and key.tag != "tag:yaml.org,2002:merge":
+            if str(key.value) in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is there twice", problem_mark=key.start_mark)
-            seen.add(name)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -77,6 +76,8 @@ def check_keys(path: Path, where: str, values: Any, known: dict[str, tuple[type,
     """Raise RecastError unless `values` is a mapping of known keys to values of their types."""
     if not isinstance(values, dict):
         raise RecastError(f"{path}: {where} is {typename(values)}, and keys are wanted", f"Known: {', '.join(known)}.")
+    if len(with_underscores(values)) < len(values):
+        raise RecastError(f"{path}: {where or 'it'} has a key twice, once with - and once with _", "Leave one out.")
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
         kinds = known.get(str(key).replace("-", "_"))

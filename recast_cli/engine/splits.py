@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import Item, list_classes, list_items
+from recast_cli.engine.folders import Item, list_classes, list_items
 
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARE = 0.15
@@ -100,6 +100,12 @@ def part_folders(root: Path) -> dict[str, str]:
                     raise RecastError(f"{root} has both {found[part]} and {name}", "Put them together, or rename one.")
                 found[part] = name
     return found
+
+
+def measured_part(root: Path) -> str:
+    """The folder inside `root` that is measured: its test, else its val, else its train part; empty for a flat one."""
+    found = part_folders(root)
+    return next((found[part] for part in ("test", "val", "train") if part in found), "")
 
 
 def has_folders(folder: Path) -> bool:

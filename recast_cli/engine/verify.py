@@ -17,7 +17,7 @@ from recast_cli.engine.images import decode, normalise
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import batches, choose_device
 from recast_cli.engine.source import Source
-from recast_cli.engine.splits import part_folders
+from recast_cli.engine.splits import measured_part
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def verify(
     """
     architecture = base.known_architecture()
     where = choose_device(device)
-    folder = part_to_compare(data)
+    folder = data / measured_part(data)
     images = decode(folder, list_pictures(folder, None), architecture.data, progress=progress)
     models = [source.network().to(where), merge(base).to(where)]
     outputs: list[dict[str, Tensor]] = [{}, {}]
@@ -74,13 +74,7 @@ def check_verifiable(source: Source, data: Path) -> None:
     """Raise RecastError where `verify` cannot work: no known architecture, or no images."""
     if source.architecture is None:
         raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --verify.")
-    list_pictures(part_to_compare(data))
-
-
-def part_to_compare(data: Path) -> Path:
-    """The folder, or its test, val or train part."""
-    found = part_folders(data)
-    return data / next((found[part] for part in ("test", "val", "train") if part in found), "")
+    list_pictures(data / measured_part(data))
 
 
 def listen(model: nn.Module, names: tuple[str, ...], seen: dict[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.options import check_seed
 from recast_cli.engine.solve.gradient import GradientOptions
 from recast_cli.engine.solve.solution import LOSSES
 from recast_cli.engine.solve.vae import VaeOptions
@@ -33,6 +34,6 @@ def solver_options(solver: str, **given: Any) -> SolverOptions:
         if (name in ("steps", "lr") and not value > 0) or (name == "noise" and not value >= 0):
             least = "0 or above" if name == "noise" else "above 0"
             raise RecastError(f"--{name} {value} is out of range", f"Give a number {least}.")
-        if name == "seed" and not 0 <= value < 2**32:
-            raise RecastError(f"--seed {value} is out of range", f"Give a whole number from 0 to {2**32 - 1}.")
+        if name == "seed":
+            check_seed(name, value)
     return kind(**given) if kind else None
