@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from recast_cli import __version__
 from recast_cli.cli.commands import SUMMARIES, Commands
 from recast_cli.engine.errors import RecastError
+from recast_cli.version import __version__
 
 
 class Recast(TyperGroup):

@@ -30,3 +30,16 @@ def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
         return otherwise
     listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     return f"Known: {listed}." if known else ""
+
+
+def check_seed(option: str, value: int) -> None:
+    """Raise RecastError for a seed that a generator does not take, or not with an epoch's number beside it."""
+    if not 0 <= value < 2**32:
+        raise RecastError(f"--{option} {value} is out of range", f"Give a whole number from 0 to {2**32 - 1}.")
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """The first sentence of an exception's message, at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.split(". ")[0].rstrip(".")
+    return text if len(text) <= limit else text[: limit - 1] + "…"

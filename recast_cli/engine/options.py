@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, check_seed
 from recast_cli.engine.layout import Layout
 
 
@@ -163,12 +163,6 @@ class AdaptOptions:
             elif default is None:
                 who = f"--adapter {self.adapter} has no {name}" if self.adapter else f"{option} belongs to an adapter"
                 raise RecastError(who, f"Leave {option} out, or choose another --adapter.")
-
-
-def check_seed(option: str, value: int) -> None:
-    """Raise RecastError for a seed that a generator does not take, or not with an epoch's number beside it."""
-    if not 0 <= value < 2**32:
-        raise RecastError(f"--{option} {value} is out of range", f"Give a whole number from 0 to {2**32 - 1}.")
 
 
 def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:

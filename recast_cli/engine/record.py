@@ -88,7 +88,7 @@ def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     import timm
 
-    from recast_cli import __version__
+    from recast_cli.version import __version__
 
     return {
         "recast-cli": __version__,

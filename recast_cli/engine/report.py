@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib
 
-from recast_cli import __version__
 from recast_cli.engine.base import Base, parameters
 from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, similarity
 from recast_cli.engine.files import atomic
@@ -26,6 +25,7 @@ from recast_cli.engine.plot import (
     number,
     tasks_figure,
 )
+from recast_cli.version import __version__
 
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 

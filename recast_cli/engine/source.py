@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.digest import tensors_digest
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, nearest, one_line
 from recast_cli.engine.network import (
     Architecture,
     build,
@@ -32,7 +32,7 @@ from recast_cli.engine.network import (
 )
 from recast_cli.engine.plan import Modules
 from recast_cli.engine.tensors import StoredTensors, also_as, specs, without
-from recast_cli.engine.weights import WEIGHT_FILES, one_line, read_weights, weights_in
+from recast_cli.engine.weights import WEIGHT_FILES, read_weights, weights_in
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.files import INDEX, read_header, read_index, read_metadata
 from recast_cli.engine.network import quiet
 from recast_cli.engine.tensors import TYPE_NAMES, StoredTensors, specs, stored_tensors
@@ -115,10 +115,3 @@ def safe_hint(path: Path) -> str:
     return (
         f"Save its state dict as safetensors, or as plain tensors with torch.save, and use that instead of {path.name}."
     )
-
-
-def one_line(error: BaseException, limit: int = 160) -> str:
-    """The first sentence of an exception's message, at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = text.split(". ")[0].rstrip(".")
-    return text if len(text) <= limit else text[: limit - 1] + "…"

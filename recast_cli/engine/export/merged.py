@@ -11,11 +11,10 @@ from torch.nn import functional as F
 
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.images import normalise
 from recast_cli.engine.network import features
 from recast_cli.engine.task import Task
-from recast_cli.engine.weights import one_line
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that counts as the same network."""

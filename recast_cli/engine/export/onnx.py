@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.export.merged import Merged
 from recast_cli.engine.files import write_text
-from recast_cli.engine.weights import one_line
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"

@@ -12,14 +12,13 @@ import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.export.head import with_classifier
 from recast_cli.engine.export.merged import OTHERWISE, Merged
 from recast_cli.engine.files import write_text
 from recast_cli.engine.network import SOURCE_FIELDS, Architecture, quiet, skeleton
 from recast_cli.engine.restore import PLAIN, write_source
 from recast_cli.engine.tensors import specs
-from recast_cli.engine.weights import one_line
 from recast_cli.engine.writer import writing
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

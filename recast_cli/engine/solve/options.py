@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recast_cli.engine.errors import RecastError
-from recast_cli.engine.options import check_seed
+from recast_cli.engine.errors import RecastError, check_seed
 from recast_cli.engine.solve.gradient import GradientOptions
 from recast_cli.engine.solve.solution import LOSSES
 from recast_cli.engine.solve.vae import VaeOptions
