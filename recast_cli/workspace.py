@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import read_metadata
-from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.settings import check_keys, option_types, read_yaml, with_underscores
+from recast_cli.engine.options import AdaptOptions, option_types
+from recast_cli.engine.storage.header import read_metadata
+from recast_cli.engine.storage.yaml_file import check_keys, read_yaml, with_underscores
 from recast_cli.engine.task import RECORD, check_task_name
 
 CONFIG_NAMES = ("recast.yaml", "recast.yml")

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-import recast_cli.engine.behind as behind_module
-from recast_cli.engine.behind import Behind
+import recast_cli.engine.storage.background as behind_module
+from recast_cli.engine.storage.background import Behind
 
 
 def test_all_jobs_are_done_in_order(monkeypatch):

@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_what_was_there(source, tmp_path, monkeypatch):
     def full(self, data, place):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("recast_cli.engine.writer.TensorWriter.put", full)
+    monkeypatch.setattr("recast_cli.engine.storage.writer.TensorWriter.put", full)
     for more in ((), ("--calibrate", "pictures")):
         line = refused("mimic", source, "-o", "base.safetensors", "--bits", 4, "-q", *more, code=3)
         assert line.startswith("error: base.safetensors: No space left on device. ")

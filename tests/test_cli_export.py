@@ -112,7 +112,7 @@ def test_a_task_of_another_base(ready, conv_base):
 
 
 @pytest.mark.parametrize("format", ["safetensors", "timm"])
-@pytest.mark.parametrize("where", ["recast_cli.engine.writer.TensorWriter.write", "os.fsync"])
+@pytest.mark.parametrize("where", ["recast_cli.engine.storage.writer.TensorWriter.write", "os.fsync"])
 def test_a_full_disk_leaves_nothing_half_written(where, format, ready, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -47,7 +47,7 @@ full_disk = OSError(errno.ENOSPC, "No space left on device")
 @pytest.fixture(params=["write", "sync"])
 def _disk_is_full(request, monkeypatch):
     if request.param == "write":
-        monkeypatch.setattr("recast_cli.engine.writer.TensorWriter.write", fail(full_disk))
+        monkeypatch.setattr("recast_cli.engine.storage.writer.TensorWriter.write", fail(full_disk))
     else:
         monkeypatch.setattr("os.fsync", fail(full_disk))
 

@@ -169,8 +169,8 @@ def test_several_classifiers_that_timm_does_not_name_are_refused(vit_base):
 
 def test_what_timm_opens_is_compared(vit_base, monkeypatch, tmp_path):
     """Weights that come out otherwise than they went in are no export."""
-    write = "recast_cli.engine.writer.TensorWriter.write"
-    original = __import__("recast_cli.engine.writer", fromlist=["x"]).TensorWriter.write
+    write = "recast_cli.engine.storage.writer.TensorWriter.write"
+    original = __import__("recast_cli.engine.storage.writer", fromlist=["x"]).TensorWriter.write
 
     def damaged(self, name, tensor):
         original(self, name, tensor + 1 if name == "blocks.3.attn.qkv.weight" else tensor)

@@ -10,18 +10,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from recast_cli.engine.digest import tensors_digest
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import (
-    FORMAT_VERSION,
-    TRELLIS_VERSION,
-    atomic,
-    read_header,
-    read_metadata,
-    read_tensors,
-    write_tensors,
-    write_text,
-)
+from recast_cli.engine.storage.atomic import atomic, write_text
+from recast_cli.engine.storage.digest import tensors_digest
+from recast_cli.engine.storage.header import FORMAT_VERSION, TRELLIS_VERSION, read_header, read_metadata
+from recast_cli.engine.storage.tensors import read_tensors
+from recast_cli.engine.storage.writer import write_tensors
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2, dtype=torch.int64)}
 META = {"kind": "base", "format": FORMAT_VERSION}

@@ -20,7 +20,6 @@ from recast_cli.engine.compress.compress import compress
 from recast_cli.engine.compress.curvature import template_gradient
 from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.diagnose import diagnose, diagnose_roles, template_entropy
-from recast_cli.engine.files import read_metadata
 from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.layout import Layout, template_key
 from recast_cli.engine.mimic import mimic
@@ -30,6 +29,7 @@ from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.restore import write_source
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source import from_model, open_source
+from recast_cli.engine.storage.header import read_metadata
 from recast_cli.engine.switch import Switcher
 
 NAME, ARGS = "mobilenetv2_035", {"num_classes": 3}

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from recast_cli.engine.base import load_base
-from recast_cli.engine.tensors import StoredTensors
+from recast_cli.engine.storage.tensors import StoredTensors
 
 WIDTH, LAYERS = 16, 4
 

@@ -12,7 +12,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.solve import GradientOptions, VaeOptions
-from recast_cli.engine.writer import TensorWriter
+from recast_cli.engine.storage.writer import TensorWriter
 
 
 @pytest.mark.parametrize("kind", ["vit", "conv"])

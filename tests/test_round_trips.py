@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from recast_cli.engine.files import read_header, read_metadata, read_tensors, write_tensors
+from recast_cli.engine.storage.header import read_header, read_metadata
+from recast_cli.engine.storage.tensors import read_tensors
+from recast_cli.engine.storage.writer import write_tensors
 
 DTYPES = [np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_]
 anything = st.sampled_from(DTYPES).flatmap(

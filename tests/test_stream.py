@@ -20,7 +20,7 @@ from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source import from_model, open_source
-from recast_cli.engine.tensors import StoredTensors
+from recast_cli.engine.storage.tensors import StoredTensors
 
 
 def shard(tensors, folder, count=3):

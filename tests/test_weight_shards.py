@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import read_header
 from recast_cli.engine.source import open_source
-from recast_cli.engine.tensors import TYPES, read_stored, specs, without
+from recast_cli.engine.storage.header import read_header
+from recast_cli.engine.storage.tensors import TYPES, read_stored, specs, without
+from recast_cli.engine.storage.writer import writing
 from recast_cli.engine.weights import read_weights
-from recast_cli.engine.writer import writing
 
 INDEX = "model.safetensors.index.json"
 
@@ -170,7 +170,7 @@ def test_a_writer_that_is_not_given_all_leaves_nothing(tmp_path):
 
 def test_a_disk_that_fails_while_more_is_written(tmp_path, monkeypatch):
     """A system tells an error of writing once, to whoever syncs first."""
-    monkeypatch.setattr("recast_cli.engine.writer.UNSYNCED", 4)
+    monkeypatch.setattr("recast_cli.engine.storage.writer.UNSYNCED", 4)
     calls = []
 
     def once(descriptor):

@@ -52,8 +52,8 @@ def compare(
     from recast_cli.engine.compare import compare as do_runs
     from recast_cli.engine.compare import read_results
     from recast_cli.engine.comparison import read_comparison
-    from recast_cli.engine.files import write_text
     from recast_cli.engine.standings import markdown, standings
+    from recast_cli.engine.storage.atomic import write_text
     from recast_cli.engine.sweep import next_runs
 
     if jobs < 1:
@@ -115,8 +115,8 @@ def describe(run: Run) -> str:
 
 def write(plan: Plan, rows: list[Standing], folder: Path, table: str) -> None:
     """Write table and picture."""
-    from recast_cli.engine.files import write_text
     from recast_cli.engine.plot_compare import plot_standings
+    from recast_cli.engine.storage.atomic import write_text
 
     folder.mkdir(exist_ok=True)
     write_text(folder / TABLE, table)

@@ -53,7 +53,7 @@ def export(
     from recast_cli.engine.base import load_base
     from recast_cli.engine.export import check_format, check_target, export_all
     from recast_cli.engine.export import export as write
-    from recast_cli.engine.files import check_new_folder
+    from recast_cli.engine.storage.atomic import check_new_folder
     from recast_cli.engine.task import load_task
 
     several = len(names) > 1

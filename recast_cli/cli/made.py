@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:
     """The JSON of `recast mimic`."""
     from recast_cli.engine.base import parameters
-    from recast_cli.engine.tensors import specs
+    from recast_cli.engine.storage.tensors import specs
 
     assert base.path is not None
     layout, errors = base.layout, base.errors.values()

@@ -92,7 +92,7 @@ def mimic(
     """
     out = Output(as_json, quiet)
     started = time.perf_counter()
-    from recast_cli.engine.files import check_writable
+    from recast_cli.engine.storage.atomic import check_writable
 
     check_writable(output)
     import_torch()

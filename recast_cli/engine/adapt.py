@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from recast_cli.engine import ranks, resume
 from recast_cli.engine.base import Base
-from recast_cli.engine.files import FORMAT_VERSION
 from recast_cli.engine.images import Images, decode
 from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.learn import class_weights, learn, look_at, probe_rows
@@ -25,6 +24,7 @@ from recast_cli.engine.record import check_same, describe_split, describe_traini
 from recast_cli.engine.run import choose_device, infer, take_features
 from recast_cli.engine.splits import check_read, split_folder
 from recast_cli.engine.state import Epoch, State
+from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
 from recast_cli.engine.train import Lesson

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.compress.code import Code, Deflated, code_from_dict, code_to_dict
-from recast_cli.engine.digest import Hashed, digest
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import (
+from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
+from recast_cli.engine.mixture import mix, with_means
+from recast_cli.engine.storage.digest import Hashed, digest
+from recast_cli.engine.storage.header import (
     CODED_VERSION,
     FORMAT_VERSION,
     MEANS_VERSION,
     TRELLIS_VERSION,
     read_header,
     read_metadata,
-    read_tensors,
 )
-from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
-from recast_cli.engine.mixture import mix, with_means
-from recast_cli.engine.tensors import Spec, StoredTensors, read_stored, specs
-from recast_cli.engine.writer import writing
+from recast_cli.engine.storage.tensors import Spec, StoredTensors, read_stored, read_tensors, specs
+from recast_cli.engine.storage.writer import writing
 
 if TYPE_CHECKING:
     from recast_cli.engine.network import Architecture

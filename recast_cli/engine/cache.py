@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import METADATA_KEY, atomic, check_writable, to_json
+from recast_cli.engine.storage.atomic import atomic, check_writable
+from recast_cli.engine.storage.header import METADATA_KEY, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from typing import Any
 
 from recast_cli.engine.comparison import OWN_KINDS, Plan
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import to_json
+from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.sweep import Run, next_runs, still_needed
 
 RUNS = "runs.jsonl"

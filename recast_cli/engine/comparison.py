@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.files import to_json
-from recast_cli.engine.options import ADAPTERS, AdaptOptions
+from recast_cli.engine.options import ADAPTERS, AdaptOptions, option_types
 from recast_cli.engine.plan import PICK
-from recast_cli.engine.settings import as_number, check_keys, option_types, read_yaml, typename, with_underscores
+from recast_cli.engine.storage.header import to_json
+from recast_cli.engine.storage.yaml_file import as_number, check_keys, read_yaml, typename, with_underscores
 
 OWN_KINDS = ("linear-probe", "head", "recast", "adapter")
 """Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""

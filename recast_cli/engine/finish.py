@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from recast_cli.engine.base import Base, identify
-from recast_cli.engine.digest import hashed
 from recast_cli.engine.solve import Solution
 from recast_cli.engine.source import Source
+from recast_cli.engine.storage.digest import hashed
 
 
 def finished(base: Base, source: Source) -> Base:

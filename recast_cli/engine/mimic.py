@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.base import Base, identify, metadata_of, widest
-from recast_cli.engine.behind import Behind
 from recast_cli.engine.compress.code import Code, Encode, nearest
-from recast_cli.engine.digest import Hashed, digest, hash_bytes, hash_templates, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.mixture import with_means
@@ -31,10 +29,12 @@ from recast_cli.engine.solve import (
     solve_vae,
 )
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import read_stored, spec_of, specs
+from recast_cli.engine.storage.background import Behind
+from recast_cli.engine.storage.digest import Hashed, digest, hash_bytes, hash_templates, hashed
+from recast_cli.engine.storage.tensors import read_stored, spec_of, specs
+from recast_cli.engine.storage.writer import writing
 from recast_cli.engine.threads import threads
 from recast_cli.engine.unmade import DTYPES, base_specs, stored_specs, unmade
-from recast_cli.engine.writer import writing
 
 BATCH = 2**22
 """Bytes of the source's other tensors that are read at a time."""

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.tensors import specs
+from recast_cli.engine.storage.tensors import specs
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DRAWS = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from dataclasses import dataclass, replace
 
 from recast_cli.engine.errors import RecastError, check_seed
@@ -171,3 +173,14 @@ def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:
         return options
     cut = options.recipe == "default" and layout.means
     return replace(options, lr=CUT_KERNEL_LR if cut else RECIPES[options.recipe].lr)
+
+
+def option_types() -> dict[str, tuple[type, ...]]:
+    """The types that each option of adapt may have, e.g. `epochs` -> (int,)."""
+    hints = typing.get_type_hints(AdaptOptions)
+    return {
+        option.name: tuple(
+            kind for kind in typing.get_args(hints[option.name]) or (hints[option.name],) if kind is not type(None)
+        )
+        for option in dataclasses.fields(AdaptOptions)
+    }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import read_header, read_metadata
 from recast_cli.engine.layout import Layout, coefficient_key
+from recast_cli.engine.storage.header import read_floats, read_metadata
 
 
 @dataclass(frozen=True)
@@ -45,23 +43,3 @@ def read_outline(path: Path) -> Outline:
     if len(vector) != layout.coefficients or not {"base_id", "source"} <= metadata.keys():
         raise RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.")
     return Outline(layout, vector, metadata["base_id"], metadata["source"], path)
-
-
-def read_floats(path: Path, names: Sequence[str]) -> list[float]:
-    """The values of float32 tensors of a safetensors file, in row order and one tensor after the other.
-
-    Raises:
-        RecastError: As `read_header`, or a tensor is missing or of another type.
-    """
-    header = read_header(path)
-    values: list[float] = []
-    with path.open("rb") as stream:
-        start = 8 + int.from_bytes(stream.read(8), "little")
-        for name in names:
-            entry = header.get(name, {})
-            if entry.get("dtype") != "F32":
-                raise RecastError(f"{path} is damaged: {name} is missing or not float32", "Restore the right file.")
-            first, end = entry["data_offsets"]
-            stream.seek(start + first)
-            values += struct.unpack(f"<{(end - first) // 4}f", stream.read(end - first))
-    return values

@@ -21,7 +21,6 @@ from matplotlib.ticker import MaxNLocator
 
 from recast_cli.engine.diagnose import BankDiagnosis, Matrix, ModuleChange, RoleDiagnosis
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import atomic, check_writable
 from recast_cli.engine.heat_maps import (
     MOST_MAPS,
     WIDTH,
@@ -34,6 +33,7 @@ from recast_cli.engine.heat_maps import (
     short,
 )
 from recast_cli.engine.page import document, table
+from recast_cli.engine.storage.atomic import atomic, check_writable
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
-from recast_cli.engine.files import atomic
 from recast_cli.engine.heat_maps import short
 from recast_cli.engine.plot import COLOURS, MARKERS, STYLE
 from recast_cli.engine.standings import BUDGET, Standing
+from recast_cli.engine.storage.atomic import atomic
 
 OURS, GREY = COLOURS[1], "#666666"
 LEVEL = "level"

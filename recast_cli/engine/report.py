@@ -12,7 +12,6 @@ import matplotlib
 
 from recast_cli.engine.base import Base, parameters
 from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, similarity
-from recast_cli.engine.files import atomic
 from recast_cli.engine.layout import Bank
 from recast_cli.engine.page import Markup, cards, document, folded, section, table, text, tinted, with_bar
 from recast_cli.engine.plot import (
@@ -25,6 +24,7 @@ from recast_cli.engine.plot import (
     number,
     tasks_figure,
 )
+from recast_cli.engine.storage.atomic import atomic
 from recast_cli.version import __version__
 
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))

@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from recast_cli.engine.base import Base
-from recast_cli.engine.digest import Hashed, digest, hashed
 from recast_cli.engine.mixture import restore
-from recast_cli.engine.tensors import TYPES, Spec, read_stored
-from recast_cli.engine.writer import writing
+from recast_cli.engine.storage.digest import Hashed, digest, hashed
+from recast_cli.engine.storage.tensors import TYPES, Spec, read_stored
+from recast_cli.engine.storage.writer import writing
 
 PLAIN = {"format": "pt"}
 """What safetensors files of PyTorch's own say of themselves; some programs open no others."""

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import atomic, to_json
 from recast_cli.engine.state import Epoch, State
+from recast_cli.engine.storage.atomic import atomic
+from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.task import RECORD
 
 FILE = "resume.pt"

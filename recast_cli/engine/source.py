@@ -17,7 +17,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.digest import tensors_digest
 from recast_cli.engine.errors import RecastError, nearest, one_line
 from recast_cli.engine.network import (
     Architecture,
@@ -31,7 +30,8 @@ from recast_cli.engine.network import (
     ties,
 )
 from recast_cli.engine.plan import Modules
-from recast_cli.engine.tensors import StoredTensors, also_as, specs, without
+from recast_cli.engine.storage.digest import tensors_digest
+from recast_cli.engine.storage.tensors import StoredTensors, also_as, specs, without
 from recast_cli.engine.weights import WEIGHT_FILES, read_weights, weights_in
 
 

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import FORMAT_VERSION, read_header, read_metadata, read_tensors, write_tensors, write_text
+from recast_cli.engine.storage.atomic import write_text
+from recast_cli.engine.storage.header import FORMAT_VERSION, read_header, read_metadata
+from recast_cli.engine.storage.tensors import read_tensors
+from recast_cli.engine.storage.writer import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,6 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
 from recast_cli.engine.contender import prepare, put
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import FORMAT_VERSION, read_tensors, write_tensors
 from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn
 from recast_cli.engine.options import AdaptOptions, with_rate
@@ -35,6 +34,9 @@ from recast_cli.engine.stock import (
     probe_of,
     reset_peak,
 )
+from recast_cli.engine.storage.header import FORMAT_VERSION
+from recast_cli.engine.storage.tensors import read_tensors
+from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.sweep import Run
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import read_adapter, save_adapter

@@ -13,8 +13,8 @@ from recast_cli.engine.compress.code import Code
 from recast_cli.engine.layout import Layout, template_key
 from recast_cli.engine.solve import GradientOptions, SolverOptions, VaeOptions
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import TYPE_NAMES, Spec, specs
-from recast_cli.engine.writer import file_bytes
+from recast_cli.engine.storage.tensors import TYPE_NAMES, Spec, specs
+from recast_cli.engine.storage.writer import file_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

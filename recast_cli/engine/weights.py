@@ -12,9 +12,9 @@ import timm
 from torch import Tensor
 
 from recast_cli.engine.errors import RecastError, one_line
-from recast_cli.engine.files import INDEX, read_header, read_index, read_metadata
 from recast_cli.engine.network import quiet
-from recast_cli.engine.tensors import TYPE_NAMES, StoredTensors, specs, stored_tensors
+from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
+from recast_cli.engine.storage.tensors import TYPE_NAMES, StoredTensors, specs, stored_tensors
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", INDEX)
 PREFERRED = ("model.safetensors", f"model{INDEX}", "pytorch_model.bin", "pytorch_model.pth", "model.pth")

@@ -76,7 +76,7 @@ def load_and_save(file: Path, out: Path) -> Callable[[], object]:
     """safetensors alone."""
     from safetensors.torch import load_file, save_file
 
-    from recast_cli.engine.files import atomic
+    from recast_cli.engine.storage.atomic import atomic
 
     def case() -> None:
         with atomic(out) as temporary:

@@ -16,7 +16,7 @@ import torch
 from common import arguments, race, report, run
 
 from recast_cli.cli.commands import SUMMARIES
-from recast_cli.engine.files import FORMAT_VERSION
+from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.task import Task, save_task
 
 HEAD = """import typer

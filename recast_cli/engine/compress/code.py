@@ -16,7 +16,7 @@ from recast_cli.engine.compress.packing import pack, packed_bytes, unpack
 from recast_cli.engine.compress.steps import Steps
 from recast_cli.engine.compress.trellis import halves
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.tensors import Spec
+from recast_cli.engine.storage.tensors import Spec
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 """Widths of a `Fixed`."""

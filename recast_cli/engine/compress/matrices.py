@@ -12,7 +12,7 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.layout import Layout, coefficient_key, template_key
 from recast_cli.engine.solve import solve_exact
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import specs
+from recast_cli.engine.storage.tensors import specs
 
 LARGE = 1024
 """Values from which a tensor of two dimensions or more is stored as integers; others are, in float16."""

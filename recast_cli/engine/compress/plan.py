@@ -17,7 +17,7 @@ from recast_cli.engine.layout import Layout, coefficient_key
 from recast_cli.engine.plan import role_of
 from recast_cli.engine.solve import SolverOptions
 from recast_cli.engine.source import Source
-from recast_cli.engine.tensors import specs
+from recast_cli.engine.storage.tensors import specs
 from recast_cli.engine.unmade import base_specs, stored_bytes
 
 HALF = 16

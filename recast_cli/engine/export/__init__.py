@@ -15,8 +15,8 @@ from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.export.merged import Merged, merge_task
 from recast_cli.engine.export.onnx import check_extra, write_onnx
 from recast_cli.engine.export.plain import CONFIG, WEIGHTS, line, write_folder, write_plain
-from recast_cli.engine.files import check_new_folder, check_writable, staged
 from recast_cli.engine.restore import write_source
+from recast_cli.engine.storage.atomic import check_new_folder, check_writable, staged
 from recast_cli.engine.task import Task
 
 SUFFIXES = {"safetensors": ".safetensors", "timm": "", "onnx": ".onnx"}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.export.merged import Merged
-from recast_cli.engine.files import write_text
+from recast_cli.engine.storage.atomic import write_text
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"

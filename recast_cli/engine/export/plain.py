@@ -15,11 +15,11 @@ from torch import nn
 from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.export.head import with_classifier
 from recast_cli.engine.export.merged import OTHERWISE, Merged
-from recast_cli.engine.files import write_text
 from recast_cli.engine.network import SOURCE_FIELDS, Architecture, quiet, skeleton
 from recast_cli.engine.restore import PLAIN, write_source
-from recast_cli.engine.tensors import specs
-from recast_cli.engine.writer import writing
+from recast_cli.engine.storage.atomic import write_text
+from recast_cli.engine.storage.tensors import specs
+from recast_cli.engine.storage.writer import writing
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 NOT_OURS = (*SOURCE_FIELDS, "custom_load", "label_offset", "test_input_size", "test_crop_pct", "min_input_size")

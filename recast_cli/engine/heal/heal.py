@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.base import Base
-from recast_cli.engine.digest import digest, hashed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.finish import finished
 from recast_cli.engine.heal.distil import distil, judge_by
@@ -20,6 +19,7 @@ from recast_cli.engine.network import build
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import choose_device, ready
 from recast_cli.engine.source import Source
+from recast_cli.engine.storage.digest import digest, hashed
 
 MOST = 4096
 """Pictures that are used of a large folder; each takes as much memory as its values."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.files import atomic
+from recast_cli.engine.storage.atomic import atomic
 
 LR, LEAST_LR = 3e-4, 1e-5
 """AdamW's learning rate at the start, and the least."""

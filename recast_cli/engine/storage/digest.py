@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.files import to_json
-from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of
+from recast_cli.engine.storage.header import to_json
+from recast_cli.engine.storage.tensors import TYPE_NAMES, Spec, raw, spec_of
 
 Hashed = tuple[Spec, Sequence[str]]
 """Type and shape of a tensor, and the SHA-256 of its bytes, or of each of its parts."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.files import read_header
+from recast_cli.engine.storage.header import read_header
 
 TYPES = {
     "F64": torch.float64,
@@ -164,3 +164,15 @@ def raw(tensor: Tensor) -> memoryview:
     if flat.stride() != (1,):  # one element counts as contiguous whatever its stride, but only 1 can be seen as bytes
         flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy().data
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises RecastError as `read_header` does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    read_header(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise RecastError(f"{path} is damaged: {error}", "Fetch or write the file again.") from None

@@ -12,8 +12,10 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from recast_cli.engine.files import METADATA_KEY, atomic, to_json
-from recast_cli.engine.tensors import TYPE_NAMES, Spec, raw, spec_of
+from recast_cli.engine.storage.atomic import atomic
+from recast_cli.engine.storage.header import METADATA_KEY, to_json
+from recast_cli.engine.storage.tensors import TYPE_NAMES, Spec, raw, spec_of
+from recast_cli.engine.storage.tensors import specs as all_specs
 
 UNSYNCED = 2**22
 """Bytes from which the disk begins to take what is written, while the next tensors are made."""
@@ -123,3 +125,10 @@ class TensorWriter:
         """Wait for the disk to have taken what it was given. Raises its OSError, which the system tells once."""
         if self.syncing:
             self.syncing.result()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write `tensors` and `metadata` (one JSON key) to a safetensors file, atomically."""
+    with writing(path, all_specs(tensors), metadata) as writer:
+        writer.write_all(tensors.items())
+        writer.finish(metadata)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.options import AdaptOptions
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "keys", list: "a list"}
 """What a value of a type is called."""
@@ -59,17 +56,6 @@ def read_yaml(path: Path, hint: str) -> dict[Any, Any]:
 def with_underscores(values: dict[Any, Any]) -> dict[str, Any]:
     """Keys as Python has them: `image-size` is `image_size`."""
     return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
-def option_types() -> dict[str, tuple[type, ...]]:
-    """The types that each option of adapt may have, e.g. `epochs` -> (int,)."""
-    hints = typing.get_type_hints(AdaptOptions)
-    return {
-        option.name: tuple(
-            kind for kind in typing.get_args(hints[option.name]) or (hints[option.name],) if kind is not type(None)
-        )
-        for option in dataclasses.fields(AdaptOptions)
-    }
 
 
 def check_keys(path: Path, where: str, values: Any, known: dict[str, tuple[type, ...]]) -> None:

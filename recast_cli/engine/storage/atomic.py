@@ -1,0 +1,105 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from recast_cli.engine.errors import RecastError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more, whose texts do not say which file it was."""
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, on error removed.
+
+    Raises:
+        RecastError: The parent folder is missing, or `path` is a folder.
+    """
+    path = Path(path)
+    check_writable(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with naming(path):
+            yield temporary
+            # mkstemp makes private files; a finished output has the permissions any other new file would have
+            temporary.chmod(0o666 & ~umask())
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(home: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield a temporary folder in `home`; on success what is in it under `names` is synced and moved to `home`.
+
+    Files replace what has their names, one after the other in the order of `names`; folders only empty ones. On error
+    all is as it was. For files that are opened under their final names before they count as written.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f".{names[-1]}.", suffix=".tmp", dir=home))
+    try:
+        with naming(home / names[-1]):
+            yield folder
+            for path in (folder, *folder.rglob("*")):
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
+                if path.is_file():
+                    with path.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            for name in names:
+                (folder / name).replace(home / name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the error of a full disk name the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = str(path)
+        raise
+
+
+def umask() -> int:
+    """The permissions that new files of this process do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise RecastError unless a folder can be put at `path`: nothing is there, or an empty folder."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise RecastError(f"{path} is there already", "Remove it, or give the name of a new folder.")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise RecastError unless a file can be put at `path`; called before long work, so that none of it is lost."""
+    if not path.parent.is_dir():
+        raise RecastError(f"{path}: the folder {path.parent} does not exist", "Create it first, or choose another.")
+    if path.is_dir():
+        raise RecastError(f"{path} is a folder", "Give the name of a file.")
+    if not os.access(path.parent, os.W_OK):
+        raise RecastError(f"{path}: no permission to write in {path.parent.resolve()}", "Choose another folder.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, as UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
