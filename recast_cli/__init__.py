@@ -21,8 +21,8 @@ from recast_cli.version import __version__
 
 PUBLIC = {
     "errors": ("RecastError",),
-    "layout": ("Bank", "Layout"),
-    "plan": ("plan_layout",),
+    "layout.layout": ("Bank", "Layout"),
+    "layout.plan": ("plan_layout",),
     "source": ("Source", "open_source"),
     "solve": ("GradientOptions", "VaeOptions"),
     "mimic": ("mimic",),
@@ -73,10 +73,10 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict
     from recast_cli.engine.export import Exported, export, export_all
     from recast_cli.engine.known import fetch_known
-    from recast_cli.engine.layout import Bank, Layout
+    from recast_cli.engine.layout.layout import Bank, Layout
+    from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic
     from recast_cli.engine.options import AdaptOptions
-    from recast_cli.engine.plan import plan_layout
     from recast_cli.engine.plot import plot_base, plot_tasks
     from recast_cli.engine.solve import GradientOptions, VaeOptions
     from recast_cli.engine.source import Source, open_source

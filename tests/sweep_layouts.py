@@ -12,8 +12,8 @@ import warnings
 
 import timm
 
+from recast_cli.engine.layout.plan import BUDGET, pick_layout
 from recast_cli.engine.network import find_modules, quiet, skeleton
-from recast_cli.engine.plan import BUDGET, pick_layout
 
 
 def main() -> int:

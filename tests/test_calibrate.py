@@ -19,10 +19,10 @@ from recast_cli.engine.compress.pictures import MOST, list_pictures, read_pictur
 from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import normalise
-from recast_cli.engine.layout import template_key
+from recast_cli.engine.layout.layout import template_key
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import build
-from recast_cli.engine.plan import plan_layout
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.layout.plan import plan_layout
 
 BLOCKS = (
     {f"blocks.{i}.attn.qkv": (96, 32) for i in range(12)}

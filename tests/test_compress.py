@@ -19,9 +19,9 @@ from recast_cli.engine.compress.matrices import tensors_of_source
 from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.diagnose import diagnose
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.layout import template_key
+from recast_cli.engine.layout.layout import template_key
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.storage.header import read_metadata
 from recast_cli.engine.switch import Switcher

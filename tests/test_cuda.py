@@ -14,9 +14,9 @@ from recast_cli.engine.compress.pictures import read_pictures
 from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.heal.heal import heal
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.precision import precision
 from recast_cli.engine.run import choose_device, ready
 from recast_cli.engine.switch import Switcher

@@ -16,9 +16,9 @@ from recast_cli.engine.diagnose import (
     template_distance,
     template_entropy,
 )
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.outline import read_outline
-from recast_cli.engine.plan import plan_layout
 
 TEMPLATES = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 

@@ -19,9 +19,9 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export import export, export_all
 from recast_cli.engine.export.head import with_classifier
 from recast_cli.engine.export.merged import merge_task
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import features
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.source import from_model, open_source
 
 

@@ -12,8 +12,8 @@ from test_export import expected, learned, logits
 from recast_cli.engine.attach import merge
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export import export, onnx
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.source import open_source
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")

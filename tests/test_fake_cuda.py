@@ -16,9 +16,9 @@ from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.images import statistics
 from recast_cli.engine.join import begin, make_learner
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions, with_rate
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import infer, take_features
 from recast_cli.engine.switch import Switcher

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from recast_cli.engine.attach import Mixture, Templates, attach, coefficient_parameters
 from recast_cli.engine.gradients import cheap_gradients, choose_road
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.products import SMALL, Products, Scaled, inner
 
 module = importlib.import_module("recast_cli.engine.gradients")

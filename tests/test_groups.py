@@ -6,7 +6,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recast_cli.engine.plan import depth_order, find_families, role_of, split_groups
+from recast_cli.engine.layout.families import depth_order, find_families, role_of, split_groups
 
 depths = st.integers(1, 200).flatmap(lambda layers: st.tuples(st.just(layers), st.integers(1, layers)))
 

@@ -19,9 +19,9 @@ from recast_cli.engine.heal.distil import judge_by
 from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.heal.layers import heal_layers
 from recast_cli.engine.images import normalise
-from recast_cli.engine.layout import coefficient_key, template_key
+from recast_cli.engine.layout.layout import coefficient_key, template_key
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.solve import Solution, solve_exact
 
 

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from recast_cli.engine.attach import attach, merge
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import build, describe
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.source import open_source
 
 

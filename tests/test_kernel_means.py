@@ -21,11 +21,11 @@ from recast_cli.engine.compress.curvature import template_gradient
 from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.diagnose import diagnose, diagnose_roles, template_entropy
 from recast_cli.engine.gradients import cheap_gradients
-from recast_cli.engine.layout import Layout, template_key
+from recast_cli.engine.layout.layout import Layout, template_key
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.mixture import with_means
 from recast_cli.engine.options import AdaptOptions, with_rate
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.restore import write_source
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source import from_model, open_source

@@ -5,8 +5,8 @@ import timm
 import torch
 
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.network import find_modules
-from recast_cli.engine.plan import plan_layout
 
 
 def modules_of(name):

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file, save_model
 
 from recast_cli.engine.base import load_base, save_base
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source import from_model, open_source
 from recast_cli.engine.storage.tensors import StoredTensors

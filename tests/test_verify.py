@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from recast_cli.engine.attach import merge
 from recast_cli.engine.folders import list_classes, list_items
 from recast_cli.engine.images import decode, normalise
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import build
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.source import open_source
 from recast_cli.engine.verify import verify
 

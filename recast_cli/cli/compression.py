@@ -14,7 +14,7 @@ from recast_cli.engine.errors import RecastError
 
 if TYPE_CHECKING:
     from recast_cli.engine.compress.plan import Compression
-    from recast_cli.engine.layout import Layout
+    from recast_cli.engine.layout.layout import Layout
     from recast_cli.engine.source import Source
 
 

@@ -14,11 +14,12 @@ from recast_cli.cli.options import Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, percent
 from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.plan import BUDGET, PAPER_LAYOUTS
+from recast_cli.engine.layout.plan import BUDGET
+from recast_cli.engine.layout.published import PAPER_LAYOUTS
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
-    from recast_cli.engine.layout import Layout
+    from recast_cli.engine.layout.layout import Layout
     from recast_cli.engine.progress import Progress
     from recast_cli.engine.source import Source
     from recast_cli.engine.verify import Verification
@@ -100,8 +101,8 @@ def mimic(
     from recast_cli.engine.solve import solver_options
 
     options = solver_options(solver, loss=loss, noise=noise, steps=steps, lr=lr, seed=seed, kl=kl or None)
+    from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic as make_base
-    from recast_cli.engine.plan import plan_layout
     from recast_cli.engine.run import choose_device
     from recast_cli.engine.source import open_source
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recast_cli.engine.compress.code import Code, Deflated, code_from_dict, code_to_dict
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.layout import Bank, Layout, coefficient_key, template_key
+from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.mixture import mix, with_means
 from recast_cli.engine.storage.digest import Hashed, digest
 from recast_cli.engine.storage.header import (

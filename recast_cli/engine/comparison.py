@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.layout.plan import PICK
 from recast_cli.engine.options import ADAPTERS, AdaptOptions, option_types
-from recast_cli.engine.plan import PICK
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.storage.yaml_file import as_number, check_keys, read_yaml, typename, with_underscores
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recast_cli.engine.base import Base
-    from recast_cli.engine.layout import Bank
+    from recast_cli.engine.layout.layout import Bank
     from recast_cli.engine.outline import Outline
 
 Matrix = list[list[float | None]]

@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass, replace
 
 from recast_cli.engine.errors import RecastError, check_seed
-from recast_cli.engine.layout import Layout
+from recast_cli.engine.layout.layout import Layout
 
 
 @dataclass(frozen=True)

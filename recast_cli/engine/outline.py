@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.layout import Layout, coefficient_key
+from recast_cli.engine.layout.layout import Layout, coefficient_key
 from recast_cli.engine.storage.header import read_floats, read_metadata
 
 

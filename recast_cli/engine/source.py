@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.errors import RecastError, nearest, one_line
+from recast_cli.engine.layout.families import Modules
 from recast_cli.engine.network import (
     Architecture,
     build,
@@ -29,7 +30,6 @@ from recast_cli.engine.network import (
     skeleton,
     ties,
 )
-from recast_cli.engine.plan import Modules
 from recast_cli.engine.storage.digest import tensors_digest
 from recast_cli.engine.storage.tensors import StoredTensors, also_as, specs, without
 from recast_cli.engine.weights import WEIGHT_FILES, read_weights, weights_in

@@ -16,9 +16,9 @@ from recast_cli.engine.base import Base, load_base
 from recast_cli.engine.comparison import Plan, digest_of, probe_options
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import Images, decode
+from recast_cli.engine.layout.plan import BUDGET, plan_layout
 from recast_cli.engine.learn import class_weights, look_at, probe_rows
 from recast_cli.engine.mimic import DTYPES, mimic
-from recast_cli.engine.plan import BUDGET, plan_layout
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import ready
 from recast_cli.engine.solve import solver_options

@@ -12,7 +12,7 @@ from recast_cli.engine.adapters import Adapter
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.layout import Bank
+from recast_cli.engine.layout.layout import Bank
 from recast_cli.engine.run import choose_device, ready
 
 SHORTEST = 16

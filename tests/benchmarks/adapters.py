@@ -18,9 +18,9 @@ from common import arguments, race, report
 from step import Step, add_step_options, bare, learn, make_batch, with_peft
 
 from recast_cli.engine.join import make_learner
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.plan import plan_layout
 
 TRANSFORMER = (("melo", "dora", "rosa", "rosa-mlp", "adaptformer"), r"blocks\.\d+\.attn\.qkv", "attn.qkv")
 CONVOLUTIONS = (("piggyback", "clr"), r"blocks\..*\.conv_(pw|pwl)", "conv_stem")

@@ -39,10 +39,10 @@ from recast_cli.engine.evaluate import class_indices, labelled_items
 from recast_cli.engine.finish import finished
 from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.images import Images, decode
-from recast_cli.engine.layout import Layout
+from recast_cli.engine.layout.layout import Layout
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.network import build
-from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.run import infer, ready
 from recast_cli.engine.source import Source, open_source
 

@@ -87,8 +87,8 @@ def load_and_save(file: Path, out: Path) -> Callable[[], object]:
 
 def exact(file: Path, out: Path) -> Callable[[], object]:
     """From the file to the base on disk, as `recast mimic FILE` does it."""
+    from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic
-    from recast_cli.engine.plan import plan_layout
     from recast_cli.engine.source import open_source
 
     def case() -> None:
@@ -101,8 +101,8 @@ def exact(file: Path, out: Path) -> Callable[[], object]:
 def in_memory(file: Path, out: Path) -> Callable[[], object]:
     """The same by way of a base in memory."""
     from recast_cli.engine.base import save_base
+    from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic
-    from recast_cli.engine.plan import plan_layout
     from recast_cli.engine.source import open_source
 
     def case() -> None:
@@ -119,7 +119,7 @@ def gradient_seconds(file: Path) -> float:
     """Seconds of Algorithm 2 at 1000 steps for all banks, scaled up from a few steps of the first bank."""
     import torch
 
-    from recast_cli.engine.plan import plan_layout
+    from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.solve import GradientOptions, solve_gradient
     from recast_cli.engine.source import open_source
 

@@ -19,7 +19,7 @@ from recast_cli.engine.compress.rounding import to_bits
 from recast_cli.engine.compress.size import Job, fit
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.finish import finished
-from recast_cli.engine.layout import Layout
+from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import SolverOptions

@@ -14,7 +14,7 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.compress.matrices import Shape
 from recast_cli.engine.images import normalise
-from recast_cli.engine.layout import Bank, template_key
+from recast_cli.engine.layout.layout import Bank, template_key
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import augment, choose_device, draw_windows, ready
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from recast_cli.engine.compress.code import BITS, Code, Fixed, Half, code_bytes
 from recast_cli.engine.compress.matrices import fits_half, is_large, matrices
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.layout import Layout, coefficient_key
-from recast_cli.engine.plan import role_of
+from recast_cli.engine.layout.families import role_of
+from recast_cli.engine.layout.layout import Layout, coefficient_key
 from recast_cli.engine.solve import SolverOptions
 from recast_cli.engine.source import Source
 from recast_cli.engine.storage.tensors import specs

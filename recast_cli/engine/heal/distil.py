@@ -13,7 +13,7 @@ from recast_cli.engine.attach import Mixture, Templates, attach
 from recast_cli.engine.base import Base
 from recast_cli.engine.heal.state import LEAST_LR, State, advance
 from recast_cli.engine.images import normalise
-from recast_cli.engine.layout import coefficient_key, template_key
+from recast_cli.engine.layout.layout import coefficient_key, template_key
 from recast_cli.engine.network import classifiers
 from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.progress import Progress

@@ -14,7 +14,7 @@ from recast_cli.engine.finish import finished
 from recast_cli.engine.heal.distil import distil, judge_by
 from recast_cli.engine.heal.layers import heal_layers
 from recast_cli.engine.heal.state import State, load, save
-from recast_cli.engine.layout import Layout
+from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.network import build
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import choose_device, ready

@@ -11,7 +11,7 @@ from recast_cli.engine.base import Base
 from recast_cli.engine.heal.bank import fit_bank
 from recast_cli.engine.heal.curvature import Factors, curvature
 from recast_cli.engine.heal.inputs import groups_of, measurable
-from recast_cli.engine.layout import Bank, coefficient_key, template_key
+from recast_cli.engine.layout.layout import Bank, coefficient_key, template_key
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import Solution
 from recast_cli.engine.source import Source

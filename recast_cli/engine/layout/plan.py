@@ -8,43 +8,28 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.layout import Bank, Layout
+from recast_cli.engine.layout.families import (
+    Family,
+    Modules,
+    depth_order,
+    find_families,
+    in_order,
+    make_banks,
+    pairs,
+    preferred,
+)
+from recast_cli.engine.layout.layout import Bank, Layout
+from recast_cli.engine.layout.published import PAPER_LAYOUTS, hint_of_roles, paper_layout
 
-Modules = Mapping[str, tuple[int, ...]]
-"""Module name -> shape of its weight."""
-
-PAPER_LAYOUTS = ("paper-attention", "paper-mlp", "paper-both", "paper-resnet")
 BUDGET = 49
-PAPER_SETS = 2
 PICK = 3
 """Which pick of `pick_layout` this is: one more where a later version picks another layout for the same network."""
 DEPTHWISE = 8
 """Depthwise kernels that make a network one of depthwise convolutions."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """All modules of one role and shape, in order of depth; banks never reach across families."""
-
-    role: str
-    shape: tuple[int, ...]
-    modules: tuple[str, ...]
-
-    @property
-    def parameters(self) -> int:
-        """Scalars in all weights of the family."""
-        return len(self.modules) * math.prod(self.shape)
-
-    @property
-    def fused_attention(self) -> bool:
-        """True for fused query, key and value weights."""
-        return "qkv" in self.role.rsplit(".", 1)[-1]
 
 
 def plan_layout(
@@ -95,47 +80,6 @@ def plan_layout(
     return free_layout(chosen, groups, templates, sets, budget)
 
 
-def find_families(modules: Modules) -> list[Family]:
-    """Modules by role and shape, in order of depth."""
-    families: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for name in sorted(modules, key=depth_order):
-        families[role_of(name), tuple(modules[name])].append(name)
-    return [Family(role, shape, tuple(names)) for (role, shape), names in families.items()]
-
-
-def role_of(name: str) -> str:
-    """The name with `*` for every component that is a number: `blocks.3.attn.qkv` -> `blocks.*.attn.qkv`."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-def depth_order(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that orders numbers inside names by value: block 2 before block 10."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)|\.", name) if part)
-
-
-def split_groups(modules: Sequence[str], groups: int) -> list[tuple[str, ...]]:
-    """Cut L modules into G groups of neighbours by g = ceil(l*G/L), in integers, l = 1..L."""
-    layers = len(modules)
-    members: list[list[str]] = [[] for _ in range(groups)]
-    for layer, name in enumerate(modules, start=1):
-        members[-(-layer * groups // layers) - 1].append(name)
-    return [tuple(names) for names in members]
-
-
-def make_banks(family: Family, groups: int, templates: int | None = None) -> list[Bank]:
-    """The banks of a family cut into `groups` groups; n = layers in each group unless `templates` says otherwise."""
-    return [
-        Bank(bank_name(names), family.role, number, names, family.shape, templates or len(names))
-        for number, names in enumerate(split_groups(family.modules, groups), start=1)
-    ]
-
-
-def bank_name(modules: Sequence[str]) -> str:
-    """First and last module in one name, `blocks.0-1.attn.qkv`; unique, as a module is first in one bank only."""
-    pairs = zip(modules[0].split("."), modules[-1].split("."), strict=True)
-    return ".".join(first if first == last else f"{first}-{last}" for first, last in pairs)
-
-
 def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
     """The layout the tool picks for any network: exact, K = 1, at most `budget` coefficients.
 
@@ -178,58 +122,6 @@ def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
     return [replace(bank, templates=2, means=True) for bank in banks]
 
 
-def preferred(families: Sequence[Family]) -> list[Family]:
-    """Families of at least two modules: fused attention first, then by the weights they hold, the later one first."""
-    shared = [(place, family) for place, family in enumerate(families) if len(family.modules) > 1]
-    ordered = sorted(shared, key=lambda each: (not each[1].fused_attention, -each[1].parameters, -each[0]))
-    return [family for _, family in ordered]
-
-
-def pairs(family: Family) -> int:
-    """The number of groups that puts the family's modules in pairs."""
-    return -(-len(family.modules) // 2)
-
-
-def in_order(name: str, sets: int, banks: Sequence[Bank]) -> Layout:
-    """A layout with its banks in order of depth."""
-    return Layout(name, sets, tuple(sorted(banks, key=lambda bank: depth_order(bank.modules[0]))))
-
-
-def paper_layout(modules: Modules, layout: str) -> Layout:
-    """The published layouts, K = 2: pairs of neighbours for attention and MLP, whole stages for 3x3 convolutions."""
-    if layout == "paper-resnet":
-        banks = [bank for family in residual_stages(modules) for bank in make_banks(family, 1)]
-    else:
-        wanted = {"paper-attention": ("qkv",), "paper-mlp": ("fc1", "fc2"), "paper-both": ("qkv", "fc1", "fc2")}[layout]
-        chosen = {name: shape for name, shape in modules.items() if name.rsplit(".", 1)[-1] in wanted}
-        banks = [bank for family in find_families(chosen) for bank in make_banks(family, pairs(family))]
-    if not banks:
-        raise RecastError(f"No module of this source belongs to --layout {layout}", hint_of_roles(modules))
-    return in_order(layout, PAPER_SETS, banks)
-
-
-def residual_stages(modules: Modules) -> list[Family]:
-    """3x3 convolutions by role, stage and shape, without each stage's first block: n = blocks - 1 is exact."""
-    stages: dict[tuple[str, tuple[int, ...]], list[tuple[int, str]]] = defaultdict(list)
-    first_block: dict[str, int] = {}
-    for name, shape in modules.items():
-        parts = name.split(".")
-        numbers = [place for place, part in enumerate(parts) if part.isdigit()]
-        if len(shape) != 4 or shape[2:] != (3, 3) or not numbers:
-            continue
-        block = int(parts[numbers[-1]])
-        parts[numbers[-1]] = "*"
-        stage = ".".join(parts)
-        first_block[stage] = min(block, first_block.get(stage, block))
-        stages[stage, tuple(shape)].append((block, name))
-    families = []
-    for (stage, shape), members in stages.items():
-        names = tuple(name for block, name in sorted(members) if block > first_block[stage])
-        if names:
-            families.append(Family(stage, shape, names))
-    return families
-
-
 def matching(modules: Modules, patterns: Sequence[str]) -> list[Family]:
     """Families of the modules that match any pattern. Raises RecastError for a pattern that matches none."""
     chosen = {}
@@ -239,15 +131,6 @@ def matching(modules: Modules, patterns: Sequence[str]) -> list[Family]:
             raise RecastError(f"--modules '{pattern}' matches no module", hint_of_roles(modules))
         chosen.update({name: modules[name] for name in names})
     return find_families(chosen)
-
-
-def hint_of_roles(modules: Modules) -> str:
-    """`Roles here: …` for messages: the roles that hold most weights, at most eight."""
-    weight: dict[str, int] = defaultdict(int)
-    for name, shape in modules.items():
-        weight[role_of(name)] += math.prod(shape)
-    roles = sorted(weight, key=lambda role: (-weight[role], role))
-    return "Roles here: " + ", ".join(roles[:8]) + (", …" if len(roles) > 8 else "") + "."
 
 
 def free_layout(
