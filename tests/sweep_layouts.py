@@ -12,8 +12,10 @@ import warnings
 
 import timm
 
+from recast_cli.engine.architecture.build import skeleton
+from recast_cli.engine.architecture.description import quiet
+from recast_cli.engine.architecture.modules import find_modules
 from recast_cli.engine.layout.plan import BUDGET, pick_layout
-from recast_cli.engine.network import find_modules, quiet, skeleton
 
 
 def main() -> int:

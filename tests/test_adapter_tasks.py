@@ -152,8 +152,8 @@ def test_a_damaged_or_foreign_adapter_is_refused(vit_base, data, tmp_path):
 
 def test_importance_is_the_squared_gradient_summed_over_batches(vit_base, data):
     """Against one loss after another with autograd's own backward, pictures taken in the order that the seed draws."""
+    from recast_cli.engine.architecture.modules import features
     from recast_cli.engine.images import decode, normalise
-    from recast_cli.engine.network import features
     from recast_cli.engine.splits import split_folder
 
     config = vit_base.known_architecture().data

@@ -5,7 +5,7 @@ import timm
 import torch
 from helpers import CONV_ARGS, VIT_ARGS
 
-from recast_cli.engine.network import build
+from recast_cli.engine.architecture.build import build
 from recast_cli.engine.source import from_model
 
 NETWORKS = {

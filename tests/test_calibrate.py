@@ -9,6 +9,7 @@ import torch
 from helpers import draw_images, perturbed
 from torch.nn import functional as F
 
+from recast_cli.engine.architecture.build import build
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import load_base
 from recast_cli.engine.compress import curvature as curving
@@ -22,7 +23,6 @@ from recast_cli.engine.images import normalise
 from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.network import build
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from timm.data import resolve_model_data_config
 from torch.nn import functional as F
 
 from recast_cli.engine.adapters import Adapter, Installed
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import save_base
 from recast_cli.engine.errors import RecastError
@@ -21,7 +22,6 @@ from recast_cli.engine.export.head import with_classifier
 from recast_cli.engine.export.merged import merge_task
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.network import features
 from recast_cli.engine.source import from_model, open_source
 
 

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
+from recast_cli.engine.architecture.modules import find_modules
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.network import find_modules
 
 SMALL = ("test_", "atto", "femto", "pico", "nano", "micro", "_xxs", "_xs", "mini", "tiny", "_ti", "small", "_s", "_b0")
 

@@ -6,8 +6,8 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.frozen_norms import Frozen, frozen_norms
-from recast_cli.engine.network import features
 
 NORMS = {
     "1d": (lambda: nn.BatchNorm1d(5), (4, 5)),

@@ -6,11 +6,12 @@ import torch
 from helpers import CONV, CONV_ARGS, VIT, VIT_ARGS, network, perturbed, pictures, save_folder
 from safetensors.torch import save_file
 
+from recast_cli.engine.architecture.build import build
+from recast_cli.engine.architecture.description import describe
 from recast_cli.engine.attach import attach, merge
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.network import build, describe
 from recast_cli.engine.source import open_source
 
 

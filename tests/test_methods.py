@@ -11,9 +11,9 @@ import torch
 from helpers import CONV, CONV_ARGS, network, pictures
 from torch import nn
 
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.methods import LEARNING_RATES, METHODS
-from recast_cli.engine.network import features
 
 OF_PEFT = ("lora", "dora", "tinylora", "unilora", "fourierft", "waveft")
 SEEDED = (*OF_PEFT, "shared-lora")

@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
+from recast_cli.engine.architecture.modules import find_modules
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.network import find_modules
 
 
 def modules_of(name):

@@ -7,10 +7,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine.adapt import adapt
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
 from recast_cli.engine.images import decode, normalise
 from recast_cli.engine.learn import settle
-from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import fit_probe
 from recast_cli.engine.splits import split_folder

@@ -243,7 +243,9 @@ FAMILIES = [
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_names_and_shapes_need_no_values(name):
-    from recast_cli.engine.network import describe, find_modules, skeleton, ties
+    from recast_cli.engine.architecture.build import skeleton
+    from recast_cli.engine.architecture.description import describe
+    from recast_cli.engine.architecture.modules import find_modules, ties
 
     real, bare = timm.create_model(name), skeleton(name)
     assert {tensor.device.type for tensor in bare.state_dict().values()} == {"meta"}

@@ -9,11 +9,11 @@ from helpers import drawn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.batch import Accumulator
 from recast_cli.engine.images import normalise, statistics
 from recast_cli.engine.layout.layout import Layout
-from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.run import augment, draw_windows, infer, take_features
 from recast_cli.engine.state import Epoch, State

@@ -7,12 +7,12 @@ import torch
 from helpers import VIT, VIT_ARGS, save_folder
 from torch.nn import functional as F
 
+from recast_cli.engine.architecture.build import build
 from recast_cli.engine.attach import merge
 from recast_cli.engine.folders import list_classes, list_items
 from recast_cli.engine.images import decode, normalise
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.network import build
 from recast_cli.engine.source import open_source
 from recast_cli.engine.verify import verify
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recast_cli.engine.adapters import Adapter, add_learned
+from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base import Base
 from recast_cli.engine.mixture import mix
-from recast_cli.engine.network import build
 
 
 class Templates(nn.Module):

@@ -28,7 +28,7 @@ from recast_cli.engine.storage.tensors import Spec, StoredTensors, read_stored, 
 from recast_cli.engine.storage.writer import writing
 
 if TYPE_CHECKING:
-    from recast_cli.engine.network import Architecture
+    from recast_cli.engine.architecture.description import Architecture
 
 LONGEST_NUMBER = -2.2250738585072014e-308
 """No float64 has more characters as JSON."""
@@ -213,7 +213,7 @@ def load_base(path: Path) -> Base:
     Raises:
         RecastError: Missing, damaged, from a newer version, or not a base.
     """
-    from recast_cli.engine.network import Architecture
+    from recast_cli.engine.architecture.description import Architecture
 
     path = Path(path)
     header = read_header(path)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine import ranks
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import normalise
-from recast_cli.engine.network import features
 from recast_cli.engine.precision import precision
 from recast_cli.engine.progress import Progress
 

@@ -17,19 +17,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.architecture.build import build, check_fit, skeleton
+from recast_cli.engine.architecture.description import Architecture, check_name, describe, quiet
+from recast_cli.engine.architecture.modules import find_modules, ties
 from recast_cli.engine.errors import RecastError, nearest, one_line
 from recast_cli.engine.layout.families import Modules
-from recast_cli.engine.network import (
-    Architecture,
-    build,
-    check_fit,
-    check_name,
-    describe,
-    find_modules,
-    quiet,
-    skeleton,
-    ties,
-)
 from recast_cli.engine.storage.digest import tensors_digest
 from recast_cli.engine.storage.tensors import StoredTensors, also_as, specs, without
 from recast_cli.engine.weights import WEIGHT_FILES, read_weights, weights_in

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine import ranks, run
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.batch import Accumulator, fitting_batch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.images import Images, normalise
 from recast_cli.engine.metrics import top_k
-from recast_cli.engine.network import features
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.probe import halfway, solve_head

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from recast_cli.engine.architecture.modules import listen
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.compress.pictures import list_pictures
@@ -75,13 +76,3 @@ def check_verifiable(source: Source, data: Path) -> None:
     if source.architecture is None:
         raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --verify.")
     list_pictures(data / measured_part(data))
-
-
-def listen(model: nn.Module, names: tuple[str, ...], seen: dict[str, Tensor]) -> None:
-    """Keep the latest output of each named module in `seen`."""
-    for name in names:
-
-        def keep(module: nn.Module, inputs: object, output: Tensor, name: str = name) -> None:
-            seen[name] = output
-
-        model.get_submodule(name).register_forward_hook(keep)

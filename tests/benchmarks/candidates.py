@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from recast_cli.engine.architecture.modules import find_modules
 from recast_cli.engine.layout.families import find_families, preferred
 from recast_cli.engine.layout.plan import BUDGET
-from recast_cli.engine.network import find_modules
 
 FOUR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 Candidate = Callable[[nn.Module], list[nn.Parameter]]

@@ -28,6 +28,7 @@ import torch
 from common import arguments, report
 from torch import Tensor, nn
 
+from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base import Base, save_base
 from recast_cli.engine.compress.code import BITS, Code, Fixed, code_bytes, nearest
 from recast_cli.engine.compress.compress import compress
@@ -42,7 +43,6 @@ from recast_cli.engine.images import Images, decode
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.network import build
 from recast_cli.engine.run import infer, ready
 from recast_cli.engine.source import Source, open_source
 

@@ -18,10 +18,10 @@ from common import add_network_options, arguments, matrix_rate, open_network, ra
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.network import features
 from recast_cli.engine.precision import precision
 from recast_cli.engine.run import infer, take_features
 from recast_cli.engine.switch import Switcher

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base, load_base
 from recast_cli.engine.images import Images, decode, normalise
 from recast_cli.engine.learn import learn, look_at, probe_rows, start_state
-from recast_cli.engine.network import features
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.precision import precision, training_precision
 from recast_cli.engine.probe import Probe

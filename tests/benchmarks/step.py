@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.batch import Accumulator
@@ -33,7 +34,6 @@ from recast_cli.engine.graph import Replayed, Work
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.network import features
 from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.run import augment, draw_windows, ready
 from recast_cli.engine.source import Source

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from recast_cli.engine.architecture.description import classifiers, config_of
+from recast_cli.engine.architecture.modules import CONVOLUTIONS, find_modules
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.network import CONVOLUTIONS, classifiers, config_of, find_modules
 
 FUSED = {"qkv": "qkv", "kv": "kv"}
 """Last part of a module's name -> what its rows are, in order and in equal shares."""

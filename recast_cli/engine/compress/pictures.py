@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.folders import Item, list_files
 from recast_cli.engine.images import decode
-from recast_cli.engine.network import Architecture
 from recast_cli.engine.progress import Progress
 
 MOST = 512

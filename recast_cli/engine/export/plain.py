@@ -12,10 +12,11 @@ import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
+from recast_cli.engine.architecture.build import skeleton
+from recast_cli.engine.architecture.description import SOURCE_FIELDS, Architecture, quiet
 from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.export.head import with_classifier
 from recast_cli.engine.export.merged import OTHERWISE, Merged
-from recast_cli.engine.network import SOURCE_FIELDS, Architecture, quiet, skeleton
 from recast_cli.engine.restore import PLAIN, write_source
 from recast_cli.engine.storage.atomic import write_text
 from recast_cli.engine.storage.tensors import specs

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recast_cli.engine.architecture.description import classifiers
+from recast_cli.engine.architecture.modules import listen
 from recast_cli.engine.attach import Mixture, Templates, attach
 from recast_cli.engine.base import Base
 from recast_cli.engine.heal.state import LEAST_LR, State, advance
 from recast_cli.engine.images import normalise
 from recast_cli.engine.layout.layout import coefficient_key, template_key
-from recast_cli.engine.network import classifiers
 from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import (
@@ -25,7 +26,6 @@ from recast_cli.engine.run import (
     ready,
     take,
 )
-from recast_cli.engine.verify import listen
 
 Judge = Callable[[nn.Module], float]
 """The `distance` of a network from the source on pictures that it was not trained on."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.finish import finished
@@ -15,7 +16,6 @@ from recast_cli.engine.heal.distil import distil, judge_by
 from recast_cli.engine.heal.layers import heal_layers
 from recast_cli.engine.heal.state import State, load, save
 from recast_cli.engine.layout.layout import Layout
-from recast_cli.engine.network import build
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import choose_device, ready
 from recast_cli.engine.source import Source

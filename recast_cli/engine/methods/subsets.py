@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from recast_cli.engine.architecture.modules import CONVOLUTIONS
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.network import CONVOLUTIONS
 
 
 def bias(model: nn.Module) -> list[nn.Parameter]:

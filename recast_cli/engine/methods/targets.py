@@ -6,8 +6,8 @@ import re
 
 from torch import nn
 
+from recast_cli.engine.architecture.modules import find_modules
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.network import find_modules
 
 QKV = r"blocks\.\d+\.attn\.qkv"
 """Queries, keys and values of timm's vision transformers: the modules of LoRA's paper, and of RECAST's 48 floats."""

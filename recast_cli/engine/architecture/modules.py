@@ -1,0 +1,60 @@
+"""Inside a timm network: its linear and convolution modules, their outputs, and the features before the classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from recast_cli.engine.architecture.description import classifiers, config_of
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def ties(model: nn.Module) -> dict[str, str]:
+    """Other names of parameters and buffers that a model has under several -> the first name."""
+    first: dict[int, str] = {}
+    names = {key: first.setdefault(id(value), key) for key, value in model.state_dict(keep_vars=True).items()}
+    return {key: name for key, name in names.items() if key != name}
+
+
+def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and weight shapes of all linear and convolution modules but the classifier's and tied ones.
+
+    In an attached network, too, where weights are made by parametrizations.
+    """
+    heads = classifiers(config_of(model))
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+
+    def of_its_own(module: nn.Module) -> bool:
+        if parametrize.is_parametrized(module, "weight"):
+            return True
+        return isinstance(module.weight, nn.Parameter) and owners[id(module.weight)] == 1
+
+    return {
+        name: tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, *CONVOLUTIONS))
+        and of_its_own(module)
+        and not any(name == head or name.startswith(f"{head}.") for head in heads)
+    }
+
+
+def features(model: nn.Module, images: Tensor) -> Tensor:
+    """What the classifier sees: (batch, head_hidden_size) from normalised images (batch, 3, H, W)."""
+    network: Any = model  # timm's models have no common type
+    return network.forward_head(network.forward_features(images), pre_logits=True).flatten(1)
+
+
+def listen(model: nn.Module, names: tuple[str, ...], seen: dict[str, Tensor]) -> None:
+    """Keep the latest output of each named module in `seen`."""
+    for name in names:
+
+        def keep(module: nn.Module, inputs: object, output: Tensor, name: str = name) -> None:
+            seen[name] = output
+
+        model.get_submodule(name).register_forward_hook(keep)
