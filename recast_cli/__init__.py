@@ -33,7 +33,7 @@ PUBLIC = {
     "switch": ("Switcher",),
     "verify": ("Verification", "verify"),
     "options": ("AdaptOptions",),
-    "known": ("fetch_known",),
+    "images.datasets": ("fetch_known",),
     "adapt": ("adapt",),
     "task": ("Task", "load_task", "save_task"),
     "evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
@@ -72,7 +72,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.errors import RecastError
     from recast_cli.engine.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict
     from recast_cli.engine.export import Exported, export, export_all
-    from recast_cli.engine.known import fetch_known
+    from recast_cli.engine.images.datasets import fetch_known
     from recast_cli.engine.layout.layout import Bank, Layout
     from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from recast_cli.engine.images import Images
+from recast_cli.engine.images.decode import Images
 
 VIT = "vit_tiny_patch16_224"
 VIT_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 12, "num_heads": 2, "num_classes": 5}

@@ -16,10 +16,11 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import evaluate
-from recast_cli.engine.images import decode, normalise, preprocessing
+from recast_cli.engine.images.decode import decode, preprocessing
+from recast_cli.engine.images.splits import split_folder
+from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import fit_probe
-from recast_cli.engine.splits import split_folder
 from recast_cli.engine.task import load_task
 
 OPTIONS = AdaptOptions(epochs=3, batch_size=8, head_lr=0.05)

@@ -153,8 +153,9 @@ def test_a_damaged_or_foreign_adapter_is_refused(vit_base, data, tmp_path):
 def test_importance_is_the_squared_gradient_summed_over_batches(vit_base, data):
     """Against one loss after another with autograd's own backward, pictures taken in the order that the seed draws."""
     from recast_cli.engine.architecture.modules import features
-    from recast_cli.engine.images import decode, normalise
-    from recast_cli.engine.splits import split_folder
+    from recast_cli.engine.images.decode import decode
+    from recast_cli.engine.images.splits import split_folder
+    from recast_cli.engine.images.transforms import normalise
 
     config = vit_base.known_architecture().data
     images = decode(data, split_folder(data, 0, False).train, config, None, "skip", None, cache_size=0)

@@ -14,11 +14,12 @@ from cli_helpers import ROOT
 from test_images import CONFIG, draw
 
 from recast_cli.cli.options import parse_size
-from recast_cli.engine import cache, images
-from recast_cli.engine.cache import DEFAULT_CACHE_SIZE, CacheWarning
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.folders import Item
-from recast_cli.engine.images import decode
+from recast_cli.engine.images import cache
+from recast_cli.engine.images import decode as images
+from recast_cli.engine.images.cache import DEFAULT_CACHE_SIZE, CacheWarning
+from recast_cli.engine.images.decode import decode
+from recast_cli.engine.images.folders import Item
 
 ROW = 3 * 32 * 32
 ONE = cache.HEADER + 5 * ROW + 5
@@ -344,7 +345,7 @@ sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
 import torch
 from test_images import CONFIG
-from recast_cli.engine import images
+from recast_cli.engine.images import decode as images
 items = [images.Item(f"{i}.png", i) for i in range(5)]
 def wait(done, total, text):
     if done == 1:

@@ -16,10 +16,10 @@ from recast_cli.engine.compress import curvature as curving
 from recast_cli.engine.compress.compress import compress
 from recast_cli.engine.compress.curvature import DAMPING, FLOOR, ROW_DAMPING, curvatures, drawn_loss, squares
 from recast_cli.engine.compress.matrices import matrices
-from recast_cli.engine.compress.pictures import MOST, list_pictures, read_pictures
 from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import normalise
+from recast_cli.engine.images.transforms import normalise
+from recast_cli.engine.images.unlabelled import MOST, list_pictures, read_pictures
 from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic

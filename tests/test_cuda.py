@@ -10,10 +10,10 @@ from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.batch import Accumulator
 from recast_cli.engine.compress.curvature import curvatures
 from recast_cli.engine.compress.matrices import matrices
-from recast_cli.engine.compress.pictures import read_pictures
 from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.heal.heal import heal
+from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions

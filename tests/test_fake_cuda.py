@@ -14,7 +14,7 @@ from recast_cli.engine import batch, join, switch
 from recast_cli.engine.batch import Accumulator
 from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients
-from recast_cli.engine.images import statistics
+from recast_cli.engine.images.transforms import statistics
 from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic

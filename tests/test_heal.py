@@ -9,7 +9,6 @@ from torch import nn
 
 from recast_cli.engine.attach import merge
 from recast_cli.engine.compress.curvature import drawn_loss
-from recast_cli.engine.compress.pictures import read_pictures
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.heal import bank, distil, state
 from recast_cli.engine.heal import heal as healing
@@ -18,7 +17,8 @@ from recast_cli.engine.heal.curvature import DAMPING, curvature, damped, outer
 from recast_cli.engine.heal.distil import judge_by
 from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.heal.layers import heal_layers
-from recast_cli.engine.images import normalise
+from recast_cli.engine.images.transforms import normalise
+from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.layout import coefficient_key, template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic

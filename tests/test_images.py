@@ -7,10 +7,11 @@ from helpers import MEAN, STD
 from PIL import Image
 from timm.data import create_transform
 
-from recast_cli.engine import images
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.folders import Item, list_items
-from recast_cli.engine.images import decode, normalise
+from recast_cli.engine.images import decode as images
+from recast_cli.engine.images.decode import decode
+from recast_cli.engine.images.folders import Item, list_items
+from recast_cli.engine.images.transforms import normalise
 
 CONFIG = {
     "input_size": [3, 32, 32],

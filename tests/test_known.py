@@ -19,10 +19,10 @@ import torchvision.datasets as sets
 from PIL import Image
 from torchvision.datasets import utils
 
-from recast_cli.engine import known
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.known import fetch_known, is_known, known_names
-from recast_cli.engine.splits import split_folder
+from recast_cli.engine.images import datasets as known
+from recast_cli.engine.images.datasets import fetch_known, is_known, known_names
+from recast_cli.engine.images.splits import split_folder
 
 VARIANTS = ["707-320", "F-16A/B", "F/A-18"]
 AIRCRAFT = {

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.folders import Item
-from recast_cli.engine.splits import cut_twice, split_folder
+from recast_cli.engine.images.folders import Item
+from recast_cli.engine.images.splits import cut_twice, split_folder
 
 
 def leavers(paths, share, seed, part):

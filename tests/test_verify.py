@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from recast_cli.engine.architecture.build import build
 from recast_cli.engine.attach import merge
-from recast_cli.engine.folders import list_classes, list_items
-from recast_cli.engine.images import decode, normalise
+from recast_cli.engine.images.decode import decode
+from recast_cli.engine.images.folders import list_classes, list_items
+from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.source import open_source

@@ -175,7 +175,7 @@ def find_images(workspace: Workspace, task: str, flag: Path | None, out: Output)
     found = workspace.known_data(task, flag)
     if found is not None:
         return found
-    from recast_cli.engine.known import fetch_known, is_known, known_names
+    from recast_cli.engine.images.datasets import fetch_known, is_known, known_names
 
     target = workspace.root / "data" / task
     if not is_known(task):

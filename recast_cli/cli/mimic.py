@@ -126,9 +126,9 @@ def mimic(
     healed = None
     with out.progress() as progress:
         if heal is not None:
-            from recast_cli.engine.compress.pictures import read_pictures
             from recast_cli.engine.heal.heal import MOST
             from recast_cli.engine.heal.heal import heal as heal_base
+            from recast_cli.engine.images.unlabelled import read_pictures
 
             assert opened.architecture is not None
             pixels = read_pictures(heal, opened.architecture, progress, most=MOST)
@@ -194,8 +194,8 @@ def check_pictures(source: Source, layout: Layout, heal: Path | None, verify: Pa
 
         check_verifiable(source, verify)
     if heal is not None:
-        from recast_cli.engine.compress.pictures import list_pictures
         from recast_cli.engine.heal.heal import MOST, check_healable
+        from recast_cli.engine.images.unlabelled import list_pictures
 
         check_healable(source, layout)
         list_pictures(heal, MOST)

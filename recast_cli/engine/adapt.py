@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from recast_cli.engine import ranks, resume
 from recast_cli.engine.base import Base
-from recast_cli.engine.images import Images, decode
+from recast_cli.engine.images.decode import Images, decode
+from recast_cli.engine.images.splits import check_read, split_folder
 from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.learn import class_weights, learn, look_at, probe_rows
 from recast_cli.engine.metrics import top_k
@@ -22,7 +23,6 @@ from recast_cli.engine.precision import training_precision
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.record import check_same, describe_split, describe_training, identity_of, now, versions
 from recast_cli.engine.run import choose_device, infer, take_features
-from recast_cli.engine.splits import check_read, split_folder
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.switch import Switcher

@@ -249,7 +249,7 @@ def work(channel: Connection, settings: Settings, jobs: int) -> None:
 
     import torch
 
-    from recast_cli.engine.images import cores
+    from recast_cli.engine.images.decode import cores
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it too, and ends this one
     threading.Thread(target=leave_with_parent, daemon=True).start()

@@ -13,7 +13,7 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.images import normalise
+from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.join import Learner, make_learner
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.run import ready

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.folders import Item, list_classes, list_items
-from recast_cli.engine.images import Images, decode, open_image, preprocessing
+from recast_cli.engine.images.decode import Images, decode, open_image, preprocessing
+from recast_cli.engine.images.folders import Item, list_classes, list_items
+from recast_cli.engine.images.splits import measured_part
 from recast_cli.engine.metrics import confused_pairs, per_class, top_k
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import choose_device, infer, ready, take_features
-from recast_cli.engine.splits import measured_part
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import Task
 

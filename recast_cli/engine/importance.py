@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from recast_cli.engine import ranks
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.images import Images
+from recast_cli.engine.images.decode import Images
 from recast_cli.engine.precision import precision
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import batches, normalise

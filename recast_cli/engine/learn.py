@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine import ranks
-from recast_cli.engine.images import Images
+from recast_cli.engine.images.decode import Images
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe, halfway

@@ -14,9 +14,9 @@ import torch
 from recast_cli.engine import ranks
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import Images
+from recast_cli.engine.images.decode import Images
+from recast_cli.engine.images.splits import Split
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.splits import Split
 from recast_cli.engine.state import State
 
 

@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recast_cli.engine import ranks
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import normalise
+from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.precision import precision
 from recast_cli.engine.progress import Progress
 
@@ -175,29 +174,3 @@ def infer(
 def take_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Images -> features (B, head_hidden_size), as a function of the images alone."""
     return lambda images: features(model, images)
-
-
-def draw_windows(count: int, generator: torch.Generator) -> Tensor:
-    """For each of `count` images a window of 80-100 % of its area, mirrored with probability 1/2.
-
-    Args:
-        count: N.
-        generator: On the CPU, so that equal seeds give equal windows on every device.
-
-    Returns:
-        (N, 2, 3): the maps from output to input coordinates that `affine_grid` takes.
-    """
-    draws = torch.rand(4, count, generator=generator)
-    scale = (0.8 + 0.2 * draws[0]).sqrt()
-    flip = torch.where(draws[1] < 0.5, -1.0, 1.0)
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = scale * flip, scale
-    # the window's centre may move as far as the window stays inside the picture, whose half width is 1
-    theta[:, :, 2] = ((2 * draws[2:] - 1) * (1 - scale)).T
-    return theta
-
-
-def augment(pixels: Tensor, windows: Tensor) -> Tensor:
-    """Flips and light crops: each image (B, 3, H, W, float) replaced by its window (B, 2, 3), enlarged."""
-    grid = F.affine_grid(windows, list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)

@@ -15,7 +15,8 @@ from recast_cli.engine.attach import attach
 from recast_cli.engine.base import Base, load_base
 from recast_cli.engine.comparison import Plan, digest_of, probe_options
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import Images, decode
+from recast_cli.engine.images.decode import Images, decode
+from recast_cli.engine.images.splits import Split, split_folder
 from recast_cli.engine.layout.plan import BUDGET, plan_layout
 from recast_cli.engine.learn import class_weights, look_at, probe_rows
 from recast_cli.engine.mimic import DTYPES, mimic
@@ -23,7 +24,6 @@ from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import ready
 from recast_cli.engine.solve import solver_options
 from recast_cli.engine.source import open_source
-from recast_cli.engine.splits import Split, split_folder
 from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors

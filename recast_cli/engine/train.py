@@ -19,21 +19,14 @@ from recast_cli.engine.batch import Accumulator, fitting_batch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients
-from recast_cli.engine.images import Images, normalise
+from recast_cli.engine.images.decode import Images
+from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.probe import halfway, solve_head
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import (
-    augment,
-    batches,
-    draw_windows,
-    infer,
-    resident,
-    take,
-    take_features,
-)
+from recast_cli.engine.run import batches, infer, resident, take, take_features
 from recast_cli.engine.state import Epoch, State, advance, finished
 
 

@@ -31,13 +31,14 @@ from torch.nn.utils import parametrize
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base, load_base
-from recast_cli.engine.images import Images, decode, normalise
+from recast_cli.engine.images.decode import Images, decode
+from recast_cli.engine.images.splits import split_folder
+from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.learn import learn, look_at, probe_rows, start_state
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.precision import precision, training_precision
 from recast_cli.engine.probe import Probe
-from recast_cli.engine.run import augment, choose_device, draw_windows, ready
-from recast_cli.engine.splits import split_folder
+from recast_cli.engine.run import choose_device, ready
 from recast_cli.engine.state import State
 from recast_cli.engine.train import Lesson, Part
 

@@ -31,11 +31,11 @@ from recast_cli.engine.batch import Accumulator
 from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.graph import Replayed, Work
-from recast_cli.engine.images import normalise
+from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.precision import precision, quick_attention, training_precision
-from recast_cli.engine.run import augment, draw_windows, ready
+from recast_cli.engine.run import ready
 from recast_cli.engine.source import Source
 
 CLASSES = 50

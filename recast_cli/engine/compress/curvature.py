@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.compress.matrices import Shape
-from recast_cli.engine.images import normalise
+from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.layout import Bank, template_key
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import augment, choose_device, draw_windows, ready
+from recast_cli.engine.run import choose_device, ready
 
 VIEWS = 4
 """Of each picture: as it is, and flipped and cropped at random. A few hundred pictures are few for as many columns."""

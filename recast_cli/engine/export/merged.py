@@ -13,7 +13,7 @@ from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
 from recast_cli.engine.base import Base
 from recast_cli.engine.errors import RecastError, one_line
-from recast_cli.engine.images import normalise
+from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.task import Task
 
 TOLERANCE = 1e-4

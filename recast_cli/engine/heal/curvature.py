@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recast_cli.engine.compress.curvature import drawn_loss
 from recast_cli.engine.heal.inputs import groups_of, samples
-from recast_cli.engine.images import normalise
+from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import batches
 

@@ -14,18 +14,11 @@ from recast_cli.engine.architecture.modules import listen
 from recast_cli.engine.attach import Mixture, Templates, attach
 from recast_cli.engine.base import Base
 from recast_cli.engine.heal.state import LEAST_LR, State, advance
-from recast_cli.engine.images import normalise
+from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.layout import coefficient_key, template_key
 from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import (
-    augment,
-    batches,
-    draw_windows,
-    infer,
-    ready,
-    take,
-)
+from recast_cli.engine.run import batches, infer, ready, take
 
 Judge = Callable[[nn.Module], float]
 """The `distance` of a network from the source on pictures that it was not trained on."""

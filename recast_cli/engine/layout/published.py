@@ -10,8 +10,6 @@ from recast_cli.engine.layout.families import Family, Modules, find_families, in
 from recast_cli.engine.layout.layout import Layout
 
 PAPER_LAYOUTS = ("paper-attention", "paper-mlp", "paper-both", "paper-resnet")
-
-
 PAPER_SETS = 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,9 +15,9 @@ import torch
 from timm.data import create_transform
 from torch import Tensor
 
-from recast_cli.engine.cache import DEFAULT_CACHE_SIZE, build, cache_file, keep, load, reserve
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.folders import Item
+from recast_cli.engine.images.cache import DEFAULT_CACHE_SIZE, build, cache_file, keep, load, reserve
+from recast_cli.engine.images.folders import Item
 from recast_cli.engine.progress import Progress
 
 IN_MEMORY = 2 * 2**30
@@ -240,16 +239,3 @@ def pixel_store(shape: tuple[int, ...]) -> np.ndarray:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def normalise(pixels: Tensor, data: dict[str, Any]) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 with the config's mean and std, on the same device."""
-    mean, std = statistics(tuple(data["mean"]), tuple(data["std"]), pixels.device)
-    return pixels.float().div_(255).sub_(mean).div_(std)  # in place: a batch is large
-
-
-@functools.lru_cache
-def statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and std (1, 3, 1, 1) on a device; kept, because sending them there makes the CPU wait."""
-    with torch.inference_mode(False):  # they are for training as well
-        return torch.tensor(mean, device=device).view(1, -1, 1, 1), torch.tensor(std, device=device).view(1, -1, 1, 1)

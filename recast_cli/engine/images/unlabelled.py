@@ -8,8 +8,8 @@ from torch import Tensor
 
 from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.folders import Item, list_files
-from recast_cli.engine.images import decode
+from recast_cli.engine.images.decode import decode
+from recast_cli.engine.images.folders import Item, list_files
 from recast_cli.engine.progress import Progress
 
 MOST = 512

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.folders import Item, list_classes, list_items
+from recast_cli.engine.images.folders import Item, list_classes, list_items
 
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARE = 0.15
