@@ -23,7 +23,8 @@ PUBLIC = {
     "errors": ("RecastError",),
     "layout.layout": ("Bank", "Layout"),
     "layout.plan": ("plan_layout",),
-    "source": ("Source", "open_source"),
+    "source.source": ("Source",),
+    "source.open": ("open_source",),
     "solve": ("GradientOptions", "VaeOptions"),
     "mimic": ("mimic",),
     "base": ("Base", "load_base", "save_base"),
@@ -79,7 +80,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.options import AdaptOptions
     from recast_cli.engine.plot import plot_base, plot_tasks
     from recast_cli.engine.solve import GradientOptions, VaeOptions
-    from recast_cli.engine.source import Source, open_source
+    from recast_cli.engine.source.open import open_source
+    from recast_cli.engine.source.source import Source
     from recast_cli.engine.standings import standings
     from recast_cli.engine.switch import Switcher
     from recast_cli.engine.task import Task, load_task, save_task

@@ -10,7 +10,7 @@ from hypothesis import settings
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.probe import Probe
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 
 # equal examples in every run, and no example fails because the machine is busy
 settings.register_profile("recast", deadline=None, derandomize=True)

@@ -6,7 +6,7 @@ import torch
 from helpers import CONV_ARGS, VIT_ARGS
 
 from recast_cli.engine.architecture.build import build
-from recast_cli.engine.source import from_model
+from recast_cli.engine.source.source import from_model
 
 NETWORKS = {
     "vit_tiny_patch16_224": VIT_ARGS,

@@ -17,7 +17,7 @@ from recast_cli.engine.evaluate import class_indices, evaluate, evaluate_source,
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 from recast_cli.engine.switch import Switcher
 
 

@@ -22,7 +22,8 @@ from recast_cli.engine.export.head import with_classifier
 from recast_cli.engine.export.merged import merge_task
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.source import from_model, open_source
+from recast_cli.engine.source.open import open_source
+from recast_cli.engine.source.source import from_model
 
 
 @pytest.fixture(params=["vit", "conv"])

@@ -14,7 +14,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export import export, onnx
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 

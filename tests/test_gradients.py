@@ -270,7 +270,7 @@ def test_rounded_products_are_never_mixed(templates, road):
 def test_architectures_of_all_kinds_pass_through(name):
     """Depthwise and pointwise convolutions, fused batch norms, standardised weights: outputs stay the same."""
     torch.manual_seed(0)
-    from recast_cli.engine.source import from_model
+    from recast_cli.engine.source.source import from_model
 
     source = from_model(name, timm.create_model(name, num_classes=3), {"num_classes": 3})
     base = mimic(source, plan_layout(source.modules))

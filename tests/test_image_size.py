@@ -12,7 +12,7 @@ from recast_cli.engine.attach import attach, merge
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 
 
 def timm_at(name, args, state, size, folder):

@@ -28,7 +28,8 @@ from recast_cli.engine.mixture import with_means
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.restore import write_source
 from recast_cli.engine.solve import GradientOptions
-from recast_cli.engine.source import from_model, open_source
+from recast_cli.engine.source.open import open_source
+from recast_cli.engine.source.source import from_model
 from recast_cli.engine.storage.header import read_metadata
 from recast_cli.engine.switch import Switcher
 

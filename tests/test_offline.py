@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 
 
 @pytest.fixture(autouse=True)

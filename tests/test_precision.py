@@ -15,7 +15,7 @@ from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.run import ready
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

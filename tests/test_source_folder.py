@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from recast_cli.engine.attach import merge
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 
 
 def test_the_folders_own_arguments_and_data_config_are_kept(vit_folder, vit_source):

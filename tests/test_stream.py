@@ -19,7 +19,8 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.solve import GradientOptions
-from recast_cli.engine.source import from_model, open_source
+from recast_cli.engine.source.open import open_source
+from recast_cli.engine.source.source import from_model
 from recast_cli.engine.storage.tensors import StoredTensors
 
 
@@ -263,7 +264,7 @@ from recast_cli.engine.base import load_base
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.restore import write_source
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

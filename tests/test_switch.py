@@ -13,7 +13,7 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.source import from_model
+from recast_cli.engine.source.source import from_model
 from recast_cli.engine.switch import Switcher
 
 

@@ -14,7 +14,7 @@ from recast_cli.engine.images.folders import list_classes, list_items
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 from recast_cli.engine.verify import verify
 
 

@@ -10,7 +10,8 @@ from recast_cli.engine.base import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.source import from_model, open_source
+from recast_cli.engine.source.open import open_source
+from recast_cli.engine.source.source import from_model
 
 NAME = "test_vit"
 

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.checkpoint import read_weights
+from recast_cli.engine.source.open import open_source
 from recast_cli.engine.storage.header import read_header
 from recast_cli.engine.storage.tensors import TYPES, read_stored, specs, without
 from recast_cli.engine.storage.writer import writing
-from recast_cli.engine.weights import read_weights
 
 INDEX = "model.safetensors.index.json"
 

@@ -15,7 +15,7 @@ from recast_cli.engine.errors import RecastError
 if TYPE_CHECKING:
     from recast_cli.engine.compress.plan import Compression
     from recast_cli.engine.layout.layout import Layout
-    from recast_cli.engine.source import Source
+    from recast_cli.engine.source.source import Source
 
 
 def wanted_bytes(text: str | None, source: Source) -> int | None:

@@ -159,7 +159,7 @@ def look_at_weights(path: Path) -> Look:
     """Shards by their index, or whatever weight file is in a folder with a config.json."""
     file: Path | None = path
     if path.is_dir():
-        from recast_cli.engine.weights import weights_in
+        from recast_cli.engine.source.checkpoint import weights_in
 
         file = weights_in(path)
     if file is None:

@@ -12,7 +12,7 @@ from recast_cli.cli.output import size as readable
 
 if TYPE_CHECKING:
     from recast_cli.engine.base import Base
-    from recast_cli.engine.source import Source
+    from recast_cli.engine.source.source import Source
     from recast_cli.engine.verify import Verification
 
 

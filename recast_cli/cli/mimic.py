@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from recast_cli.engine.base import Base
     from recast_cli.engine.layout.layout import Layout
     from recast_cli.engine.progress import Progress
-    from recast_cli.engine.source import Source
+    from recast_cli.engine.source.source import Source
     from recast_cli.engine.verify import Verification
 
 Layouts = " | ".join(PAPER_LAYOUTS)
@@ -104,7 +104,7 @@ def mimic(
     from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic as make_base
     from recast_cli.engine.run import choose_device
-    from recast_cli.engine.source import open_source
+    from recast_cli.engine.source.open import open_source
 
     compressing = any(value is not None for value in (size, bits, group_size))
     check_stored(dtype, compressing, calibrate, heal)
@@ -216,7 +216,7 @@ def check_output(output: Path, source: Path, weights: Path | None) -> None:
     """Raise RecastError where the base would replace what it is made from: a file, or one in the source's folder."""
     if not output.exists():
         return
-    from recast_cli.engine.weights import files_of
+    from recast_cli.engine.source.checkpoint import files_of
 
     given = [*(source.iterdir() if source.is_dir() else files_of(source)), *(files_of(weights) if weights else [])]
     if any(file.exists() and output.samefile(file) for file in given):

@@ -28,7 +28,7 @@ from recast_cli.engine.solve import (
     solve_gradient,
     solve_vae,
 )
-from recast_cli.engine.source import Source
+from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.background import Behind
 from recast_cli.engine.storage.digest import Hashed, digest, hash_bytes, hash_templates, hashed
 from recast_cli.engine.storage.tensors import read_stored, spec_of, specs

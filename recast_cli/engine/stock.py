@@ -23,7 +23,7 @@ from recast_cli.engine.mimic import DTYPES, mimic
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.run import ready
 from recast_cli.engine.solve import solver_options
-from recast_cli.engine.source import open_source
+from recast_cli.engine.source.open import open_source
 from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors

@@ -19,7 +19,7 @@ from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.images.unlabelled import list_pictures
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.run import batches, choose_device
-from recast_cli.engine.source import Source
+from recast_cli.engine.source.source import Source
 
 
 @dataclass(frozen=True)

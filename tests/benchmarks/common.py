@@ -42,7 +42,8 @@ def open_network(options: argparse.Namespace) -> Any:
     """The source that the options of `add_network_options` name; without weights as timm initialises it."""
     import timm
 
-    from recast_cli.engine.source import from_model, open_source
+    from recast_cli.engine.source.open import open_source
+    from recast_cli.engine.source.source import from_model
 
     if options.weights:
         return open_source(options.model, weights=options.weights)

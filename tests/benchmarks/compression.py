@@ -44,7 +44,8 @@ from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.run import infer, ready
-from recast_cli.engine.source import Source, open_source
+from recast_cli.engine.source.open import open_source
+from recast_cli.engine.source.source import Source
 
 CPU = torch.device("cpu")
 MLP, ALL = ["blocks.*.mlp.fc?"], ["blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc?"]

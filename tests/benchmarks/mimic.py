@@ -89,7 +89,7 @@ def exact(file: Path, out: Path) -> Callable[[], object]:
     """From the file to the base on disk, as `recast mimic FILE` does it."""
     from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic
-    from recast_cli.engine.source import open_source
+    from recast_cli.engine.source.open import open_source
 
     def case() -> None:
         source = open_source(str(file))
@@ -103,7 +103,7 @@ def in_memory(file: Path, out: Path) -> Callable[[], object]:
     from recast_cli.engine.base import save_base
     from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic
-    from recast_cli.engine.source import open_source
+    from recast_cli.engine.source.open import open_source
 
     def case() -> None:
         source = open_source(str(file))
@@ -121,7 +121,7 @@ def gradient_seconds(file: Path) -> float:
 
     from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.solve import GradientOptions, solve_gradient
-    from recast_cli.engine.source import open_source
+    from recast_cli.engine.source.open import open_source
 
     source = open_source(str(file))
     layout = plan_layout(source.modules)

@@ -36,7 +36,7 @@ from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.run import ready
-from recast_cli.engine.source import Source
+from recast_cli.engine.source.source import Source
 
 CLASSES = 50
 QKV = r"blocks\.\d+\.attn\.qkv"

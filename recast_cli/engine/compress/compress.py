@@ -23,7 +23,7 @@ from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import SolverOptions
-from recast_cli.engine.source import Source
+from recast_cli.engine.source.source import Source
 
 KEPT = 2**28
 """Bytes up to which a file is kept in memory, so that nothing is rounded once more to write it."""

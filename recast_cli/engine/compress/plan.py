@@ -16,7 +16,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.families import role_of
 from recast_cli.engine.layout.layout import Layout, coefficient_key
 from recast_cli.engine.solve import SolverOptions
-from recast_cli.engine.source import Source
+from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.tensors import specs
 from recast_cli.engine.unmade import base_specs, stored_bytes
 

@@ -14,7 +14,7 @@ from recast_cli.engine.heal.inputs import groups_of, measurable
 from recast_cli.engine.layout.layout import Bank, coefficient_key, template_key
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import Solution
-from recast_cli.engine.source import Source
+from recast_cli.engine.source.source import Source
 
 
 def heal_layers(source: Source, base: Base, model: nn.Module, pixels: Tensor, progress: Progress | None = None) -> Base:
