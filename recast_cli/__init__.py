@@ -27,7 +27,8 @@ PUBLIC = {
     "source.open": ("open_source",),
     "solve": ("GradientOptions", "VaeOptions"),
     "mimic": ("mimic",),
-    "base": ("Base", "load_base", "save_base"),
+    "base.base": ("Base",),
+    "base.file": ("load_base", "save_base"),
     "compress.compress": ("compress",),
     "adapters": ("Adapter",),
     "attach": ("attach", "merge"),
@@ -65,7 +66,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.adapt import adapt
     from recast_cli.engine.adapters import Adapter
     from recast_cli.engine.attach import attach, merge
-    from recast_cli.engine.base import Base, load_base, save_base
+    from recast_cli.engine.base.base import Base
+    from recast_cli.engine.base.file import load_base, save_base
     from recast_cli.engine.compare import compare
     from recast_cli.engine.comparison import read_comparison
     from recast_cli.engine.compress.compress import compress

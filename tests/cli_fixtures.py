@@ -6,7 +6,7 @@ import pytest
 from cli_helpers import QUICK, recast
 from helpers import draw_images
 
-from recast_cli.engine.base import save_base
+from recast_cli.engine.base.file import save_base
 
 
 @pytest.fixture(scope="session")

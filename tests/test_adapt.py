@@ -13,7 +13,7 @@ from PIL import Image
 
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import load_base, save_base
+from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.images.decode import decode, preprocessing

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from recast_cli.engine.architecture.build import build
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import load_base
+from recast_cli.engine.base.file import load_base
 from recast_cli.engine.compress import curvature as curving
 from recast_cli.engine.compress.compress import compress
 from recast_cli.engine.compress.curvature import DAMPING, FLOOR, ROW_DAMPING, curvatures, drawn_loss, squares

@@ -5,7 +5,7 @@ from cli_helpers import QUICK, recast, recast_json, refused
 from helpers import draw_images, network
 from safetensors.torch import save_file
 
-from recast_cli.engine.base import load_base
+from recast_cli.engine.base.file import load_base
 
 pytest_plugins = ["cli_fixtures"]
 

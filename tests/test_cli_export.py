@@ -11,7 +11,7 @@ from helpers import VIT, VIT_ARGS, pictures, save_folder
 from safetensors.torch import load_file, save_file
 
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import load_base
+from recast_cli.engine.base.file import load_base
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -104,7 +104,7 @@ def test_what_is_no_base(base, ready):
 
 
 def test_a_task_of_another_base(ready, conv_base):
-    from recast_cli.engine.base import save_base
+    from recast_cli.engine.base.file import save_base
 
     save_base(conv_base, ready / "other.safetensors")
     line = refused("export", "other.safetensors", "--task", "colours", "--format", "timm", "-o", "a")

@@ -16,13 +16,13 @@ def fail(error):
 
 
 def test_a_bug_is_one_line(ready, monkeypatch):
-    monkeypatch.setattr("recast_cli.engine.base.load_base", fail(ZeroDivisionError("division\nby zero")))
+    monkeypatch.setattr("recast_cli.engine.base.file.load_base", fail(ZeroDivisionError("division\nby zero")))
     bug = "error: ZeroDivisionError: division by zero. This is a bug of recast; --debug shows where it happened."
     assert refused("eval", "--all", code=3) == bug
 
 
 def test_memory_that_runs_out_is_said_in_words(ready, monkeypatch):
-    monkeypatch.setattr("recast_cli.engine.base.load_base", fail(MemoryError()))
+    monkeypatch.setattr("recast_cli.engine.base.file.load_base", fail(MemoryError()))
     assert "--batch-size" in refused("eval", "--all", code=3)
 
 
@@ -30,7 +30,7 @@ def test_memory_that_runs_out_is_said_in_words(ready, monkeypatch):
 @pytest.mark.parametrize("error", ["ours", "bug"])
 def test_debug_shows_where(how, error, ready, monkeypatch):
     if error == "bug":
-        monkeypatch.setattr("recast_cli.engine.base.load_base", fail(ZeroDivisionError("nothing")))
+        monkeypatch.setattr("recast_cli.engine.base.file.load_base", fail(ZeroDivisionError("nothing")))
     if how == "variable":
         monkeypatch.setenv("RECAST_DEBUG", "1")
     flags = ["--debug"] if how == "flag" else []

@@ -4,7 +4,7 @@ import pytest
 from cli_helpers import QUICK, recast, recast_json, refused
 from helpers import draw_images
 
-from recast_cli.engine.base import load_base
+from recast_cli.engine.base.file import load_base
 from recast_cli.engine.heal import distil
 
 pytest_plugins = ["cli_fixtures"]

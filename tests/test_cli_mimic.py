@@ -6,7 +6,7 @@ from helpers import CONV, draw_images, network
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from recast_cli.engine.base import load_base
+from recast_cli.engine.base.file import load_base
 
 pytest_plugins = ["cli_fixtures"]
 

@@ -11,7 +11,7 @@ from compare_fixtures import TIMES, YAML, plan_of
 from recast_cli.engine import compare as engine
 from recast_cli.engine import trial
 from recast_cli.engine.adapt import adapt
-from recast_cli.engine.base import load_base
+from recast_cli.engine.base.file import load_base
 from recast_cli.engine.compare import compare, read_results
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.options import AdaptOptions

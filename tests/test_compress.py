@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from recast_cli.engine.attach import attach, merge
-from recast_cli.engine.base import load_base, save_base
-from recast_cli.engine.compress.code import Deflated
+from recast_cli.engine.base.codec.code import Deflated
+from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.compress.compress import compress
 from recast_cli.engine.compress.matrices import tensors_of_source
 from recast_cli.engine.compress.plan import source_bytes

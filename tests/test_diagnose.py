@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import perturbed
 
-from recast_cli.engine.base import save_base
+from recast_cli.engine.base.file import save_base
+from recast_cli.engine.base.header import read_outline
 from recast_cli.engine.diagnose import (
     compare_to_base,
     diagnose,
@@ -18,7 +19,6 @@ from recast_cli.engine.diagnose import (
 )
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.outline import read_outline
 
 TEMPLATES = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from recast_cli.engine.adapters import Adapter, Installed
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import save_base
+from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export import export, export_all
 from recast_cli.engine.export.head import with_classifier

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from recast_cli.engine.attach import attach, coefficient_parameters, merge
-from recast_cli.engine.base import load_base, save_base
+from recast_cli.engine.base.file import load_base, save_base
+from recast_cli.engine.base.mixture import with_means
 from recast_cli.engine.compress.compress import compress
 from recast_cli.engine.compress.curvature import template_gradient
 from recast_cli.engine.compress.plan import source_bytes
@@ -24,7 +25,6 @@ from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.layout.layout import Layout, template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.mixture import with_means
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.restore import write_source
 from recast_cli.engine.solve import GradientOptions

@@ -8,7 +8,7 @@ from cli_helpers import recast, recast_json, refused
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from recast_cli.engine.base import load_base
+from recast_cli.engine.base.file import load_base
 from recast_cli.engine.storage.tensors import StoredTensors
 
 WIDTH, LAYERS = 16, 4
@@ -91,7 +91,7 @@ def test_no_more_than_a_bank_is_read_at_a_time(folder, monkeypatch):
         return original(self, name)
 
     monkeypatch.setattr(StoredTensors, "__getitem__", counting)
-    monkeypatch.setattr("recast_cli.engine.base.Base.state", None)
+    monkeypatch.setattr("recast_cli.engine.base.base.Base.state", None)
     recast_json("export", "base.safetensors", "--format", "safetensors", "-o", "out.safetensors")
     assert sorted(read) == sorted(load_base("base.safetensors").tensors)
 

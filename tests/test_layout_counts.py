@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recast_cli.engine.base.mixture import mix
 from recast_cli.engine.layout.layout import Bank, Layout
-from recast_cli.engine.mixture import mix
 
 
 @st.composite

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import perturbed
 
-from recast_cli.engine.base import load_base, save_base
+from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic

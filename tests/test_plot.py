@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.heat_maps import short, short_names

@@ -14,7 +14,7 @@ from helpers import draw_images
 from safetensors.torch import load_file
 
 from recast_cli.engine import ranks
-from recast_cli.engine.base import save_base
+from recast_cli.engine.base.file import save_base
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 

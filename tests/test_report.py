@@ -8,7 +8,7 @@ import yaml
 from cli_helpers import recast, recast_json
 from test_plot import Page, texts
 
-from recast_cli.engine.base import load_base, save_base
+from recast_cli.engine.base.file import load_base, save_base
 
 pytest_plugins = ["cli_fixtures"]
 

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recast_cli.engine.base.codec.deflate import deflate, inflate
+from recast_cli.engine.base.codec.grid import Grid
+from recast_cli.engine.base.codec.packing import BLOCK, pack, packed_bytes, unpack
+from recast_cli.engine.base.codec.steps import OCTAVE
 from recast_cli.engine.compress.curvature import Curvature
-from recast_cli.engine.compress.deflate import deflate, inflate
-from recast_cli.engine.compress.grid import Grid
 from recast_cli.engine.compress.matrices import matrices
-from recast_cli.engine.compress.packing import BLOCK, pack, packed_bytes, unpack
 from recast_cli.engine.compress.rounding import feed_back
-from recast_cli.engine.compress.steps import OCTAVE, curved_steps, near, plain_steps
+from recast_cli.engine.compress.steps import curved_steps, near, plain_steps
 
 
 def random(*shape, seed=0):

@@ -14,7 +14,7 @@ from helpers import VIT, network, save_folder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 
-from recast_cli.engine.base import load_base, save_base
+from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
@@ -260,7 +260,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from recast_cli.engine import behind
-from recast_cli.engine.base import load_base
+from recast_cli.engine.base.file import load_base
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.restore import write_source

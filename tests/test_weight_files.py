@@ -6,7 +6,7 @@ import torch
 from helpers import network
 from safetensors.torch import save_file
 
-from recast_cli.engine.base import load_base, save_base
+from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic

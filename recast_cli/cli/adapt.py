@@ -129,7 +129,7 @@ def adapt(
     base_file = workspace.base_file(base)
     import_torch()
     from recast_cli.engine.adapt import adapt as learn
-    from recast_cli.engine.base import load_base
+    from recast_cli.engine.base.file import load_base
     from recast_cli.engine.run import choose_device
 
     choose_device(device)

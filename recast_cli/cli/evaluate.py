@@ -68,7 +68,7 @@ def evaluate(
     base_ids = [read_record(folder)["base_id"] for folder in folders.values()]
     base_file = workspace.base_file(base, base_ids[0] if base_ids else None)
     import_torch()
-    from recast_cli.engine.base import load_base
+    from recast_cli.engine.base.file import load_base
     from recast_cli.engine.evaluate import evaluate as measure
     from recast_cli.engine.evaluate import evaluate_source
     from recast_cli.engine.switch import Switcher

@@ -16,7 +16,7 @@ from recast_cli.engine.task import files_of, read_record
 from recast_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
-    from recast_cli.engine.base import Base
+    from recast_cli.engine.base.base import Base
     from recast_cli.engine.export import Exported
 
 
@@ -50,7 +50,7 @@ def export(
     if output.is_file() and any(file.exists() and output.samefile(file) for file in (base, *parts)):
         raise RecastError(f"{output} is what would be exported", "Give the export another name.")
     import_torch()
-    from recast_cli.engine.base import load_base
+    from recast_cli.engine.base.file import load_base
     from recast_cli.engine.export import check_format, check_target, export_all
     from recast_cli.engine.export import export as write
     from recast_cli.engine.storage.atomic import check_new_folder

@@ -17,7 +17,7 @@ from recast_cli.engine.task import RECORD, files_of, read_record
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
-    from recast_cli.engine.base import Base
+    from recast_cli.engine.base.base import Base
     from recast_cli.engine.report import Learned
 
 

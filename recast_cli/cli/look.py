@@ -14,9 +14,9 @@ from recast_cli.engine.task import RECORD
 from recast_cli.workspace import Workspace, read_base_id
 
 if TYPE_CHECKING:
-    from recast_cli.engine.base import Base
+    from recast_cli.engine.base.base import Base
+    from recast_cli.engine.base.header import Outline
     from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis
-    from recast_cli.engine.outline import Outline
 
 
 class Look:
@@ -58,7 +58,8 @@ def look(item: str, workspace: Workspace, base: Path | None) -> Look:
 def look_at_base(path: Path) -> Look:
     """A base: layout, parameters, savings, and the diagnosis of every bank."""
     import_torch()
-    from recast_cli.engine.base import load_base, parameters
+    from recast_cli.engine.base.base import parameters
+    from recast_cli.engine.base.file import load_base
     from recast_cli.engine.diagnose import diagnose, diagnose_roles
 
     base = load_base(path)
@@ -126,7 +127,7 @@ def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
 
 def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> Outline | None:
     """The base that the flag names, else the workspace's where its id is `base_id`."""
-    from recast_cli.engine.outline import read_outline
+    from recast_cli.engine.base.header import read_outline
 
     if flag is not None:
         return read_outline(flag)

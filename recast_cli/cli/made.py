@@ -11,14 +11,14 @@ from recast_cli.cli.output import percent, show_facts
 from recast_cli.cli.output import size as readable
 
 if TYPE_CHECKING:
-    from recast_cli.engine.base import Base
+    from recast_cli.engine.base.base import Base
     from recast_cli.engine.source.source import Source
     from recast_cli.engine.verify import Verification
 
 
 def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:
     """The JSON of `recast mimic`."""
-    from recast_cli.engine.base import parameters
+    from recast_cli.engine.base.base import parameters
     from recast_cli.engine.storage.tensors import specs
 
     assert base.path is not None

@@ -18,7 +18,7 @@ from recast_cli.engine.layout.plan import BUDGET
 from recast_cli.engine.layout.published import PAPER_LAYOUTS
 
 if TYPE_CHECKING:
-    from recast_cli.engine.base import Base
+    from recast_cli.engine.base.base import Base
     from recast_cli.engine.layout.layout import Layout
     from recast_cli.engine.progress import Progress
     from recast_cli.engine.source.source import Source
@@ -153,7 +153,7 @@ def mimic(
                 progress=progress,
             )
         elif healed is not None:
-            from recast_cli.engine.base import save_base
+            from recast_cli.engine.base.file import save_base
 
             base = save_base(healed, output)
         else:
@@ -205,7 +205,7 @@ def verify_with(
     pictures: Path, source: Source, base: Base, output: Path, device: str | None, progress: Progress | None
 ) -> tuple[Base, Verification]:
     """What is left of the source on these pictures, and the base with that in its file, so that it travels with it."""
-    from recast_cli.engine.base import save_base
+    from recast_cli.engine.base.file import save_base
     from recast_cli.engine.verify import verify
 
     found = verify(source, base, pictures, device=device, progress=progress)

@@ -36,7 +36,7 @@ def predict(
     folder = workspace.task_folder(task)
     base_file = workspace.base_file(base, read_record(folder)["base_id"])
     import_torch()
-    from recast_cli.engine.base import load_base
+    from recast_cli.engine.base.file import load_base
     from recast_cli.engine.evaluate import predict as guess
     from recast_cli.engine.task import load_task
 

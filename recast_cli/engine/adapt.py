@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine import ranks, resume
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import check_read, split_folder
 from recast_cli.engine.join import begin, make_learner

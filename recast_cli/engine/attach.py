@@ -8,8 +8,8 @@ from torch.nn.utils import parametrize
 
 from recast_cli.engine.adapters import Adapter, add_learned
 from recast_cli.engine.architecture.build import build
-from recast_cli.engine.base import Base
-from recast_cli.engine.mixture import mix
+from recast_cli.engine.base.base import Base
+from recast_cli.engine.base.mixture import mix
 
 
 class Templates(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images.transforms import normalise

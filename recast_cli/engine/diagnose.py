@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recast_cli.engine.base import Base
+    from recast_cli.engine.base.base import Base
+    from recast_cli.engine.base.header import Outline
     from recast_cli.engine.layout.layout import Bank
-    from recast_cli.engine.outline import Outline
 
 Matrix = list[list[float | None]]
 

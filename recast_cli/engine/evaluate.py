@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images.decode import Images, decode, open_image, preprocessing
 from recast_cli.engine.images.folders import Item, list_classes, list_items

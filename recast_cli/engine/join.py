@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recast_cli.engine.adapters import Adapter, Installed
 from recast_cli.engine.attach import attach, coefficient_parameters, merge
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.importance import squared_gradients
 from recast_cli.engine.learn import start_state

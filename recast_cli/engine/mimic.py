@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.base import Base, identify, metadata_of, widest
-from recast_cli.engine.compress.code import Code, Encode, nearest
+from recast_cli.engine.base.base import Base, identify
+from recast_cli.engine.base.codec.code import Code, Encode, nearest
+from recast_cli.engine.base.file import metadata_of, widest
+from recast_cli.engine.base.mixture import with_means
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
-from recast_cli.engine.mixture import with_means
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import (
     GradientOptions,

@@ -36,7 +36,7 @@ from recast_cli.engine.page import document, table
 from recast_cli.engine.storage.atomic import atomic, check_writable
 
 if TYPE_CHECKING:
-    from recast_cli.engine.base import Base
+    from recast_cli.engine.base.base import Base
 
 SUFFIXES = (".png", ".svg", ".html")
 # Okabe and Ito's colours, told apart by colour-blind readers too; without yellow, which is faint on white

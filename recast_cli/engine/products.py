@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad as product
 
-from recast_cli.engine.mixture import mix
+from recast_cli.engine.base.mixture import mix
 
 SMALL = 1e-20
 """Added to a coefficient that divides: lost in its rounding, unless it is 0."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from recast_cli.engine import ranks
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.splits import Split

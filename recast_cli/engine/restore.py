@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from recast_cli.engine.base import Base
-from recast_cli.engine.mixture import restore
+from recast_cli.engine.base.base import Base
+from recast_cli.engine.base.mixture import restore
 from recast_cli.engine.storage.digest import Hashed, digest, hashed
 from recast_cli.engine.storage.tensors import TYPES, Spec, read_stored
 from recast_cli.engine.storage.writer import writing

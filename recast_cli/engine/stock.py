@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from recast_cli.engine.attach import attach
-from recast_cli.engine.base import Base, load_base
+from recast_cli.engine.base.base import Base
+from recast_cli.engine.base.file import load_base
 from recast_cli.engine.comparison import Plan, digest_of, probe_options
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recast_cli.engine.adapters import Adapter
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank
 from recast_cli.engine.run import choose_device, ready

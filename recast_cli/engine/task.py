@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recast_cli.engine.adapters import Adapter
-    from recast_cli.engine.base import Base
-    from recast_cli.engine.outline import Outline
+    from recast_cli.engine.base.base import Base
+    from recast_cli.engine.base.header import Outline
 
 COEFFICIENTS, HEAD, ADAPTER, RECORD = (
     "coefficients.safetensors",

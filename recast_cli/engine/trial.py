@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recast_cli.engine.adapt import measure
 from recast_cli.engine.adapters import Adapter
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
 from recast_cli.engine.contender import prepare, put
 from recast_cli.engine.errors import RecastError

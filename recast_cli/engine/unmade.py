@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from recast_cli.engine.base import LONGEST_NUMBER, Base, shapes, widest
-from recast_cli.engine.compress.code import Code
+from recast_cli.engine.base.base import Base, shapes
+from recast_cli.engine.base.codec.code import Code
+from recast_cli.engine.base.file import LONGEST_NUMBER, widest
 from recast_cli.engine.layout.layout import Layout, template_key
 from recast_cli.engine.solve import GradientOptions, SolverOptions, VaeOptions
 from recast_cli.engine.source.source import Source

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from recast_cli.engine.architecture.modules import listen
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.splits import measured_part

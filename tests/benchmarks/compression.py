@@ -29,8 +29,9 @@ from common import arguments, report
 from torch import Tensor, nn
 
 from recast_cli.engine.architecture.build import build
-from recast_cli.engine.base import Base, save_base
-from recast_cli.engine.compress.code import BITS, Code, Fixed, code_bytes, nearest
+from recast_cli.engine.base.base import Base
+from recast_cli.engine.base.codec.code import BITS, Code, Fixed, code_bytes, nearest
+from recast_cli.engine.base.file import save_base
 from recast_cli.engine.compress.compress import compress
 from recast_cli.engine.compress.matrices import is_large, tensors_of_base
 from recast_cli.engine.compress.plan import HALF, fixed_code, planned, small_codes, source_bytes

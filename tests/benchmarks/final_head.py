@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recast_cli.engine.attach import attach, coefficient_parameters
-from recast_cli.engine.base import Base, load_base
+from recast_cli.engine.base.base import Base
+from recast_cli.engine.base.file import load_base
 from recast_cli.engine.learn import look_at
 from recast_cli.engine.probe import halfway, solve_head
 from recast_cli.engine.run import choose_device, ready

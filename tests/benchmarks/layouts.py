@@ -30,7 +30,8 @@ from torch.nn.utils import parametrize
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import Base, load_base
+from recast_cli.engine.base.base import Base
+from recast_cli.engine.base.file import load_base
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise

@@ -100,7 +100,7 @@ def exact(file: Path, out: Path) -> Callable[[], object]:
 
 def in_memory(file: Path, out: Path) -> Callable[[], object]:
     """The same by way of a base in memory."""
-    from recast_cli.engine.base import save_base
+    from recast_cli.engine.base.file import save_base
     from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic
     from recast_cli.engine.source.open import open_source

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import attach, coefficient_parameters, merge
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.batch import Accumulator
 from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from recast_cli.engine.base import Base, save_base
-from recast_cli.engine.compress.code import Code, Encode, Fixed, nearest
+from recast_cli.engine.base.base import Base
+from recast_cli.engine.base.codec.code import Code, Encode, Fixed, nearest
+from recast_cli.engine.base.file import save_base
 from recast_cli.engine.compress.curvature import Curvature, curvatures
 from recast_cli.engine.compress.matrices import is_large, matrices, tensors_of_base, tensors_of_source
 from recast_cli.engine.compress.plan import HALF, Compression, check, fixed_code, is_enough, planned, small_codes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.compress.matrices import Shape
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.layout import Bank, template_key

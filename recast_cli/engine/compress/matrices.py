@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.layout.layout import Layout, coefficient_key, template_key
 from recast_cli.engine.solve import solve_exact
 from recast_cli.engine.source.source import Source

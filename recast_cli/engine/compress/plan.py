@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.compress.code import BITS, Code, Fixed, Half, code_bytes
+from recast_cli.engine.base.codec.code import BITS, Code, Fixed, Half, code_bytes
 from recast_cli.engine.compress.matrices import fits_half, is_large, matrices
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.families import role_of

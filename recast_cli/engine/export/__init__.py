@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.export.merged import Merged, merge_task
 from recast_cli.engine.export.onnx import check_extra, write_onnx

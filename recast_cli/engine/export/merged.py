@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import merge
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.task import Task

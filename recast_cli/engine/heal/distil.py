@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from recast_cli.engine.architecture.description import classifiers
 from recast_cli.engine.architecture.modules import listen
 from recast_cli.engine.attach import Mixture, Templates, attach
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.heal.state import LEAST_LR, State, advance
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.layout import coefficient_key, template_key

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.architecture.build import build
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.finish import finished
 from recast_cli.engine.heal.distil import distil, judge_by

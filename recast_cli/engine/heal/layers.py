@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.base import Base
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.heal.bank import fit_bank
 from recast_cli.engine.heal.curvature import Factors, curvature
 from recast_cli.engine.heal.inputs import groups_of, measurable

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recast_cli.engine.mixture import restore
+from recast_cli.engine.base.mixture import restore
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"smooth-l1": F.smooth_l1_loss, "mse": F.mse_loss}
 Progress = Callable[[int, float], None]

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.compress.deflate import deflate, inflate
-from recast_cli.engine.compress.grid import Grid
-from recast_cli.engine.compress.packing import pack, packed_bytes, unpack
-from recast_cli.engine.compress.steps import Steps
-from recast_cli.engine.compress.trellis import halves
+from recast_cli.engine.base.codec.deflate import deflate, inflate
+from recast_cli.engine.base.codec.grid import Grid
+from recast_cli.engine.base.codec.packing import pack, packed_bytes, unpack
+from recast_cli.engine.base.codec.steps import Steps
+from recast_cli.engine.base.codec.trellis import halves
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.tensors import Spec
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recast_cli.engine.compress.packing import pack, packed_bytes, unpack
+from recast_cli.engine.base.codec.packing import pack, packed_bytes, unpack
 
 SPREAD = 32
 """Integers are shifted until their standard deviation is no larger: hardly any then does not fit into a byte."""
