@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from recast_cli.engine.batch import Accumulator, fitting_batch, out_of_memory
+from recast_cli.engine.runtime.accumulate import Accumulator, fitting_batch, out_of_memory
 
 CPU_ERROR = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to …"
 

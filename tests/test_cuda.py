@@ -7,7 +7,6 @@ from torch import distributed, nn
 
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.attach import attach, coefficient_parameters, merge
-from recast_cli.engine.batch import Accumulator
 from recast_cli.engine.compress.curvature import curvatures
 from recast_cli.engine.compress.matrices import matrices
 from recast_cli.engine.evaluate import evaluate
@@ -17,8 +16,9 @@ from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.precision import precision
-from recast_cli.engine.run import choose_device, ready
+from recast_cli.engine.runtime.accumulate import Accumulator
+from recast_cli.engine.runtime.device import choose_device, ready
+from recast_cli.engine.runtime.precision import precision
 from recast_cli.engine.switch import Switcher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
@@ -144,7 +144,7 @@ def test_graphs_train_what_plain_steps_train(kind, request, data, every_epoch_co
     base = request.getfixturevalue(f"{kind}_base")
     options = AdaptOptions(epochs=3, batch_size=8, patience=0, precision="float32")
     recorded = adapt(base, data, "a", tmp_path / "tasks" / "a", options, device="cuda")
-    monkeypatch.setattr("recast_cli.engine.batch.Replayed", lambda work: work)
+    monkeypatch.setattr("recast_cli.engine.runtime.accumulate.Replayed", lambda work: work)
     plain = adapt(base, data, "b", tmp_path / "tasks" / "b", options, device="cuda")
     moved = float((plain.vector - base.vector).abs().max())
     assert moved > 1e-2

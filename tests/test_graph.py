@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from recast_cli.engine import graph as module
-from recast_cli.engine.graph import Replayed
+from recast_cli.engine.runtime import cuda_graph as module
+from recast_cli.engine.runtime.cuda_graph import Replayed
 
 
 class Recording:

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import resource, sys
 import torch
-from recast_cli.engine.run import ready
+from recast_cli.engine.runtime.device import ready
 
 if "ready" in sys.argv:
     ready(torch.nn.Linear(2, 2), torch.device("cpu"))

@@ -6,15 +6,15 @@ import torch
 from helpers import pictures, save_folder
 from torch import nn
 
-from recast_cli.engine import precision as engine_precision
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.precision import precision, quick_attention, training_precision
-from recast_cli.engine.run import ready
+from recast_cli.engine.runtime import precision as engine_precision
+from recast_cli.engine.runtime.device import ready
+from recast_cli.engine.runtime.precision import precision, quick_attention, training_precision
 from recast_cli.engine.source.open import open_source
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

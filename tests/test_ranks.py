@@ -13,8 +13,8 @@ from cli_helpers import ROOT
 from helpers import draw_images
 from safetensors.torch import load_file
 
-from recast_cli.engine import ranks
 from recast_cli.engine.base.file import save_base
+from recast_cli.engine.runtime import distributed
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -140,11 +140,11 @@ def wait_for(condition, seconds=120):
 
 def test_a_process_alone_shares_nothing():
     rows = torch.arange(6).reshape(3, 2)
-    assert ranks.world() == 1
-    assert ranks.rank() == 0
-    assert torch.equal(ranks.mine(rows), rows)
-    assert torch.equal(ranks.gather(rows, 3), rows)
-    assert ranks.from_first(lambda: 7) == 7
-    with ranks.first_goes_first(), ranks.join(torch.device("cpu")):
-        ranks.add([rows])
+    assert distributed.world() == 1
+    assert distributed.rank() == 0
+    assert torch.equal(distributed.mine(rows), rows)
+    assert torch.equal(distributed.gather(rows, 3), rows)
+    assert distributed.from_first(lambda: 7) == 7
+    with distributed.first_goes_first(), distributed.join(torch.device("cpu")):
+        distributed.add([rows])
     assert torch.equal(rows, torch.arange(6).reshape(3, 2))

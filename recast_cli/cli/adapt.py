@@ -130,7 +130,7 @@ def adapt(
     import_torch()
     from recast_cli.engine.adapt import adapt as learn
     from recast_cli.engine.base.file import load_base
-    from recast_cli.engine.run import choose_device
+    from recast_cli.engine.runtime.device import choose_device
 
     choose_device(device)
     loaded = load_base(base_file)

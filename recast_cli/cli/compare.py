@@ -72,7 +72,7 @@ def compare(
     failed = 0
     if next_runs(plan, results):
         import_torch()
-        from recast_cli.engine.run import choose_device
+        from recast_cli.engine.runtime.device import choose_device
 
         choose_device(device)
         lines = dict(results)

@@ -103,7 +103,7 @@ def mimic(
     options = solver_options(solver, loss=loss, noise=noise, steps=steps, lr=lr, seed=seed, kl=kl or None)
     from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic as make_base
-    from recast_cli.engine.run import choose_device
+    from recast_cli.engine.runtime.device import choose_device
     from recast_cli.engine.source.open import open_source
 
     compressing = any(value is not None for value in (size, bits, group_size))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recast_cli.engine import ranks, resume
+from recast_cli.engine import resume
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import check_read, split_folder
@@ -19,10 +19,12 @@ from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.learn import class_weights, learn, look_at, probe_rows
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import AdaptOptions, with_rate
-from recast_cli.engine.precision import training_precision
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.record import check_same, describe_split, describe_training, identity_of, now, versions
-from recast_cli.engine.run import choose_device, infer, take_features
+from recast_cli.engine.runtime import distributed
+from recast_cli.engine.runtime.device import choose_device
+from recast_cli.engine.runtime.inference import infer, take_features
+from recast_cli.engine.runtime.precision import training_precision
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.switch import Switcher
@@ -80,7 +82,7 @@ def adapt(
     identity["split"] = describe_split(split, options)
 
     def read(part: str) -> Images:
-        with timed(timings, "decode"), ranks.first_goes_first():
+        with timed(timings, "decode"), distributed.first_goes_first():
             items = getattr(split, part)
             return decode(
                 data,
@@ -92,9 +94,9 @@ def adapt(
                 cache_size=cache_size,
             )
 
-    with ranks.join(where):
+    with distributed.join(where):
         read_state = resume.load_begun if restart else resume.load
-        state = ranks.from_first(lambda: read_state(folder, identity))
+        state = distributed.from_first(lambda: read_state(folder, identity))
         with timed(timings, "build"):
             learner = make_learner(base, options, where)
         model = learner.model
@@ -102,7 +104,7 @@ def adapt(
         images = {"train": read("train"), "val": read("val")}
         check_read(split, images["train"].labels, data)
         weights = class_weights(images["train"].labels, len(split.classes), options)
-        ranks.from_first(lambda: resume.prepare(folder, restart and state is None))
+        distributed.from_first(lambda: resume.prepare(folder, restart and state is None))
         if state is None:
             with timed(timings, "probe"):
                 rows = look_at(model, images, architecture.data, where, progress)
@@ -115,7 +117,7 @@ def adapt(
                 on_epoch(epoch)
 
         def after_epoch(reached: State) -> None:
-            ranks.from_first(lambda: resume.save(folder, identity, reached))
+            distributed.from_first(lambda: resume.save(folder, identity, reached))
             if on_epoch:
                 on_epoch(reached.history[-1])
 
@@ -169,7 +171,7 @@ def adapt(
             "split": identity["split"],
         }
         task = Task(name, base.base_id, vector, weight, bias, record, adapter)
-        ranks.from_first(lambda: write(task, folder))
+        distributed.from_first(lambda: write(task, folder))
     return task
 
 

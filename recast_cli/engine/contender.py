@@ -16,7 +16,7 @@ from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.join import Learner, make_learner
 from recast_cli.engine.options import AdaptOptions
-from recast_cli.engine.run import ready
+from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.stock import CannotRun, applying
 
 

@@ -19,7 +19,8 @@ from recast_cli.engine.images.folders import Item, list_classes, list_items
 from recast_cli.engine.images.splits import measured_part
 from recast_cli.engine.metrics import confused_pairs, per_class, top_k
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import choose_device, infer, ready, take_features
+from recast_cli.engine.runtime.device import choose_device, ready
+from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import Task
 

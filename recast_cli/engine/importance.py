@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recast_cli.engine import ranks
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.images.decode import Images
-from recast_cli.engine.precision import precision
+from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.probe import Probe
-from recast_cli.engine.run import batches, normalise
+from recast_cli.engine.runtime import distributed
+from recast_cli.engine.runtime.inference import batches
+from recast_cli.engine.runtime.precision import precision
 
 BATCHES, SIZE = 16, 32
 """Images are looked at in so many batches at most, of so many images."""
@@ -55,4 +56,4 @@ def squared_gradients(
             weight.requires_grad_(False)
         return [total.cpu() for total in totals]
 
-    return dict(zip(names, ranks.from_first(accumulate), strict=True))
+    return dict(zip(names, distributed.from_first(accumulate), strict=True))

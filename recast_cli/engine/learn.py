@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recast_cli.engine import ranks
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import Probe, fit_probe, halfway
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import infer, take_features
+from recast_cli.engine.runtime import distributed
+from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.train import Lesson, Part, train
 
@@ -67,7 +67,7 @@ def look_at(
 
 def probe_rows(train: Rows, val: Rows, classes: int, class_weights: Tensor | None) -> Probe:
     """The linear probe, `fit_probe`, the same in all processes."""
-    return ranks.from_first(lambda: fit_probe(train, val, classes, class_weights))
+    return distributed.from_first(lambda: fit_probe(train, val, classes, class_weights))
 
 
 def start_state(

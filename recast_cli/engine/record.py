@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from recast_cli.engine import ranks
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.splits import Split
 from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.runtime import distributed
 from recast_cli.engine.state import State
 
 
@@ -35,7 +35,7 @@ def describe_training(
         "history": [asdict(epoch) for epoch in state.history],
         "device": str(device),
         "precision": type_name(precision),
-        "processes": ranks.world(),
+        "processes": distributed.world(),
         "images_per_second": state.images_per_second,
     }
 

@@ -22,7 +22,7 @@ from recast_cli.engine.layout.plan import BUDGET, plan_layout
 from recast_cli.engine.learn import class_weights, look_at, probe_rows
 from recast_cli.engine.mimic import DTYPES, mimic
 from recast_cli.engine.probe import Probe
-from recast_cli.engine.run import ready
+from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.solve import solver_options
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata

@@ -13,7 +13,7 @@ from recast_cli.engine.attach import merge
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank
-from recast_cli.engine.run import choose_device, ready
+from recast_cli.engine.runtime.device import choose_device, ready
 
 SHORTEST = 16
 """Scalars of a row at least, so that a product is not made row by row: sizes without this divisor go by themselves."""

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recast_cli.engine import ranks, run
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.batch import Accumulator, fitting_batch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.frozen_norms import frozen_norms
 from recast_cli.engine.gradients import cheap_gradients
@@ -23,10 +21,13 @@ from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.options import RECIPES, AdaptOptions
-from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.probe import halfway, solve_head
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import batches, infer, resident, take, take_features
+from recast_cli.engine.runtime import distributed
+from recast_cli.engine.runtime.accumulate import Accumulator, fitting_batch
+from recast_cli.engine.runtime.device import compile_function
+from recast_cli.engine.runtime.inference import batches, infer, resident, take, take_features
+from recast_cli.engine.runtime.precision import precision, quick_attention, training_precision
 from recast_cli.engine.state import Epoch, State, advance, finished
 
 
@@ -82,7 +83,7 @@ def train(
         if state.batch_size is None:
             state = replace(state, batch_size=choose_batch(options, loop.try_batch, loop.count, loop.device))
         assert state.batch_size is not None
-        accumulator = Accumulator(loop.share_of_loss, loop.trained, math.ceil(state.batch_size / ranks.world()))
+        accumulator = Accumulator(loop.share_of_loss, loop.trained, math.ceil(state.batch_size / distributed.world()))
         while not finished(state, options):
             start, number = time.perf_counter(), state.history[-1].number + 1
             loss = loop.steps(number, state.batch_size, accumulator, progress)
@@ -144,7 +145,7 @@ class Loop:
             found = features(model, images)
             return found, F.linear(found, *head)
 
-        self.outputs = run.compiled(outputs) if compiled else outputs
+        self.outputs = compile_function(outputs) if compiled else outputs
 
     def share_of_loss(self, pixels: Tensor, labels: Tensor, windows: Tensor, shares: Tensor, rows: Tensor) -> Tensor:
         """What some images of a batch add to its loss.
@@ -191,9 +192,9 @@ class Loop:
                 group["lr"] = own.lr * factor
             weight = self.image_weights[order[part]].sum()
             value, gradients = accumulator.gradients(
-                *self.batch(ranks.mine(order[part]), ranks.mine(windows[part]), weight)
+                *self.batch(distributed.mine(order[part]), distributed.mine(windows[part]), weight)
             )
-            ranks.add([value, *gradients])
+            distributed.add([value, *gradients])
             for parameter, gradient in zip(self.trained, gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
@@ -213,9 +214,9 @@ class Loop:
         found = infer(take_features(self.model), self.val_pixels, self.data, self.device, dtype=self.dtype)
         head: Sequence[Tensor] = [part.detach().cpu() for part in self.head]
         if (seen := self.seen) is not None:
-            ranks.add([seen])  # each process has the rows of its images, and zeros elsewhere
+            distributed.add([seen])  # each process has the rows of its images, and zeros elsewhere
             solve = partial(solve_head, seen, self.labels, penalty, head, self.class_weights)
-            head = halfway(head, ranks.from_first(solve))
+            head = halfway(head, distributed.from_first(solve))
         return top_k(F.linear(found, *head), self.val_labels)
 
     def try_batch(self, size: int) -> None:
@@ -238,5 +239,5 @@ def choose_batch(options: AdaptOptions, trial: Callable[[int], None], count: int
     if options.batch_size != "auto":
         return int(options.batch_size)
     default = RECIPES[options.recipe].batch_size
-    size = fitting_batch(trial, count // ranks.world(), device, math.ceil(default / ranks.world()))
-    return ranks.from_first(lambda: size * ranks.world())
+    size = fitting_batch(trial, count // distributed.world(), device, math.ceil(default / distributed.world()))
+    return distributed.from_first(lambda: size * distributed.world())

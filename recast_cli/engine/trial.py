@@ -23,9 +23,9 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn
 from recast_cli.engine.options import AdaptOptions, with_rate
-from recast_cli.engine.precision import measuring_precision, training_precision
 from recast_cli.engine.record import now, type_name, versions
-from recast_cli.engine.run import choose_device
+from recast_cli.engine.runtime.device import choose_device
+from recast_cli.engine.runtime.precision import measuring_precision, training_precision
 from recast_cli.engine.stock import (
     CannotRun,
     base_of,

@@ -18,7 +18,8 @@ from recast_cli.engine.images.splits import measured_part
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.images.unlabelled import list_pictures
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import batches, choose_device
+from recast_cli.engine.runtime.device import choose_device
+from recast_cli.engine.runtime.inference import batches
 from recast_cli.engine.source.source import Source
 
 

@@ -44,7 +44,8 @@ from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.run import infer, ready
+from recast_cli.engine.runtime.device import ready
+from recast_cli.engine.runtime.inference import infer
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import Source
 

@@ -26,7 +26,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.learn import look_at
 from recast_cli.engine.probe import halfway, solve_head
-from recast_cli.engine.run import choose_device, ready
+from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.train import Loop
 
 DRAWS = 300

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from recast_cli.engine.base.base import Base, plain_codes, shapes
 from recast_cli.engine.base.codec.code import Deflated, code_from_dict
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Layout
@@ -19,10 +20,6 @@ from recast_cli.engine.storage.header import (
 )
 from recast_cli.engine.storage.tensors import StoredTensors, read_stored, read_tensors, specs
 from recast_cli.engine.storage.writer import writing
-
-if TYPE_CHECKING:
-    pass
-from recast_cli.engine.base.base import Base, plain_codes, shapes
 
 LONGEST_NUMBER = -2.2250738585072014e-308
 """No float64 has more characters as JSON."""

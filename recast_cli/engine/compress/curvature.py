@@ -16,7 +16,7 @@ from recast_cli.engine.compress.matrices import Shape
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.layout import Bank, template_key
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import choose_device, ready
+from recast_cli.engine.runtime.device import choose_device, ready
 
 VIEWS = 4
 """Of each picture: as it is, and flipped and cropped at random. A few hundred pictures are few for as many columns."""

@@ -13,7 +13,7 @@ from recast_cli.engine.compress.curvature import drawn_loss
 from recast_cli.engine.heal.inputs import groups_of, samples
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import batches
+from recast_cli.engine.runtime.inference import batches
 
 BATCH = 16
 """Pictures at a time."""

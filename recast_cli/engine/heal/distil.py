@@ -16,9 +16,10 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.heal.state import LEAST_LR, State, advance
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.layout import coefficient_key, template_key
-from recast_cli.engine.precision import precision, quick_attention, training_precision
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import batches, infer, ready, take
+from recast_cli.engine.runtime.device import ready
+from recast_cli.engine.runtime.inference import batches, infer, take
+from recast_cli.engine.runtime.precision import precision, quick_attention, training_precision
 
 Judge = Callable[[nn.Module], float]
 """The `distance` of a network from the source on pictures that it was not trained on."""

@@ -17,7 +17,7 @@ from recast_cli.engine.heal.layers import heal_layers
 from recast_cli.engine.heal.state import State, load, save
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.run import choose_device, ready
+from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.digest import digest, hashed
 

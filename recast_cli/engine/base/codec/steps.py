@@ -7,13 +7,10 @@ With error feedback this is WaterSIC (Lifar, Savkin, Ordentlich and Polyanskiy 2
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 OCTAVE = 8
 """Steps between a step and its double: they need be no finer, a few per cent more or less cost next to nothing."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.graph import Replayed, Work
+from recast_cli.engine.runtime.cuda_graph import Replayed, Work
 
 HEADROOM = 0.4
 """Share of the free memory that a batch of automatic size may take: a whole batch has its memory in a graph, and the

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recast_cli.engine import ranks
-from recast_cli.engine.threads import threads
+from recast_cli.engine.runtime import distributed
+from recast_cli.engine.runtime.threads import threads
 
 MANY_TOKENS = 400
 """From here on attention maps take more memory than all other activations."""
@@ -45,7 +45,7 @@ def cpu_gains_from_bfloat16() -> bool:
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
         return False
-    return ranks.from_first(lambda: seconds_of_products(torch.bfloat16) < seconds_of_products(torch.float32))
+    return distributed.from_first(lambda: seconds_of_products(torch.bfloat16) < seconds_of_products(torch.float32))
 
 
 def seconds_of_products(dtype: torch.dtype) -> float:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine import ranks
-from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images.transforms import normalise
-from recast_cli.engine.precision import precision
-from recast_cli.engine.progress import Progress
+from recast_cli.engine.runtime import distributed
 
 Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -32,7 +28,7 @@ def choose_device(name: str | None = None) -> torch.device:
         RecastError: No such device, or not on this machine.
     """
     if name in (None, "cuda") and torch.cuda.is_available():
-        index = int(os.environ.get("LOCAL_RANK", 0)) if ranks.started() > 1 else None
+        index = int(os.environ.get("LOCAL_RANK", 0)) if distributed.started() > 1 else None
         if (index or 0) >= torch.cuda.device_count():
             raise RecastError(
                 f"torchrun started more processes than the {torch.cuda.device_count()} CUDA devices here",
@@ -97,7 +93,7 @@ def convolutions(model: nn.Module) -> list[nn.Conv2d]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
-def compiled(function: Callable[[Tensor], Result]) -> Callable[[Tensor], Result]:
+def compile_function(function: Callable[[Tensor], Result]) -> Callable[[Tensor], Result]:
     """`torch.compile` of a function of images; what keeps it from compiling is a RecastError."""
     fast = torch.compile(function)
 
@@ -109,68 +105,3 @@ def compiled(function: Callable[[Tensor], Result]) -> Callable[[Tensor], Result]
             raise RecastError(f"The network cannot be compiled here: {reason}", "Leave out --compile.") from None
 
     return run
-
-
-def resident(pixels: Tensor, device: torch.device) -> Tensor:
-    """The images on a CUDA device where they take less than a third of its free memory, else where they are."""
-    if device.type == "cuda" and pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 3:
-        return pixels.to(device)
-    return pixels
-
-
-def take(pixels: Tensor, rows: Tensor | slice, device: torch.device) -> Tensor:
-    """Some of the images, on `device`, without making the CPU wait for it; rows lie where the images do."""
-    chosen = pixels[rows]
-    if device.type == "cuda" and chosen.device.type == "cpu":
-        chosen = chosen.pin_memory()
-    return chosen.to(device, non_blocking=True)
-
-
-def batches(count: int, size: int) -> Iterator[slice]:
-    """Slices that cover `count` rows, `size` at a time."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def infer(
-    function: Callable[[Tensor], Tensor],
-    pixels: Tensor,
-    data: dict[str, Any],
-    device: torch.device,
-    batch_size: int = 64,
-    progress: Progress | None = None,
-    text: str = "",
-    dtype: torch.dtype | None = None,
-    frozen: bool = False,
-) -> Tensor:
-    """`function` of all normalised images, batch by batch: (N, outputs) float32 on the CPU.
-
-    Several processes share the images, and all get the whole result.
-
-    Args:
-        function: A network, or its features: (B, 3, H, W) -> (B, outputs).
-        pixels: (N, 3, H, W) uint8.
-        data: The network's data config.
-        device: Where `function` lives.
-        batch_size: B.
-        progress: Called after every batch, with `text`.
-        dtype: Of its products, as in `precision`.
-        frozen: Whether the network will never be trained. Inference mode takes a twentieth less of Python's time than
-            `no_grad`, which is what a graphics card waits for in a small network; but what a network remembers of it,
-            as attention biases made from a table, cannot be kept for a backward pass.
-    """
-    # every process runs one batch at least, so that all know the shape of what they put together
-    share = ranks.mine(pixels) if len(pixels) >= ranks.world() else pixels
-    outputs = []
-    with torch.inference_mode() if frozen else torch.no_grad():
-        for part in batches(len(share), batch_size):
-            with precision(device, dtype):
-                outputs.append(function(normalise(take(share, part, device), data)).float())
-            if progress:
-                progress(part.stop * ranks.world(), len(pixels), text)
-    rows = torch.cat(outputs)  # outside, so that it is a tensor like any other
-    return (rows if share is pixels else ranks.gather(rows, len(pixels))).cpu()
-
-
-def take_features(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Images -> features (B, head_hidden_size), as a function of the images alone."""
-    return lambda images: features(model, images)
