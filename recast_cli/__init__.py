@@ -30,9 +30,9 @@ PUBLIC = {
     "base.base": ("Base",),
     "base.file": ("load_base", "save_base"),
     "compress.compress": ("compress",),
-    "adapters": ("Adapter",),
-    "attach": ("attach", "merge"),
-    "switch": ("Switcher",),
+    "model.adapters.adapter": ("Adapter",),
+    "model.attach": ("attach", "merge"),
+    "model.switcher": ("Switcher",),
     "verify": ("Verification", "verify"),
     "options": ("AdaptOptions",),
     "images.datasets": ("fetch_known",),
@@ -64,8 +64,6 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.adapt import adapt
-    from recast_cli.engine.adapters import Adapter
-    from recast_cli.engine.attach import attach, merge
     from recast_cli.engine.base.base import Base
     from recast_cli.engine.base.file import load_base, save_base
     from recast_cli.engine.compare import compare
@@ -79,12 +77,14 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.layout.layout import Bank, Layout
     from recast_cli.engine.layout.plan import plan_layout
     from recast_cli.engine.mimic import mimic
+    from recast_cli.engine.model.adapters.adapter import Adapter
+    from recast_cli.engine.model.attach import attach, merge
+    from recast_cli.engine.model.switcher import Switcher
     from recast_cli.engine.options import AdaptOptions
     from recast_cli.engine.plot import plot_base, plot_tasks
     from recast_cli.engine.solve import GradientOptions, VaeOptions
     from recast_cli.engine.source.open import open_source
     from recast_cli.engine.source.source import Source
     from recast_cli.engine.standings import standings
-    from recast_cli.engine.switch import Switcher
     from recast_cli.engine.task import Task, load_task, save_task
     from recast_cli.engine.verify import Verification, verify

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from recast_cli.engine.adapt import adapt
-from recast_cli.engine.attach import merge
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.importance import squared_gradients
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.options import ADAPTERS, AdaptOptions
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.storage.tensors import read_tensors

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from recast_cli.engine import options
-from recast_cli.engine.adapters import ADAPTERS, PACKING, Adapter, Installed, add_learned
-from recast_cli.engine.attach import attach, merge
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.model.adapters.adapter import ADAPTERS, PACKING, Adapter, Installed, add_learned
+from recast_cli.engine.model.attach import attach, merge
 
 VIT = ("melo", "adaptformer", "dora", "rosa", "rosa-mlp")
 CONV = ("piggyback", "clr")

@@ -7,8 +7,8 @@ import torch
 from helpers import perturbed, pictures
 from torch import nn
 
-from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 
 
 @pytest.fixture(params=["vit", "conv"])

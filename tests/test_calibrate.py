@@ -10,7 +10,6 @@ from helpers import draw_images, perturbed
 from torch.nn import functional as F
 
 from recast_cli.engine.architecture.build import build
-from recast_cli.engine.attach import merge
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.compress import curvature as curving
 from recast_cli.engine.compress.compress import compress
@@ -23,6 +22,7 @@ from recast_cli.engine.images.unlabelled import MOST, list_pictures, read_pictur
 from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import merge
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from cli_helpers import recast, recast_json, refused
 from helpers import draw_images
 
-from recast_cli.engine.attach import merge
+from recast_cli.engine.model.attach import merge
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -50,7 +50,7 @@ def test_several_tasks_share_one_network(ready, monkeypatch):
         sizes.append(image_size)
         return merge(base, vector, image_size)
 
-    monkeypatch.setattr("recast_cli.engine.switch.merge", counted)
+    monkeypatch.setattr("recast_cli.engine.model.switcher.merge", counted)
     monkeypatch.setattr("recast_cli.engine.evaluate.merge", counted)
     assert recast_json("eval", "--all")["tasks"] == alone
     assert sizes == [32]

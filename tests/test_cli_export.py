@@ -10,8 +10,8 @@ from cli_helpers import recast, recast_json, refused
 from helpers import VIT, VIT_ARGS, pictures, save_folder
 from safetensors.torch import load_file, save_file
 
-from recast_cli.engine.attach import merge
 from recast_cli.engine.base.file import load_base
+from recast_cli.engine.model.attach import merge
 
 pytest_plugins = ["cli_fixtures"]
 

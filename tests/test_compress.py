@@ -11,7 +11,6 @@ from helpers import perturbed, pictures
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from recast_cli.engine.attach import attach, merge
 from recast_cli.engine.base.codec.code import Deflated
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.compress.compress import compress
@@ -22,9 +21,10 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import attach, merge
+from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.storage.header import read_metadata
-from recast_cli.engine.switch import Switcher
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,20 @@ from helpers import perturbed, pictures
 from torch import distributed, nn
 
 from recast_cli.engine.adapt import adapt
-from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.compress.curvature import curvatures
 from recast_cli.engine.compress.matrices import matrices
 from recast_cli.engine.evaluate import evaluate
-from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
+from recast_cli.engine.model.coefficient_gradients import cheap_gradients
+from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.runtime.precision import precision
-from recast_cli.engine.switch import Switcher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
 

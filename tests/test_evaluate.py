@@ -11,14 +11,14 @@ from timm.data import create_transform
 
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.architecture.build import create
-from recast_cli.engine.attach import merge
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import class_indices, evaluate, evaluate_source, predict
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import merge
+from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.source.open import open_source
-from recast_cli.engine.switch import Switcher
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch.nn import functional as F
 
-from recast_cli.engine.adapters import Adapter, Installed
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.attach import merge
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export import export, export_all
@@ -22,6 +20,8 @@ from recast_cli.engine.export.head import with_classifier
 from recast_cli.engine.export.merged import merge_task
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.adapters.adapter import Adapter, Installed
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import from_model
 

@@ -9,11 +9,11 @@ from export_fixtures import task_of
 from helpers import CONV, CONV_ARGS, MEAN, STD, VIT, VIT_ARGS, pictures, save_folder
 from test_export import expected, learned, logits
 
-from recast_cli.engine.attach import merge
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export import export, onnx
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.source.open import open_source
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")

@@ -7,7 +7,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.frozen_norms import Frozen, frozen_norms
+from recast_cli.engine.model.frozen_norms import Frozen, frozen_norms
 
 NORMS = {
     "1d": (lambda: nn.BatchNorm1d(5), (4, 5)),

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.attach import Mixture, Templates, attach, coefficient_parameters
-from recast_cli.engine.gradients import cheap_gradients, choose_road
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
-from recast_cli.engine.products import SMALL, Products, Scaled, inner
+from recast_cli.engine.model.attach import Mixture, Templates, attach, coefficient_parameters
+from recast_cli.engine.model.coefficient_gradients import cheap_gradients, choose_road
+from recast_cli.engine.model.mixed_products import SMALL, Products, Scaled, inner
 
-module = importlib.import_module("recast_cli.engine.gradients")
+module = importlib.import_module("recast_cli.engine.model.coefficient_gradients")
 
 MODULES = {
     "linear, wide": (lambda: nn.Linear(6, 10), (3, 4, 6)),

@@ -7,7 +7,6 @@ import torch
 from helpers import draw_images
 from torch import nn
 
-from recast_cli.engine.attach import merge
 from recast_cli.engine.compress.curvature import drawn_loss
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.heal import bank, distil, state
@@ -22,6 +21,7 @@ from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.layout import coefficient_key, template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.solve import Solution, solve_exact
 
 

@@ -14,24 +14,24 @@ from helpers import network, perturbed, pictures
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.base.mixture import with_means
 from recast_cli.engine.compress.compress import compress
 from recast_cli.engine.compress.curvature import template_gradient
 from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.diagnose import diagnose, diagnose_roles, template_entropy
-from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.layout.layout import Layout, template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
+from recast_cli.engine.model.coefficient_gradients import cheap_gradients
+from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.restore import write_source
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import from_model
 from recast_cli.engine.storage.header import read_metadata
-from recast_cli.engine.switch import Switcher
 
 NAME, ARGS = "mobilenetv2_035", {"num_classes": 3}
 

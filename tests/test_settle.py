@@ -8,11 +8,11 @@ from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.attach import merge
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.learn import settle
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import fit_probe
 from recast_cli.engine.state import Epoch, State

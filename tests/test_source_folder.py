@@ -8,8 +8,8 @@ import torch
 from helpers import MEAN, STD, VIT, pictures, save_folder
 from safetensors.torch import load_file, save_file
 
-from recast_cli.engine.attach import merge
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.source.open import open_source
 
 

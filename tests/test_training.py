@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.attach import attach, coefficient_parameters
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise, statistics
 from recast_cli.engine.layout.layout import Layout
+from recast_cli.engine.model.attach import attach, coefficient_parameters
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features

@@ -8,12 +8,12 @@ from helpers import VIT, VIT_ARGS, save_folder
 from torch.nn import functional as F
 
 from recast_cli.engine.architecture.build import build
-from recast_cli.engine.attach import merge
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.folders import list_classes, list_items
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.verify import verify
 

@@ -71,7 +71,7 @@ def evaluate(
     from recast_cli.engine.base.file import load_base
     from recast_cli.engine.evaluate import evaluate as measure
     from recast_cli.engine.evaluate import evaluate_source
-    from recast_cli.engine.switch import Switcher
+    from recast_cli.engine.model.switcher import Switcher
     from recast_cli.engine.task import load_task
 
     loaded = load_base(base_file)

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recast_cli.engine.attach import merge
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images.decode import Images, decode, open_image, preprocessing
 from recast_cli.engine.images.folders import Item, list_classes, list_items
 from recast_cli.engine.images.splits import measured_part
 from recast_cli.engine.metrics import confused_pairs, per_class, top_k
+from recast_cli.engine.model.attach import merge
+from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.runtime.inference import infer, take_features
-from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import Task
 
 

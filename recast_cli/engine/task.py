@@ -22,9 +22,9 @@ from recast_cli.engine.storage.writer import write_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recast_cli.engine.adapters import Adapter
     from recast_cli.engine.base.base import Base
     from recast_cli.engine.base.header import Outline
+    from recast_cli.engine.model.adapters.adapter import Adapter
 
 COEFFICIENTS, HEAD, ADAPTER, RECORD = (
     "coefficients.safetensors",
@@ -184,7 +184,7 @@ def save_adapter(path: Path, adapter: Adapter, bound: dict[str, Any]) -> None:
 
 def read_adapter(path: Path) -> Adapter:
     """The inverse of `save_adapter`. Raises RecastError for a damaged file."""
-    from recast_cli.engine.adapters import ADAPTERS, Adapter
+    from recast_cli.engine.model.adapters.adapter import ADAPTERS, Adapter
 
     metadata = read_metadata(path) or {}
     name, options = metadata.get("adapter"), metadata.get("options")

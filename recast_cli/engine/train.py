@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.frozen_norms import frozen_norms
-from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.metrics import top_k
+from recast_cli.engine.model.coefficient_gradients import cheap_gradients
+from recast_cli.engine.model.frozen_norms import frozen_norms
 from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import halfway, solve_head
 from recast_cli.engine.progress import Progress

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.adapt import measure
-from recast_cli.engine.adapters import Adapter
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
 from recast_cli.engine.contender import prepare, put
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn
+from recast_cli.engine.model.adapters.adapter import Adapter
+from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.record import now, type_name, versions
 from recast_cli.engine.runtime.device import choose_device
@@ -38,7 +39,6 @@ from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.sweep import Run
-from recast_cli.engine.switch import Switcher
 from recast_cli.engine.task import read_adapter, save_adapter
 from recast_cli.engine.train import Lesson
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recast_cli.engine.architecture.modules import listen
-from recast_cli.engine.attach import merge
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.splits import measured_part
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.images.unlabelled import list_pictures
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.runtime.inference import batches

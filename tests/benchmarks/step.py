@@ -25,13 +25,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.frozen_norms import frozen_norms
-from recast_cli.engine.gradients import cheap_gradients
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
+from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
+from recast_cli.engine.model.coefficient_gradients import cheap_gradients
+from recast_cli.engine.model.frozen_norms import frozen_norms
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.cuda_graph import Replayed, Work
 from recast_cli.engine.runtime.device import ready

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.attach import merge
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.images.transforms import normalise
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.task import Task
 
 TOLERANCE = 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recast_cli.engine.adapters.places import convolutions, weight_of
+from recast_cli.engine.model.adapters.targets import convolutions, weight_of
 
 
 class Ghost(nn.Conv2d):

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.adapters.adaptformer import adaptformer
-from recast_cli.engine.adapters.clr import clr
-from recast_cli.engine.adapters.dora import dora
-from recast_cli.engine.adapters.melo import melo
-from recast_cli.engine.adapters.piggyback import from_bits, piggyback, to_bits
-from recast_cli.engine.adapters.rosa import rosa, rosa_mlp
-from recast_cli.engine.adapters.sparse import Sparse
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.model.adapters.adaptformer import adaptformer
+from recast_cli.engine.model.adapters.clr import clr
+from recast_cli.engine.model.adapters.dora import dora
+from recast_cli.engine.model.adapters.melo import melo
+from recast_cli.engine.model.adapters.piggyback import from_bits, piggyback, to_bits
+from recast_cli.engine.model.adapters.rosa import Sparse, rosa, rosa_mlp
 
 
 class Packing(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.adapters.places import on_weight, weight_of, weights
+from recast_cli.engine.model.adapters.targets import on_weight, weight_of, weights
 
 START, THRESHOLD = 1e-2, 5e-3
 """Every real-valued mask starts above the threshold, so that nothing is masked then."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from recast_cli.engine.adapters.low_rank import LowRank
-from recast_cli.engine.adapters.places import attention, on_weight, weight_of
+from recast_cli.engine.model.adapters.low_rank import LowRank
+from recast_cli.engine.model.adapters.targets import attention, on_weight, weight_of
 
 
 def melo(model: nn.Module, *, rank: int = 1, seed: int = 0) -> dict[str, nn.Module]:

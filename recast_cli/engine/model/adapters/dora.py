@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.adapters.low_rank import LowRank
-from recast_cli.engine.adapters.places import attention, on_weight, weight_of
+from recast_cli.engine.model.adapters.low_rank import LowRank
+from recast_cli.engine.model.adapters.targets import attention, on_weight, weight_of
 
 LEAST = 1e-6
 """Norm that a row is taken to have at least: those of pruned weights may be zero."""

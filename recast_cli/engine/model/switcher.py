@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.adapters import Adapter
-from recast_cli.engine.attach import merge
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank
+from recast_cli.engine.model.adapters.adapter import Adapter
+from recast_cli.engine.model.attach import merge
 from recast_cli.engine.runtime.device import choose_device, ready
 
 SHORTEST = 16

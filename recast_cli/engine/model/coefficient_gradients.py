@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.attach import Mixture
-from recast_cli.engine.products import Geometry, Products, Scaled
+from recast_cli.engine.model.attach import Mixture
+from recast_cli.engine.model.mixed_products import Geometry, Products, Scaled
 
 INTENSITY = 16
 """Multiply-adds of a product in the time that one number takes to or from memory: 4 to 20 on CPUs, 160 on an H200."""

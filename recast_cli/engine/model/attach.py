@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.adapters import Adapter, add_learned
 from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.mixture import mix
+from recast_cli.engine.model.adapters.adapter import Adapter, add_learned
 
 
 class Templates(nn.Module):

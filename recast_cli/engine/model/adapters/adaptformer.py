@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from recast_cli.engine.adapters.places import blocks
+from recast_cli.engine.model.adapters.targets import blocks
 
 SCALE = 0.1
 """Of the branch, Eq. 2 of AdaptFormer."""
