@@ -34,10 +34,10 @@ PUBLIC = {
     "model.attach": ("attach", "merge"),
     "model.switcher": ("Switcher",),
     "verify": ("Verification", "verify"),
-    "options": ("AdaptOptions",),
+    "task.options": ("AdaptOptions",),
     "images.datasets": ("fetch_known",),
     "adapt": ("adapt",),
-    "task": ("Task", "load_task", "save_task"),
+    "task.task": ("Task", "load_task", "save_task"),
     "evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
     "export": ("Exported", "export", "export_all"),
     "comparison": ("read_comparison",),
@@ -80,11 +80,11 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.model.adapters.adapter import Adapter
     from recast_cli.engine.model.attach import attach, merge
     from recast_cli.engine.model.switcher import Switcher
-    from recast_cli.engine.options import AdaptOptions
     from recast_cli.engine.plot import plot_base, plot_tasks
     from recast_cli.engine.solve import GradientOptions, VaeOptions
     from recast_cli.engine.source.open import open_source
     from recast_cli.engine.source.source import Source
     from recast_cli.engine.standings import standings
-    from recast_cli.engine.task import Task, load_task, save_task
+    from recast_cli.engine.task.options import AdaptOptions
+    from recast_cli.engine.task.task import Task, load_task, save_task
     from recast_cli.engine.verify import Verification, verify

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.options import AdaptOptions, option_types
 from recast_cli.engine.storage.header import read_metadata
 from recast_cli.engine.storage.yaml_file import check_keys, read_yaml, with_underscores
-from recast_cli.engine.task import RECORD, check_task_name
+from recast_cli.engine.task.folder import RECORD, check_task_name
+from recast_cli.engine.task.options import AdaptOptions, option_types
 
 CONFIG_NAMES = ("recast.yaml", "recast.yml")
 

@@ -3,7 +3,7 @@
 import torch
 from helpers import perturbed
 
-from recast_cli.engine.task import Task
+from recast_cli.engine.task.task import Task
 
 
 def task_of(base, size=32, adapter=None, name="colours", features=None, seed=0):

@@ -19,9 +19,9 @@ from recast_cli.engine.images.decode import decode, preprocessing
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import fit_probe
-from recast_cli.engine.task import load_task
+from recast_cli.engine.task.options import AdaptOptions
+from recast_cli.engine.task.task import load_task
 
 OPTIONS = AdaptOptions(epochs=3, batch_size=8, head_lr=0.05)
 pytestmark = pytest.mark.usefixtures("weak_probe")

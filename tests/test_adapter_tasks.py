@@ -14,11 +14,12 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.importance import squared_gradients
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.options import ADAPTERS, AdaptOptions
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
-from recast_cli.engine.task import ADAPTER, load_task
+from recast_cli.engine.task.folder import ADAPTER
+from recast_cli.engine.task.options import ADAPTERS, AdaptOptions
+from recast_cli.engine.task.task import load_task
 
 pytestmark = pytest.mark.usefixtures("every_epoch_counts")
 CONV = ("piggyback", "clr")

@@ -11,10 +11,10 @@ from scipy.signal import correlate
 from torch import nn
 from torch.nn.utils import skip_init
 
-from recast_cli.engine import options
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.model.adapters.adapter import ADAPTERS, PACKING, Adapter, Installed, add_learned
 from recast_cli.engine.model.attach import attach, merge
+from recast_cli.engine.task import options
 
 VIT = ("melo", "adaptformer", "dora", "rosa", "rosa-mlp")
 CONV = ("piggyback", "clr")

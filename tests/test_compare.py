@@ -14,10 +14,10 @@ from recast_cli.engine.adapt import adapt
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.compare import compare, read_results
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.stock import base_file
 from recast_cli.engine.sweep import chosen_rate
+from recast_cli.engine.task.options import AdaptOptions
 
 pytest_plugins = ["compare_fixtures"]
 OUT = Path("out")

@@ -16,10 +16,10 @@ from recast_cli.engine.mimic import mimic
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.runtime.precision import precision
+from recast_cli.engine.task.options import AdaptOptions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
 

@@ -17,8 +17,8 @@ from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.source.open import open_source
+from recast_cli.engine.task.options import AdaptOptions
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from recast_cli.engine.model import switcher as switch
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.frozen_norms import frozen_norms
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.runtime import accumulate as batch
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features
+from recast_cli.engine.task.options import AdaptOptions, with_rate
 from recast_cli.engine.train import Lesson, Loop
 
 

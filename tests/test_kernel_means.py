@@ -26,12 +26,12 @@ from recast_cli.engine.mimic import mimic
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.restore import write_source
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import from_model
 from recast_cli.engine.storage.header import read_metadata
+from recast_cli.engine.task.options import AdaptOptions, with_rate
 
 NAME, ARGS = "mobilenetv2_035", {"num_classes": 3}
 

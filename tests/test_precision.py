@@ -11,11 +11,11 @@ from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 from recast_cli.engine.model.attach import attach, coefficient_parameters
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.runtime import precision as engine_precision
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.runtime.precision import precision, quick_attention, training_precision
 from recast_cli.engine.source.open import open_source
+from recast_cli.engine.task.options import AdaptOptions
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -9,8 +9,8 @@ from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine import probe as probe_module
 from recast_cli.engine.learn import class_weights
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import LIMITS, fit_probe, logistic_regression, solve_head, standardised
+from recast_cli.engine.task.options import AdaptOptions
 
 
 def draw(count, seed, classes=3, features=6, spread=1.0, uneven=False):

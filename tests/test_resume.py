@@ -7,7 +7,7 @@ import torch
 
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.task.options import AdaptOptions
 
 OPTIONS = AdaptOptions(epochs=4, batch_size=8, seed=2)
 pytestmark = pytest.mark.usefixtures("every_epoch_counts")

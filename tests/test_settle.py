@@ -13,9 +13,9 @@ from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.learn import settle
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import fit_probe
 from recast_cli.engine.state import Epoch, State
+from recast_cli.engine.task.options import AdaptOptions
 
 
 def rows(count, seed):

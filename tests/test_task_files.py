@@ -15,7 +15,7 @@ from recast_cli.engine.mimic import mimic
 from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
-from recast_cli.engine.task import Task, load_task, save_task
+from recast_cli.engine.task.task import Task, load_task, save_task
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise, statistics
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.model.attach import attach, coefficient_parameters
-from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.state import Epoch, State
+from recast_cli.engine.task.options import AdaptOptions, with_rate
 from recast_cli.engine.train import Lesson, Part, train
 
 module = importlib.import_module("recast_cli.engine.train")

@@ -12,12 +12,12 @@ from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnB
 from recast_cli.cli.output import Output, left_out, percent, show_facts
 from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
+from recast_cli.engine.task.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
     from recast_cli.engine.state import Epoch
-    from recast_cli.engine.task import Task
+    from recast_cli.engine.task.task import Task
 
 
 def defaults(option: str) -> str:
@@ -190,7 +190,7 @@ def find_images(workspace: Workspace, task: str, flag: Path | None, out: Output)
 
 def summary(task: Task, folder: Path) -> dict[str, Any]:
     """The JSON of `recast adapt`."""
-    from recast_cli.engine.task import ADAPTER, files_of
+    from recast_cli.engine.task.folder import ADAPTER, files_of
 
     record = task.record
     metrics, adapter = record["metrics"], record.get("adapter")

@@ -57,7 +57,7 @@ def demo(
             out.note(f"\n$ {command}")
             run(command, quiet)
     from recast_cli.cli.adapt import summary
-    from recast_cli.engine.task import load_task
+    from recast_cli.engine.task.task import load_task
 
     found = [load_task(directory / "tasks" / task) for task in tasks]
     value = {

@@ -13,7 +13,7 @@ from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnB
 from recast_cli.cli.output import Output, columns, left_out, percent
 from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.task import read_record
+from recast_cli.engine.task.folder import read_record
 from recast_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def evaluate(
     from recast_cli.engine.evaluate import evaluate as measure
     from recast_cli.engine.evaluate import evaluate_source
     from recast_cli.engine.model.switcher import Switcher
-    from recast_cli.engine.task import load_task
+    from recast_cli.engine.task.task import load_task
 
     loaded = load_base(base_file)
     tasks = [load_task(folder, loaded) for folder in folders.values()]

@@ -12,7 +12,7 @@ from recast_cli.cli.options import Debug, Json, Quiet
 from recast_cli.cli.output import Output, show_facts, size
 from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.task import files_of, read_record
+from recast_cli.engine.task.folder import files_of, read_record
 from recast_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def export(
     from recast_cli.engine.export import check_format, check_target, export_all
     from recast_cli.engine.export import export as write
     from recast_cli.engine.storage.atomic import check_new_folder
-    from recast_cli.engine.task import load_task
+    from recast_cli.engine.task.task import load_task
 
     several = len(names) > 1
     if several:

@@ -13,7 +13,7 @@ from recast_cli.cli.look import Look, look, look_at_task
 from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
 from recast_cli.cli.output import Output, columns, show_facts, size
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.task import RECORD, files_of, read_record
+from recast_cli.engine.task.folder import RECORD, files_of, read_record
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
-from recast_cli.engine.task import RECORD
+from recast_cli.engine.task.folder import RECORD
 from recast_cli.workspace import Workspace, read_base_id
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def look_at_base(path: Path) -> Look:
 def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
     """A task: its coefficients by module beside the base's, where the base is at hand."""
     from recast_cli.engine.storage.header import read_floats
-    from recast_cli.engine.task import COEFFICIENTS, check_bound, check_parts, read_record
+    from recast_cli.engine.task.folder import COEFFICIENTS, check_bound, check_parts, read_record
 
     record = read_record(folder)
     shapes = check_parts(folder, record)

@@ -12,7 +12,7 @@ from recast_cli.cli.options import BaseFile, Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, columns, percent
 from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.task import read_record
+from recast_cli.engine.task.folder import read_record
 from recast_cli.workspace import find_workspace
 
 
@@ -38,7 +38,7 @@ def predict(
     import_torch()
     from recast_cli.engine.base.file import load_base
     from recast_cli.engine.evaluate import predict as guess
-    from recast_cli.engine.task import load_task
+    from recast_cli.engine.task.task import load_task
 
     loaded = load_base(base_file)
     learned = load_task(folder, loaded)

@@ -19,7 +19,6 @@ from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.learn import class_weights, learn, look_at, probe_rows
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.record import check_same, describe_split, describe_training, identity_of, now, versions
 from recast_cli.engine.runtime import distributed
@@ -28,7 +27,9 @@ from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.runtime.precision import training_precision
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.storage.header import FORMAT_VERSION
-from recast_cli.engine.task import RECORD, Task, check_task_name, load_task, read_record, save_task
+from recast_cli.engine.task.folder import RECORD, check_task_name, read_record
+from recast_cli.engine.task.options import AdaptOptions, with_rate
+from recast_cli.engine.task.task import Task, load_task, save_task
 from recast_cli.engine.train import Lesson
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.layout.plan import PICK
-from recast_cli.engine.options import ADAPTERS, AdaptOptions, option_types
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.storage.yaml_file import as_number, check_keys, read_yaml, typename, with_underscores
+from recast_cli.engine.task.options import ADAPTERS, AdaptOptions, option_types
 
 OWN_KINDS = ("linear-probe", "head", "recast", "adapter")
 """Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""

@@ -15,9 +15,9 @@ from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.join import Learner, make_learner
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.stock import CannotRun, applying
+from recast_cli.engine.task.options import AdaptOptions
 
 
 def prepare(method: Method, base: Base, options: AdaptOptions, device: torch.device) -> Learner:

@@ -22,7 +22,7 @@ from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.runtime.inference import infer, take_features
-from recast_cli.engine.task import Task
+from recast_cli.engine.task.task import Task
 
 
 @dataclass(frozen=True)

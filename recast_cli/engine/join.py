@@ -13,10 +13,10 @@ from recast_cli.engine.importance import squared_gradients
 from recast_cli.engine.learn import start_state
 from recast_cli.engine.model.adapters.adapter import Adapter, Installed
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.state import State
+from recast_cli.engine.task.options import AdaptOptions
 from recast_cli.engine.train import Part
 
 

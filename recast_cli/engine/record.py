@@ -15,9 +15,9 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.splits import Split
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.state import State
+from recast_cli.engine.task.options import AdaptOptions
 
 
 def identity_of(base: Base, data: Path, folder: Path, options: AdaptOptions) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.storage.atomic import atomic
 from recast_cli.engine.storage.header import to_json
-from recast_cli.engine.task import RECORD
+from recast_cli.engine.task.folder import RECORD
 
 FILE = "resume.pt"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.options import AdaptOptions
+from recast_cli.engine.task.options import AdaptOptions
 
 
 @dataclass(frozen=True)

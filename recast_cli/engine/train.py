@@ -20,7 +20,6 @@ from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.metrics import top_k
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.frozen_norms import frozen_norms
-from recast_cli.engine.options import RECIPES, AdaptOptions
 from recast_cli.engine.probe import halfway, solve_head
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime import distributed
@@ -29,6 +28,7 @@ from recast_cli.engine.runtime.device import compile_function
 from recast_cli.engine.runtime.inference import batches, infer, resident, take, take_features
 from recast_cli.engine.runtime.precision import precision, quick_attention, training_precision
 from recast_cli.engine.state import Epoch, State, advance, finished
+from recast_cli.engine.task.options import RECIPES, AdaptOptions
 
 
 class Part(NamedTuple):

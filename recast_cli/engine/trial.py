@@ -23,7 +23,6 @@ from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn
 from recast_cli.engine.model.adapters.adapter import Adapter
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.options import AdaptOptions, with_rate
 from recast_cli.engine.record import now, type_name, versions
 from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.runtime.precision import measuring_precision, training_precision
@@ -39,7 +38,8 @@ from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.sweep import Run
-from recast_cli.engine.task import read_adapter, save_adapter
+from recast_cli.engine.task.options import AdaptOptions, with_rate
+from recast_cli.engine.task.task import read_adapter, save_adapter
 from recast_cli.engine.train import Lesson
 
 Line = dict[str, Any]

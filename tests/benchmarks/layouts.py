@@ -36,11 +36,11 @@ from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.learn import learn, look_at, probe_rows, start_state
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.options import AdaptOptions
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.runtime.precision import precision, training_precision
 from recast_cli.engine.state import State
+from recast_cli.engine.task.options import AdaptOptions
 from recast_cli.engine.train import Lesson, Part
 
 

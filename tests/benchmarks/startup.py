@@ -17,7 +17,7 @@ from common import arguments, race, report, run
 
 from recast_cli.cli.commands import SUMMARIES
 from recast_cli.engine.storage.header import FORMAT_VERSION
-from recast_cli.engine.task import Task, save_task
+from recast_cli.engine.task.task import Task, save_task
 
 HEAD = """import typer
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -17,7 +17,7 @@ from recast_cli.engine.export.onnx import check_extra, write_onnx
 from recast_cli.engine.export.plain import CONFIG, WEIGHTS, line, write_folder, write_plain
 from recast_cli.engine.restore import write_source
 from recast_cli.engine.storage.atomic import check_new_folder, check_writable, staged
-from recast_cli.engine.task import Task
+from recast_cli.engine.task.task import Task
 
 SUFFIXES = {"safetensors": ".safetensors", "timm": "", "onnx": ".onnx"}
 """Format -> how the name of its file ends, which its readers go by; timm's is a folder."""

@@ -14,7 +14,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.task import Task
+from recast_cli.engine.task.task import Task
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that counts as the same network."""

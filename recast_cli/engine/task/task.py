@@ -1,0 +1,136 @@
+"""A task: fewer than 50 coefficients bound to a base, a classification head, and a readable record of both.
+
+Where an adapter was asked for, a third file holds what it learned.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
+from recast_cli.engine.storage.tensors import read_tensors
+from recast_cli.engine.storage.writer import write_tensors
+from recast_cli.engine.task.folder import (
+    ADAPTER,
+    COEFFICIENTS,
+    HEAD,
+    RECORD,
+    check_bound,
+    check_parts,
+    read_part,
+    read_record,
+    write_record,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recast_cli.engine.base.base import Base
+    from recast_cli.engine.model.adapters.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `adapt` learns.
+
+    Attributes:
+        name: Name of the task and of its folder.
+        base_id: The base it belongs to.
+        vector: Coefficients in layout order: (layout.coefficients,) float32.
+        weight: Of the head: (classes, head_hidden_size) float32.
+        bias: Of the head: (classes,) float32.
+        record: The content of task.yaml: classes in order, split, options, metrics, versions, dates, timings.
+        adapter: What it learned beside the coefficients, where an adapter was asked for.
+    """
+
+    name: str
+    base_id: str
+    vector: Tensor
+    weight: Tensor
+    bias: Tensor
+    record: dict[str, Any]
+    adapter: Adapter | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the head's rows."""
+        return list(self.record["classes"])
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images it was adapted at, in pixels."""
+        return int(self.record["image_size"])
+
+
+def save_task(task: Task, folder: Path) -> None:
+    """Write the files of a task; the record last, as its presence says that the task is finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    bound = {"format": FORMAT_VERSION, "base_id": task.base_id}
+    write_tensors(folder / COEFFICIENTS, {"coefficients": task.vector}, {"kind": "coefficients", **bound})
+    write_tensors(folder / HEAD, {"weight": task.weight, "bias": task.bias}, {"kind": "head", **bound})
+    if task.adapter is None:
+        (folder / ADAPTER).unlink(missing_ok=True)
+    else:
+        save_adapter(folder / ADAPTER, task.adapter, bound)
+    write_record(folder / RECORD, task.record)
+
+
+def load_task(folder: Path, base: Base | None = None) -> Task:
+    """Read a task.
+
+    Args:
+        folder: Of the task, e.g. `tasks/flowers`.
+        base: Where given, the task must belong to it.
+
+    Raises:
+        RecastError: Missing or damaged files, or a task of another base.
+    """
+    record = read_record(folder)
+    shapes = check_parts(folder, record)
+    if base is not None:
+        check_bound(record["base_id"], math.prod(shapes["coefficients"]), base, str(folder))
+    head = read_tensors(folder / HEAD)
+    return Task(
+        name=record["name"],
+        base_id=record["base_id"],
+        vector=read_tensors(folder / COEFFICIENTS)["coefficients"],
+        weight=head["weight"],
+        bias=head["bias"],
+        record=record,
+        adapter=load_adapter(folder, record),
+    )
+
+
+def load_adapter(folder: Path, record: dict[str, Any]) -> Adapter | None:
+    """What a task learned in an adapter, from its file; None for a task without one."""
+    if not record.get("adapter"):
+        return None
+    path = folder / ADAPTER
+    read_part(path, "adapter", record["base_id"])
+    adapter = read_adapter(path)
+    if (adapter.name, adapter.options) != (record["adapter"]["name"], record["adapter"]["options"]):
+        raise RecastError(f"{path} is not the adapter that {RECORD} names", "Restore the right file.")
+    return adapter
+
+
+def save_adapter(path: Path, adapter: Adapter, bound: dict[str, Any]) -> None:
+    """Write what was learned in an adapter; `bound` says in which format and to which base it belongs."""
+    write_tensors(
+        path, adapter.tensors, {"kind": "adapter", **bound, "adapter": adapter.name, "options": adapter.options}
+    )
+
+
+def read_adapter(path: Path) -> Adapter:
+    """The inverse of `save_adapter`. Raises RecastError for a damaged file."""
+    from recast_cli.engine.model.adapters.adapter import ADAPTERS, Adapter
+
+    metadata = read_metadata(path) or {}
+    name, options = metadata.get("adapter"), metadata.get("options")
+    if name not in ADAPTERS or not isinstance(options, dict):
+        raise RecastError(f"{path}: its recast metadata is damaged", "Adapt the task again with --restart.")
+    return Adapter(name, options, read_tensors(path))
