@@ -33,17 +33,17 @@ PUBLIC = {
     "model.adapters.adapter": ("Adapter",),
     "model.attach": ("attach", "merge"),
     "model.switcher": ("Switcher",),
-    "verify": ("Verification", "verify"),
+    "measure.verify": ("Verification", "verify"),
     "task.options": ("AdaptOptions",),
     "images.datasets": ("fetch_known",),
     "adapt": ("adapt",),
     "task.task": ("Task", "load_task", "save_task"),
-    "evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
+    "measure.evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
     "export": ("Exported", "export", "export_all"),
     "comparison": ("read_comparison",),
     "compare": ("compare",),
     "standings": ("standings",),
-    "diagnose": ("BankDiagnosis", "compare_to_base", "diagnose", "similarity"),
+    "measure.diagnose": ("BankDiagnosis", "compare_to_base", "diagnose", "similarity"),
     "plot": ("plot_base", "plot_tasks"),
 }
 """Module of the engine -> what it gives to the public."""
@@ -69,13 +69,14 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.compare import compare
     from recast_cli.engine.comparison import read_comparison
     from recast_cli.engine.compress.compress import compress
-    from recast_cli.engine.diagnose import BankDiagnosis, compare_to_base, diagnose, similarity
     from recast_cli.engine.errors import RecastError
-    from recast_cli.engine.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict
     from recast_cli.engine.export import Exported, export, export_all
     from recast_cli.engine.images.datasets import fetch_known
     from recast_cli.engine.layout.layout import Bank, Layout
     from recast_cli.engine.layout.plan import plan_layout
+    from recast_cli.engine.measure.diagnose import BankDiagnosis, compare_to_base, diagnose, similarity
+    from recast_cli.engine.measure.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict
+    from recast_cli.engine.measure.verify import Verification, verify
     from recast_cli.engine.mimic import mimic
     from recast_cli.engine.model.adapters.adapter import Adapter
     from recast_cli.engine.model.attach import attach, merge
@@ -87,4 +88,3 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.standings import standings
     from recast_cli.engine.task.options import AdaptOptions
     from recast_cli.engine.task.task import Task, load_task, save_task
-    from recast_cli.engine.verify import Verification, verify

@@ -14,10 +14,10 @@ from PIL import Image
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.images.decode import decode, preprocessing
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import normalise
+from recast_cli.engine.measure.evaluate import evaluate
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.probe import fit_probe
 from recast_cli.engine.task.options import AdaptOptions

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.evaluate import evaluate
 from recast_cli.engine.importance import squared_gradients
+from recast_cli.engine.measure.evaluate import evaluate
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.storage.tensors import read_tensors

@@ -51,7 +51,7 @@ def test_several_tasks_share_one_network(ready, monkeypatch):
         return merge(base, vector, image_size)
 
     monkeypatch.setattr("recast_cli.engine.model.switcher.merge", counted)
-    monkeypatch.setattr("recast_cli.engine.evaluate.merge", counted)
+    monkeypatch.setattr("recast_cli.engine.measure.evaluate.merge", counted)
     assert recast_json("eval", "--all")["tasks"] == alone
     assert sizes == [32]
 

@@ -9,7 +9,8 @@ from helpers import perturbed
 
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.base.header import read_outline
-from recast_cli.engine.diagnose import (
+from recast_cli.engine.layout.plan import plan_layout
+from recast_cli.engine.measure.diagnose import (
     compare_to_base,
     diagnose,
     diagnose_roles,
@@ -17,7 +18,6 @@ from recast_cli.engine.diagnose import (
     template_distance,
     template_entropy,
 )
-from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic import mimic
 
 TEMPLATES = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))

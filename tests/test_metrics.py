@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 
-from recast_cli.engine.metrics import confused_pairs, per_class, top_k
+from recast_cli.engine.measure.metrics import confused_pairs, per_class, top_k
 
 CLASSES = ["a", "b", "c", "d", "e", "f", "g"]
 

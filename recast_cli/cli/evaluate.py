@@ -17,7 +17,7 @@ from recast_cli.engine.task.folder import read_record
 from recast_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
-    from recast_cli.engine.evaluate import Evaluation
+    from recast_cli.engine.measure.evaluate import Evaluation
 
 
 def evaluate(
@@ -69,8 +69,8 @@ def evaluate(
     base_file = workspace.base_file(base, base_ids[0] if base_ids else None)
     import_torch()
     from recast_cli.engine.base.file import load_base
-    from recast_cli.engine.evaluate import evaluate as measure
-    from recast_cli.engine.evaluate import evaluate_source
+    from recast_cli.engine.measure.evaluate import evaluate as measure
+    from recast_cli.engine.measure.evaluate import evaluate_source
     from recast_cli.engine.model.switcher import Switcher
     from recast_cli.engine.task.task import load_task
 

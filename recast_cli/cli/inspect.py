@@ -49,7 +49,7 @@ def inspect(
     if len(looks) > 1 and len(vectors) == len(looks):
         if len({len(vector) for vector in vectors}) > 1:
             raise RecastError("These tasks belong to bases of different layouts", "Inspect them one by one.")
-        from recast_cli.engine.diagnose import similarity
+        from recast_cli.engine.measure.diagnose import similarity
 
         matrix = similarity(vectors)
     if plot is not None:

@@ -16,7 +16,7 @@ from recast_cli.workspace import Workspace, read_base_id
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base
     from recast_cli.engine.base.header import Outline
-    from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis
+    from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis
 
 
 class Look:
@@ -60,7 +60,7 @@ def look_at_base(path: Path) -> Look:
     import_torch()
     from recast_cli.engine.base.base import parameters
     from recast_cli.engine.base.file import load_base
-    from recast_cli.engine.diagnose import diagnose, diagnose_roles
+    from recast_cli.engine.measure.diagnose import diagnose, diagnose_roles
 
     base = load_base(path)
     layout, banks, roles = base.layout, diagnose(base), diagnose_roles(base)
@@ -113,7 +113,7 @@ def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
     }
     if base is None:
         return Look({**value, "vector": vector}, vector=vector)
-    from recast_cli.engine.diagnose import compare_to_base
+    from recast_cli.engine.measure.diagnose import compare_to_base
 
     check_bound(record["base_id"], len(vector), base, "the task")
     changes = compare_to_base(base, vector)

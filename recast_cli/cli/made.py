@@ -12,8 +12,8 @@ from recast_cli.cli.output import size as readable
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base
+    from recast_cli.engine.measure.verify import Verification
     from recast_cli.engine.source.source import Source
-    from recast_cli.engine.verify import Verification
 
 
 def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:

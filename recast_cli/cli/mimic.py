@@ -20,9 +20,9 @@ from recast_cli.engine.layout.published import PAPER_LAYOUTS
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base
     from recast_cli.engine.layout.layout import Layout
+    from recast_cli.engine.measure.verify import Verification
     from recast_cli.engine.progress import Progress
     from recast_cli.engine.source.source import Source
-    from recast_cli.engine.verify import Verification
 
 Layouts = " | ".join(PAPER_LAYOUTS)
 
@@ -190,7 +190,7 @@ def check_stored(dtype: str, compressing: bool, calibrate: Path | None, heal: Pa
 def check_pictures(source: Source, layout: Layout, heal: Path | None, verify: Path | None) -> None:
     """Raise RecastError where pictures will be of no use: now, before a solver may have run for long."""
     if verify is not None:
-        from recast_cli.engine.verify import check_verifiable
+        from recast_cli.engine.measure.verify import check_verifiable
 
         check_verifiable(source, verify)
     if heal is not None:
@@ -206,7 +206,7 @@ def verify_with(
 ) -> tuple[Base, Verification]:
     """What is left of the source on these pictures, and the base with that in its file, so that it travels with it."""
     from recast_cli.engine.base.file import save_base
-    from recast_cli.engine.verify import verify
+    from recast_cli.engine.measure.verify import verify
 
     found = verify(source, base, pictures, device=device, progress=progress)
     return save_base(replace(base, verified=asdict(found)), output), found

@@ -37,7 +37,7 @@ def predict(
     base_file = workspace.base_file(base, read_record(folder)["base_id"])
     import_torch()
     from recast_cli.engine.base.file import load_base
-    from recast_cli.engine.evaluate import predict as guess
+    from recast_cli.engine.measure.evaluate import predict as guess
     from recast_cli.engine.task.task import load_task
 
     loaded = load_base(base_file)

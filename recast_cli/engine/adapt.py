@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recast_cli.engine import resume
 from recast_cli.engine.base.base import Base
@@ -17,13 +13,12 @@ from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import check_read, split_folder
 from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.learn import class_weights, learn, look_at, probe_rows
-from recast_cli.engine.metrics import top_k
+from recast_cli.engine.measure.evaluate import measure
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.record import check_same, describe_split, describe_training, identity_of, now, versions
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.device import choose_device
-from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.runtime.precision import training_precision
 from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.storage.header import FORMAT_VERSION
@@ -188,9 +183,3 @@ def timed(timings: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
-
-
-def measure(model: nn.Module, head: Sequence[Tensor], images: Images, data: dict[str, Any]) -> float:
-    """Top-1 of a merged network with a head (weight, bias) on `images`."""
-    found = infer(take_features(model), images.pixels, data, next(model.parameters()).device, frozen=True)
-    return top_k(F.linear(found, *head), images.labels)

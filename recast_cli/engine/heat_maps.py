@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import SubFigure
 
-from recast_cli.engine.diagnose import BankDiagnosis, Matrix, RoleDiagnosis
+from recast_cli.engine.measure.diagnose import BankDiagnosis, Matrix, RoleDiagnosis
 
 MOST_MAPS, WIDTH = 24, 10.0  # heat maps in a picture; its inches
 Series = dict[str, list[BankDiagnosis]]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.images.decode import Images
-from recast_cli.engine.metrics import top_k
+from recast_cli.engine.measure.metrics import top_k
 from recast_cli.engine.probe import Probe, fit_probe, halfway
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime import distributed

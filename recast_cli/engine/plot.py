@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from recast_cli.engine.diagnose import BankDiagnosis, Matrix, ModuleChange, RoleDiagnosis
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.heat_maps import (
     MOST_MAPS,
@@ -32,6 +31,7 @@ from recast_cli.engine.heat_maps import (
     role_maps,
     short,
 )
+from recast_cli.engine.measure.diagnose import BankDiagnosis, Matrix, ModuleChange, RoleDiagnosis
 from recast_cli.engine.page import document, table
 from recast_cli.engine.storage.atomic import atomic, check_writable
 

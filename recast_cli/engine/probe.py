@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recast_cli.engine.metrics import top_k
+from recast_cli.engine.measure.metrics import top_k
 
 START_GRID = (-3, -2, -1)
 """First exponents tried: penalties of 10^e times half the squared norm of the weights."""

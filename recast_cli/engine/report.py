@@ -11,8 +11,8 @@ from typing import Any
 import matplotlib
 
 from recast_cli.engine.base.base import Base, parameters
-from recast_cli.engine.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, similarity
 from recast_cli.engine.layout.layout import Bank
+from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, similarity
 from recast_cli.engine.page import Markup, cards, document, folded, section, table, text, tinted, with_bar
 from recast_cli.engine.plot import (
     STYLE,

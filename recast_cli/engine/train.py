@@ -17,7 +17,7 @@ from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
-from recast_cli.engine.metrics import top_k
+from recast_cli.engine.measure.metrics import top_k
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.frozen_norms import frozen_norms
 from recast_cli.engine.probe import halfway, solve_head

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.adapt import measure
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
 from recast_cli.engine.contender import prepare, put
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.join import begin
 from recast_cli.engine.learn import class_weights, learn
+from recast_cli.engine.measure.evaluate import measure
 from recast_cli.engine.model.adapters.adapter import Adapter
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.record import now, type_name, versions

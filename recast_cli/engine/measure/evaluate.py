@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.base.base import Base
@@ -16,7 +16,7 @@ from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images.decode import Images, decode, open_image, preprocessing
 from recast_cli.engine.images.folders import Item, list_classes, list_items
 from recast_cli.engine.images.splits import measured_part
-from recast_cli.engine.metrics import confused_pairs, per_class, top_k
+from recast_cli.engine.measure.metrics import confused_pairs, per_class, top_k
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.progress import Progress
@@ -246,3 +246,9 @@ def predict(
         Guess(name, task.classes[index], float(probability))
         for name, index, probability in zip(names, best.indices.tolist(), best.values, strict=True)
     ]
+
+
+def measure(model: nn.Module, head: Sequence[Tensor], images: Images, data: dict[str, Any]) -> float:
+    """Top-1 of a merged network with a head (weight, bias) on `images`."""
+    found = infer(take_features(model), images.pixels, data, next(model.parameters()).device, frozen=True)
+    return top_k(F.linear(found, *head), images.labels)
