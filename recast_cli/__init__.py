@@ -26,10 +26,10 @@ PUBLIC = {
     "source.source": ("Source",),
     "source.open": ("open_source",),
     "solve": ("GradientOptions", "VaeOptions"),
-    "mimic": ("mimic",),
+    "mimic.decompose.decompose": ("mimic",),
     "base.base": ("Base",),
     "base.file": ("load_base", "save_base"),
-    "compress.compress": ("compress",),
+    "mimic.compress.compress": ("compress",),
     "model.adapters.adapter": ("Adapter",),
     "model.attach": ("attach", "merge"),
     "model.switcher": ("Switcher",),
@@ -68,7 +68,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.base.file import load_base, save_base
     from recast_cli.engine.compare import compare
     from recast_cli.engine.comparison import read_comparison
-    from recast_cli.engine.compress.compress import compress
     from recast_cli.engine.errors import RecastError
     from recast_cli.engine.export import Exported, export, export_all
     from recast_cli.engine.images.datasets import fetch_known
@@ -77,7 +76,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.measure.diagnose import BankDiagnosis, compare_to_base, diagnose, similarity
     from recast_cli.engine.measure.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict
     from recast_cli.engine.measure.verify import Verification, verify
-    from recast_cli.engine.mimic import mimic
+    from recast_cli.engine.mimic.compress.compress import compress
+    from recast_cli.engine.mimic.decompose.decompose import mimic
     from recast_cli.engine.model.adapters.adapter import Adapter
     from recast_cli.engine.model.attach import attach, merge
     from recast_cli.engine.model.switcher import Switcher

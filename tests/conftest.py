@@ -8,7 +8,7 @@ from helpers import CONV, CONV_ARGS, draw_images, save_folder
 from hypothesis import settings
 
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.source.open import open_source
 

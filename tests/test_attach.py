@@ -7,7 +7,7 @@ import torch
 from helpers import perturbed, pictures
 from torch import nn
 
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 
 

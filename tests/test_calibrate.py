@@ -11,17 +11,17 @@ from torch.nn import functional as F
 
 from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.compress import curvature as curving
-from recast_cli.engine.compress.compress import compress
-from recast_cli.engine.compress.curvature import DAMPING, FLOOR, ROW_DAMPING, curvatures, drawn_loss, squares
-from recast_cli.engine.compress.matrices import matrices
-from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.images.unlabelled import MOST, list_pictures, read_pictures
 from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.compress import fisher as curving
+from recast_cli.engine.mimic.compress.compress import compress
+from recast_cli.engine.mimic.compress.fisher import DAMPING, FLOOR, ROW_DAMPING, curvatures, drawn_loss, squares
+from recast_cli.engine.mimic.compress.matrices import matrices
+from recast_cli.engine.mimic.compress.plan import source_bytes
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import merge
 
 

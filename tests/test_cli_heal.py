@@ -5,7 +5,7 @@ from cli_helpers import QUICK, recast, recast_json, refused
 from helpers import draw_images
 
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.heal import distil
+from recast_cli.engine.mimic.heal import distil
 
 pytest_plugins = ["cli_fixtures"]
 SHARED = ("--modules", "blocks.*.mlp.fc?", "--groups", 1, "--templates", 6)

@@ -13,14 +13,14 @@ from safetensors.numpy import load_file
 
 from recast_cli.engine.base.codec.code import Deflated
 from recast_cli.engine.base.file import load_base, save_base
-from recast_cli.engine.compress.compress import compress
-from recast_cli.engine.compress.matrices import tensors_of_source
-from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.diagnose import diagnose
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.compress.compress import compress
+from recast_cli.engine.mimic.compress.matrices import tensors_of_source
+from recast_cli.engine.mimic.compress.plan import source_bytes
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import attach, merge
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.solve import GradientOptions

@@ -6,13 +6,13 @@ from helpers import perturbed, pictures
 from torch import distributed, nn
 
 from recast_cli.engine.adapt import adapt
-from recast_cli.engine.compress.curvature import curvatures
-from recast_cli.engine.compress.matrices import matrices
-from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.evaluate import evaluate
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.compress.fisher import curvatures
+from recast_cli.engine.mimic.compress.matrices import matrices
+from recast_cli.engine.mimic.decompose.decompose import mimic
+from recast_cli.engine.mimic.heal.heal import heal
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.switcher import Switcher

@@ -18,7 +18,7 @@ from recast_cli.engine.measure.diagnose import (
     template_distance,
     template_entropy,
 )
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 
 TEMPLATES = torch.randn(3, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 

@@ -14,7 +14,7 @@ from recast_cli.engine.architecture.build import create
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.evaluate import class_indices, evaluate, evaluate_source, predict
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.source.open import open_source

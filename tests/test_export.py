@@ -19,7 +19,7 @@ from recast_cli.engine.export import export, export_all
 from recast_cli.engine.export.head import with_classifier
 from recast_cli.engine.export.merged import merge_task
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.adapters.adapter import Adapter, Installed
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.source.open import open_source

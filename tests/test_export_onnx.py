@@ -12,7 +12,7 @@ from test_export import expected, learned, logits
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export import export, onnx
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.source.open import open_source
 

@@ -14,7 +14,7 @@ from recast_cli.engine import join
 from recast_cli.engine.images.transforms import statistics
 from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model import switcher as switch
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.frozen_norms import frozen_norms

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import Mixture, Templates, attach, coefficient_parameters
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients, choose_road
 from recast_cli.engine.model.mixed_products import SMALL, Products, Scaled, inner

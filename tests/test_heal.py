@@ -7,20 +7,21 @@ import torch
 from helpers import draw_images
 from torch import nn
 
-from recast_cli.engine.compress.curvature import drawn_loss
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.heal import bank, distil, state
-from recast_cli.engine.heal import heal as healing
-from recast_cli.engine.heal.bank import fit_bank, fit_templates, loss, reduced
-from recast_cli.engine.heal.curvature import DAMPING, curvature, damped, outer
-from recast_cli.engine.heal.distil import judge_by
-from recast_cli.engine.heal.heal import heal
-from recast_cli.engine.heal.layers import heal_layers
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.layout import coefficient_key, template_key
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.compress.fisher import drawn_loss
+from recast_cli.engine.mimic.decompose.decompose import mimic
+from recast_cli.engine.mimic.heal import distil, state
+from recast_cli.engine.mimic.heal import fit_bank as bank
+from recast_cli.engine.mimic.heal import heal as healing
+from recast_cli.engine.mimic.heal.distil import judge_by
+from recast_cli.engine.mimic.heal.fit_bank import fit_bank, fit_templates, loss, reduced
+from recast_cli.engine.mimic.heal.heal import heal
+from recast_cli.engine.mimic.heal.kfac import DAMPING, curvature, damped, outer
+from recast_cli.engine.mimic.heal.layerwise import heal_layers
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.solve import Solution, solve_exact
 

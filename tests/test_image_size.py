@@ -10,7 +10,7 @@ from recast_cli.engine.architecture.build import build
 from recast_cli.engine.architecture.description import describe
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import attach, merge
 from recast_cli.engine.source.open import open_source
 

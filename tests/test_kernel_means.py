@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.base.mixture import with_means
-from recast_cli.engine.compress.compress import compress
-from recast_cli.engine.compress.curvature import template_gradient
-from recast_cli.engine.compress.plan import source_bytes
 from recast_cli.engine.layout.layout import Layout, template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.diagnose import diagnose, diagnose_roles, template_entropy
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.compress.compress import compress
+from recast_cli.engine.mimic.compress.fisher import template_gradient
+from recast_cli.engine.mimic.compress.plan import source_bytes
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.switcher import Switcher

@@ -10,7 +10,7 @@ from helpers import perturbed
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.solve import GradientOptions, VaeOptions
 from recast_cli.engine.storage.writer import TensorWriter
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recast_cli.engine.base.mixture import mix
-from recast_cli.engine.solve.solution import mix_all
+from recast_cli.engine.mimic.decompose.solution import mix_all
 
 SHAPES = {"linear": (5, 7), "fused qkv": (12, 4), "conv1d": (4, 3, 3), "conv2d": (4, 3, 3, 3), "square": (6, 6)}
 

@@ -9,7 +9,7 @@ from torch import nn
 from recast_cli.engine.adapt import adapt
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import attach, coefficient_parameters
 from recast_cli.engine.runtime import precision as engine_precision
 from recast_cli.engine.runtime.device import ready

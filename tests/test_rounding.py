@@ -13,10 +13,10 @@ from recast_cli.engine.base.codec.deflate import deflate, inflate
 from recast_cli.engine.base.codec.grid import Grid
 from recast_cli.engine.base.codec.packing import BLOCK, pack, packed_bytes, unpack
 from recast_cli.engine.base.codec.steps import OCTAVE
-from recast_cli.engine.compress.curvature import Curvature
-from recast_cli.engine.compress.matrices import matrices
-from recast_cli.engine.compress.rounding import feed_back
-from recast_cli.engine.compress.steps import curved_steps, near, plain_steps
+from recast_cli.engine.mimic.compress.fisher import Curvature
+from recast_cli.engine.mimic.compress.matrices import matrices
+from recast_cli.engine.mimic.compress.rounding import feed_back
+from recast_cli.engine.mimic.compress.steps import curved_steps, near, plain_steps
 
 
 def random(*shape, seed=0):

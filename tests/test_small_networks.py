@@ -7,7 +7,7 @@ from helpers import network, perturbed, pictures
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import attach, merge
 from recast_cli.engine.source.source import from_model
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file, save_model
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import from_model
@@ -261,7 +261,7 @@ import sys
 from pathlib import Path
 from recast_cli.engine import behind
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.plan import plan_layout
 from recast_cli.engine.restore import write_source
 from recast_cli.engine.source.open import open_source

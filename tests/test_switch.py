@@ -11,7 +11,7 @@ import recast_cli.engine.model.switcher as switch_module
 from recast_cli.engine.architecture.build import create
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.source.source import from_model

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors

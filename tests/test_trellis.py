@@ -9,10 +9,10 @@ from test_rounding import layer, output_error, random
 
 from recast_cli.engine.base.codec import trellis
 from recast_cli.engine.base.codec.trellis import MOST, follow, halves
-from recast_cli.engine.compress import curvature
-from recast_cli.engine.compress.curvature import Curvature, squares
-from recast_cli.engine.compress.rounding import feed_back, in_turns, on_trellis, to_steps
-from recast_cli.engine.compress.steps import curved_steps
+from recast_cli.engine.mimic.compress import fisher as curvature
+from recast_cli.engine.mimic.compress.fisher import Curvature, squares
+from recast_cli.engine.mimic.compress.rounding import feed_back, in_turns, on_trellis, to_steps
+from recast_cli.engine.mimic.compress.steps import curved_steps
 
 
 def read(codes):

@@ -13,7 +13,7 @@ from recast_cli.engine.images.folders import list_classes, list_items
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.verify import verify
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.source.open import open_source
 

@@ -13,8 +13,8 @@ from recast_cli.cli.output import size as readable
 from recast_cli.engine.errors import RecastError
 
 if TYPE_CHECKING:
-    from recast_cli.engine.compress.plan import Compression
     from recast_cli.engine.layout.layout import Layout
+    from recast_cli.engine.mimic.compress.plan import Compression
     from recast_cli.engine.source.source import Source
 
 
@@ -26,7 +26,7 @@ def wanted_bytes(text: str | None, source: Source) -> int | None:
     """
     if text is None:
         return None
-    from recast_cli.engine.compress.plan import source_bytes
+    from recast_cli.engine.mimic.compress.plan import source_bytes
 
     times = re.fullmatch(r"([0-9]*\.?[0-9]+) *x", text.strip().lower())
     if times and float(times[1]) > 0:

@@ -102,7 +102,7 @@ def mimic(
 
     options = solver_options(solver, loss=loss, noise=noise, steps=steps, lr=lr, seed=seed, kl=kl or None)
     from recast_cli.engine.layout.plan import plan_layout
-    from recast_cli.engine.mimic import mimic as make_base
+    from recast_cli.engine.mimic.decompose.decompose import mimic as make_base
     from recast_cli.engine.runtime.device import choose_device
     from recast_cli.engine.source.open import open_source
 
@@ -126,9 +126,9 @@ def mimic(
     healed = None
     with out.progress() as progress:
         if heal is not None:
-            from recast_cli.engine.heal.heal import MOST
-            from recast_cli.engine.heal.heal import heal as heal_base
             from recast_cli.engine.images.unlabelled import read_pictures
+            from recast_cli.engine.mimic.heal.heal import MOST
+            from recast_cli.engine.mimic.heal.heal import heal as heal_base
 
             assert opened.architecture is not None
             pixels = read_pictures(heal, opened.architecture, progress, most=MOST)
@@ -136,7 +136,7 @@ def mimic(
             healed = heal_base(opened, healed, pixels, device=device, state_path=unfinished, progress=progress)
         if compressing:
             from recast_cli.cli.compression import show_plan, wanted_bytes
-            from recast_cli.engine.compress.compress import compress
+            from recast_cli.engine.mimic.compress.compress import compress
 
             base = compress(
                 opened,
@@ -175,7 +175,7 @@ def mimic(
 
 def check_stored(dtype: str, compressing: bool, calibrate: Path | None, heal: Path | None) -> None:
     """Raise RecastError where options that say how weights are stored do not go together."""
-    from recast_cli.engine.unmade import DTYPES
+    from recast_cli.engine.mimic.decompose.manifest import DTYPES
 
     if dtype not in DTYPES:
         raise RecastError(f"--dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
@@ -194,8 +194,8 @@ def check_pictures(source: Source, layout: Layout, heal: Path | None, verify: Pa
 
         check_verifiable(source, verify)
     if heal is not None:
-        from recast_cli.engine.heal.heal import MOST, check_healable
         from recast_cli.engine.images.unlabelled import list_pictures
+        from recast_cli.engine.mimic.heal.heal import MOST, check_healable
 
         check_healable(source, layout)
         list_pictures(heal, MOST)

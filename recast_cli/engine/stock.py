@@ -19,7 +19,7 @@ from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import Split, split_folder
 from recast_cli.engine.layout.plan import BUDGET, plan_layout
 from recast_cli.engine.learn import class_weights, look_at, probe_rows
-from recast_cli.engine.mimic import DTYPES, mimic
+from recast_cli.engine.mimic.decompose.decompose import DTYPES, mimic
 from recast_cli.engine.model.attach import attach
 from recast_cli.engine.probe import Probe
 from recast_cli.engine.runtime.device import ready

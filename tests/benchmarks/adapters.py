@@ -19,7 +19,7 @@ from step import Step, add_step_options, bare, learn, make_batch, with_peft
 
 from recast_cli.engine.join import make_learner
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.task.options import AdaptOptions
 
 TRANSFORMER = (("melo", "dora", "rosa", "rosa-mlp", "adaptformer"), r"blocks\.\d+\.attn\.qkv", "attn.qkv")

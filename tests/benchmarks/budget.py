@@ -73,7 +73,7 @@ def draw_one(folder: Path, number: int) -> None:
 def mimic_to(options: argparse.Namespace, base: Path) -> None:
     """The base, with the layout that the tool picks."""
     from recast_cli.engine.layout.plan import plan_layout
-    from recast_cli.engine.mimic import mimic
+    from recast_cli.engine.mimic.decompose.decompose import mimic
 
     source = open_network(options)
     mimic(source, plan_layout(source.modules), path=base)

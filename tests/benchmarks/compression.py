@@ -32,18 +32,18 @@ from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.codec.code import BITS, Code, Fixed, code_bytes, nearest
 from recast_cli.engine.base.file import save_base
-from recast_cli.engine.compress.compress import compress
-from recast_cli.engine.compress.matrices import is_large, tensors_of_base
-from recast_cli.engine.compress.plan import HALF, fixed_code, planned, small_codes, source_bytes
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.finish import finished
-from recast_cli.engine.heal.heal import heal
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.evaluate import class_indices, labelled_items
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.compress.compress import compress
+from recast_cli.engine.mimic.compress.matrices import is_large, tensors_of_base
+from recast_cli.engine.mimic.compress.plan import HALF, fixed_code, planned, small_codes, source_bytes
+from recast_cli.engine.mimic.decompose.decompose import mimic
+from recast_cli.engine.mimic.decompose.finalize import finished
+from recast_cli.engine.mimic.heal.heal import heal
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.runtime.inference import infer
 from recast_cli.engine.source.open import open_source

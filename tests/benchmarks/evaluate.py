@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.runtime.inference import infer, take_features

@@ -88,7 +88,7 @@ def load_and_save(file: Path, out: Path) -> Callable[[], object]:
 def exact(file: Path, out: Path) -> Callable[[], object]:
     """From the file to the base on disk, as `recast mimic FILE` does it."""
     from recast_cli.engine.layout.plan import plan_layout
-    from recast_cli.engine.mimic import mimic
+    from recast_cli.engine.mimic.decompose.decompose import mimic
     from recast_cli.engine.source.open import open_source
 
     def case() -> None:
@@ -102,7 +102,7 @@ def in_memory(file: Path, out: Path) -> Callable[[], object]:
     """The same by way of a base in memory."""
     from recast_cli.engine.base.file import save_base
     from recast_cli.engine.layout.plan import plan_layout
-    from recast_cli.engine.mimic import mimic
+    from recast_cli.engine.mimic.decompose.decompose import mimic
     from recast_cli.engine.source.open import open_source
 
     def case() -> None:

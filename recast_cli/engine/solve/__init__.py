@@ -3,11 +3,11 @@
 Each solver maps weights (layers, *shape) to a `Solution`: templates (n, *shape) and coefficients (layers, K, n).
 """
 
-from recast_cli.engine.solve.exact import solve_exact
-from recast_cli.engine.solve.gradient import GradientOptions, solve_gradient
-from recast_cli.engine.solve.options import SolverOptions, solver_options
-from recast_cli.engine.solve.solution import Solution
-from recast_cli.engine.solve.vae import VaeOptions, solve_vae
+from recast_cli.engine.mimic.decompose.exact import solve_exact
+from recast_cli.engine.mimic.decompose.gradient import GradientOptions, solve_gradient
+from recast_cli.engine.mimic.decompose.solution import Solution
+from recast_cli.engine.mimic.decompose.solver_options import SolverOptions, solver_options
+from recast_cli.engine.mimic.decompose.vae import VaeOptions, solve_vae
 
 __all__ = [
     "GradientOptions",

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from recast_cli.engine.architecture.description import classifiers
 from recast_cli.engine.architecture.modules import listen
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.heal.state import LEAST_LR, State, advance
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.layout import coefficient_key, template_key
+from recast_cli.engine.mimic.heal.state import LEAST_LR, State, advance
 from recast_cli.engine.model.attach import Mixture, Templates, attach
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import ready

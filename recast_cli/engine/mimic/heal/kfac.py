@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.compress.curvature import drawn_loss
-from recast_cli.engine.heal.inputs import groups_of, samples
 from recast_cli.engine.images.transforms import normalise
+from recast_cli.engine.mimic.compress.fisher import drawn_loss
+from recast_cli.engine.mimic.heal.layer_inputs import groups_of, samples
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.inference import batches
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.heal.bank import fit_bank
-from recast_cli.engine.heal.curvature import Factors, curvature
-from recast_cli.engine.heal.inputs import groups_of, measurable
 from recast_cli.engine.layout.layout import Bank, coefficient_key, template_key
+from recast_cli.engine.mimic.heal.fit_bank import fit_bank
+from recast_cli.engine.mimic.heal.kfac import Factors, curvature
+from recast_cli.engine.mimic.heal.layer_inputs import groups_of, measurable
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import Solution
 from recast_cli.engine.source.source import Source

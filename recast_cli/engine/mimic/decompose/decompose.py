@@ -19,6 +19,7 @@ from recast_cli.engine.base.file import metadata_of, widest
 from recast_cli.engine.base.mixture import with_means
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
+from recast_cli.engine.mimic.decompose.manifest import DTYPES, base_specs, stored_specs, unmade
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.threads import threads
 from recast_cli.engine.solve import (
@@ -35,7 +36,6 @@ from recast_cli.engine.storage.background import Behind
 from recast_cli.engine.storage.digest import Hashed, digest, hash_bytes, hash_templates, hashed
 from recast_cli.engine.storage.tensors import read_stored, spec_of, specs
 from recast_cli.engine.storage.writer import writing
-from recast_cli.engine.unmade import DTYPES, base_specs, stored_specs, unmade
 
 BATCH = 2**22
 """Bytes of the source's other tensors that are read at a time."""

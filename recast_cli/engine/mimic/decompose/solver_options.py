@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from recast_cli.engine.errors import RecastError, check_seed
-from recast_cli.engine.solve.gradient import GradientOptions
-from recast_cli.engine.solve.solution import LOSSES
-from recast_cli.engine.solve.vae import VaeOptions
+from recast_cli.engine.mimic.decompose.gradient import GradientOptions
+from recast_cli.engine.mimic.decompose.solution import LOSSES
+from recast_cli.engine.mimic.decompose.vae import VaeOptions
 
 SolverOptions = GradientOptions | VaeOptions | None
 """None stands for the exact solver."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from recast_cli.engine.compress.curvature import Curvature
+    from recast_cli.engine.mimic.compress.fisher import Curvature
 from recast_cli.engine.base.codec.steps import OCTAVE, Steps
 
 RANGE = 64

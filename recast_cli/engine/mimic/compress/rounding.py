@@ -11,9 +11,9 @@ from recast_cli.engine.base.codec.code import Fixed, Stored, deflated
 from recast_cli.engine.base.codec.grid import SMALLEST
 from recast_cli.engine.base.codec.steps import Steps
 from recast_cli.engine.base.codec.trellis import BLOCK, follow, halves, rounded
-from recast_cli.engine.compress.curvature import Curvature, squares
-from recast_cli.engine.compress.matrices import matrices_of
-from recast_cli.engine.compress.steps import curved_steps, plain_steps
+from recast_cli.engine.mimic.compress.fisher import Curvature, squares
+from recast_cli.engine.mimic.compress.matrices import matrices_of
+from recast_cli.engine.mimic.compress.steps import curved_steps, plain_steps
 
 
 def to_steps(tensors: Mapping[str, Tensor], step: float, curves: Mapping[str, Curvature]) -> dict[str, Stored]:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.base.codec.code import BITS, Code, Fixed, Half, code_bytes
-from recast_cli.engine.compress.matrices import fits_half, is_large, matrices
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.families import role_of
 from recast_cli.engine.layout.layout import Layout, coefficient_key
+from recast_cli.engine.mimic.compress.matrices import fits_half, is_large, matrices
+from recast_cli.engine.mimic.decompose.manifest import base_specs, stored_bytes
 from recast_cli.engine.solve import SolverOptions
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.tensors import specs
-from recast_cli.engine.unmade import base_specs, stored_bytes
 
 HALF = 16
 """`--bits` of float16."""

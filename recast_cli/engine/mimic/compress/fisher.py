@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.compress.matrices import Shape
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.layout.layout import Bank, template_key
+from recast_cli.engine.mimic.compress.matrices import Shape
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device, ready

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recast_cli.engine.solve.solution import Solution
+from recast_cli.engine.mimic.decompose.solution import Solution
 
 
 def solve_exact(weights: Tensor, templates: int, sets: int) -> Solution:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.solve.solution import LOSSES, Progress, Solution, mix_all
+from recast_cli.engine.mimic.decompose.solution import LOSSES, Progress, Solution, mix_all
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,24 @@ from torch import Tensor
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.codec.code import Code, Encode, Fixed, nearest
 from recast_cli.engine.base.file import save_base
-from recast_cli.engine.compress.curvature import Curvature, curvatures
-from recast_cli.engine.compress.matrices import is_large, matrices, tensors_of_base, tensors_of_source
-from recast_cli.engine.compress.plan import HALF, Compression, check, fixed_code, is_enough, planned, small_codes
-from recast_cli.engine.compress.rounding import to_bits
-from recast_cli.engine.compress.size import Job, fit
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.finish import finished
 from recast_cli.engine.images.unlabelled import list_pictures, read_pictures
 from recast_cli.engine.layout.layout import Layout
-from recast_cli.engine.mimic import mimic
+from recast_cli.engine.mimic.compress.fisher import Curvature, curvatures
+from recast_cli.engine.mimic.compress.matrices import is_large, matrices, tensors_of_base, tensors_of_source
+from recast_cli.engine.mimic.compress.plan import (
+    HALF,
+    Compression,
+    check,
+    fixed_code,
+    is_enough,
+    planned,
+    small_codes,
+)
+from recast_cli.engine.mimic.compress.rate import Job, fit
+from recast_cli.engine.mimic.compress.rounding import to_bits
+from recast_cli.engine.mimic.decompose.decompose import mimic
+from recast_cli.engine.mimic.decompose.finalize import finished
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.solve import SolverOptions
 from recast_cli.engine.source.source import Source

@@ -11,11 +11,11 @@ from torch import Tensor
 from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.finish import finished
-from recast_cli.engine.heal.distil import distil, judge_by
-from recast_cli.engine.heal.layers import heal_layers
-from recast_cli.engine.heal.state import State, load, save
 from recast_cli.engine.layout.layout import Layout
+from recast_cli.engine.mimic.decompose.finalize import finished
+from recast_cli.engine.mimic.heal.distil import distil, judge_by
+from recast_cli.engine.mimic.heal.layerwise import heal_layers
+from recast_cli.engine.mimic.heal.state import State, load, save
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.source.source import Source

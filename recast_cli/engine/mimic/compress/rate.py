@@ -15,11 +15,11 @@ from torch import Tensor
 from recast_cli.engine.base.codec.code import Code, Deflated, Encode, nearest
 from recast_cli.engine.base.codec.deflate import deflate
 from recast_cli.engine.base.codec.trellis import AT_ONCE, MOST
-from recast_cli.engine.compress.curvature import Curvature
-from recast_cli.engine.compress.matrices import is_large, matrices, matrices_of
-from recast_cli.engine.compress.plan import Compression
-from recast_cli.engine.compress.rounding import steps_of, to_steps
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.mimic.compress.fisher import Curvature
+from recast_cli.engine.mimic.compress.matrices import is_large, matrices, matrices_of
+from recast_cli.engine.mimic.compress.plan import Compression
+from recast_cli.engine.mimic.compress.rounding import steps_of, to_steps
 from recast_cli.engine.progress import Progress
 
 FEWEST = 1.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recast_cli.engine.solve.solution import Solution
+from recast_cli.engine.mimic.decompose.solution import Solution
 
 ROUNDS, STEPS = 150, 5
 """Rounds of templates and coefficients by turns, and steps of conjugate gradients in each."""
