@@ -36,7 +36,7 @@ PUBLIC = {
     "measure.verify": ("Verification", "verify"),
     "task.options": ("AdaptOptions",),
     "images.datasets": ("fetch_known",),
-    "adapt": ("adapt",),
+    "adapt.adapt": ("adapt",),
     "task.task": ("Task", "load_task", "save_task"),
     "measure.evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
     "export": ("Exported", "export", "export_all"),
@@ -63,7 +63,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
-    from recast_cli.engine.adapt import adapt
+    from recast_cli.engine.adapt.adapt import adapt
     from recast_cli.engine.base.base import Base
     from recast_cli.engine.base.file import load_base, save_base
     from recast_cli.engine.compare import compare

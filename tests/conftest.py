@@ -7,9 +7,9 @@ import torch
 from helpers import CONV, CONV_ARGS, draw_images, save_folder
 from hypothesis import settings
 
+from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
-from recast_cli.engine.probe import Probe
 from recast_cli.engine.source.open import open_source
 
 # equal examples in every run, and no example fails because the machine is busy
@@ -86,7 +86,7 @@ def weak_probe():
         return Probe(torch.zeros(classes, train[0].shape[1]), torch.zeros(classes), 1.0, 0.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recast_cli.engine.learn.fit_probe", know_nothing)
+        patch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_nothing)
         yield
 
 
@@ -94,7 +94,7 @@ def weak_probe():
 def every_epoch_counts():
     """Every epoch is as good on validation as any, so that the last one is chosen, whatever so few images say."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: 1.0)
+        patch.setattr("recast_cli.engine.adapt.loop.top_k", lambda logits, labels: 1.0)
         yield
 
 

@@ -11,7 +11,8 @@ import yaml
 from helpers import draw_images
 from PIL import Image
 
-from recast_cli.engine.adapt import adapt
+from recast_cli.engine.adapt.adapt import adapt
+from recast_cli.engine.adapt.linear_probe import fit_probe
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import decode, preprocessing
@@ -19,7 +20,6 @@ from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.measure.evaluate import evaluate
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.probe import fit_probe
 from recast_cli.engine.task.options import AdaptOptions
 from recast_cli.engine.task.task import load_task
 
@@ -104,9 +104,9 @@ def test_no_epoch_is_chosen_that_is_clearly_worse_than_another(task):
 
 def test_the_task_is_what_the_best_epoch_ended_with(vit_base, data, tmp_path, monkeypatch):
     states = []
-    monkeypatch.setattr("recast_cli.engine.resume.save", lambda folder, identity, state: states.append(state))
+    monkeypatch.setattr("recast_cli.engine.adapt.resume.save", lambda folder, identity, state: states.append(state))
     accuracies = iter([0.5, 0.9, 0.1])
-    monkeypatch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: next(accuracies))
+    monkeypatch.setattr("recast_cli.engine.adapt.loop.top_k", lambda logits, labels: next(accuracies))
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", OPTIONS, device="cpu")
     assert task.record["metrics"]["best_epoch"] == 2
     *coefficients, weight, bias = states[1].trained
@@ -145,8 +145,8 @@ def test_recorded_accuracies_are_those_of_the_merged_network(task, vit_base, dat
 
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_the_linear_probe_is_measured_on_the_same_images(part, vit_base, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("recast_cli.engine.learn.fit_probe", fit_probe)
-    monkeypatch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: 1.0)  # a spoilt task wins over it
+    monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", fit_probe)
+    monkeypatch.setattr("recast_cli.engine.adapt.loop.top_k", lambda logits, labels: 1.0)  # a spoilt task wins over it
     options = AdaptOptions(epochs=1, batch_size=4, lr=3.0, head_lr=50.0)
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", options, device="cpu")
     assert task.record["metrics"]["test_top1"] < task.record["metrics"]["linear_probe_test_top1"]
@@ -188,7 +188,7 @@ def test_the_base_file_is_not_touched(vit_base, data, tmp_path):
 
 
 def test_only_coefficients_change_in_the_network_that_is_trained(conv_base, data, tmp_path, monkeypatch):
-    module = importlib.import_module("recast_cli.engine.join")
+    module = importlib.import_module("recast_cli.engine.adapt.learner")
     seen = []
 
     def spy(*args, **kwargs):

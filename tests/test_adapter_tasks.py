@@ -9,12 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from recast_cli.engine.adapt import adapt
+from recast_cli.engine.adapt.adapt import adapt
+from recast_cli.engine.adapt.importance import squared_gradients
+from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.importance import squared_gradients
 from recast_cli.engine.measure.evaluate import evaluate
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.probe import Probe
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.task.folder import ADAPTER

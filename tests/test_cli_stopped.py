@@ -47,7 +47,7 @@ def test_the_same_command_ends_with_the_bytes_of_an_unbroken_run(how, status, fr
 
 
 def test_other_options_do_not_go_on(fresh, monkeypatch):
-    from recast_cli.engine import resume
+    from recast_cli.engine.adapt import resume
 
     kept = resume.save
 
@@ -55,7 +55,7 @@ def test_other_options_do_not_go_on(fresh, monkeypatch):
         kept(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recast_cli.engine.resume.save", stop)
+    monkeypatch.setattr("recast_cli.engine.adapt.resume.save", stop)
     assert recast(*COMMAND).exit_code == 130
     result = recast("adapt", "--task", "colours", "--epochs", 3)
     assert result.exit_code == 2

@@ -10,11 +10,11 @@ from compare_fixtures import TIMES, YAML, plan_of
 
 from recast_cli.engine import compare as engine
 from recast_cli.engine import trial
-from recast_cli.engine.adapt import adapt
+from recast_cli.engine.adapt.adapt import adapt
+from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.compare import compare, read_results
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.probe import Probe
 from recast_cli.engine.stock import base_file
 from recast_cli.engine.sweep import chosen_rate
 from recast_cli.engine.task.options import AdaptOptions
@@ -75,7 +75,7 @@ def know_little(train, val, classes, class_weights=None):
 
 def test_recast_gives_the_numbers_of_adapt(folder, monkeypatch):
     """A probe that knows little at the start lets an epoch be the best one, so that what was trained is measured."""
-    monkeypatch.setattr("recast_cli.engine.learn.fit_probe", know_little)
+    monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_little)
     text = (
         FEW.replace("epochs: 1", "epochs: 3").replace("lr: 0.02", "lr: 0.2").replace("  shades: pictures/shades\n", "")
     )
@@ -99,7 +99,7 @@ def test_recast_gives_the_numbers_of_adapt(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["melo", "rosa"])
 def test_adapters_give_the_numbers_of_adapt(name, folder, monkeypatch):
-    monkeypatch.setattr("recast_cli.engine.learn.fit_probe", know_little)
+    monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_little)
     shared = FEW[: FEW.index("methods:")].replace("epochs: 1", "epochs: 3").replace("  shades: pictures/shades\n", "")
     rows = f"methods:\n  joined: {{method: recast, adapter: {name}, lr: 0.01}}\n"
     rows += f"  alone: {{method: adapter, adapter: {name}, lr: 0.01}}\n"
@@ -206,7 +206,7 @@ def test_a_method_of_another_kind(folder, stub_methods):
 
 def test_a_stored_run_is_measured_as_it_was_trained(folder, stub_methods, monkeypatch):
     """What is read back and measured on the validation images has the accuracy it had while it was trained."""
-    monkeypatch.setattr("recast_cli.engine.learn.fit_probe", know_little)
+    monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_little)
     methods = "methods:\n  norm: {lr: 0.5}\n  recast: {lr: 0.2}\n  head:\n"
     plan = plan_of(YAML[: YAML.index("methods:")].replace("epochs: 1", "epochs: 3") + methods)
     test_of = trial.pictures

@@ -5,7 +5,7 @@ import torch
 from helpers import perturbed, pictures
 from torch import distributed, nn
 
-from recast_cli.engine.adapt import adapt
+from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.images.unlabelled import read_pictures
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.evaluate import evaluate
@@ -169,7 +169,7 @@ def test_pictures_that_do_not_fit_the_card_come_batch_by_batch(
 ):
     options = AdaptOptions(epochs=3, batch_size=8, precision="float32")
     resident = adapt(vit_base, data, "a", tmp_path / "tasks" / "a", options, device="cuda")
-    monkeypatch.setattr("recast_cli.engine.train.resident", lambda pixels, device: pixels)
+    monkeypatch.setattr("recast_cli.engine.adapt.loop.resident", lambda pixels, device: pixels)
     sent = adapt(vit_base, data, "b", tmp_path / "tasks" / "b", options, device="cuda")
     torch.testing.assert_close(sent.vector, resident.vector, atol=1e-3, rtol=0)
 

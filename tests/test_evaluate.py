@@ -9,7 +9,7 @@ from helpers import draw_images, perturbed, pictures
 from PIL import Image
 from timm.data import create_transform
 
-from recast_cli.engine.adapt import adapt
+from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.architecture.build import create
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout

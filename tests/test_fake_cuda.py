@@ -10,21 +10,21 @@ import torch
 from helpers import drawn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 
-from recast_cli.engine import join
+from recast_cli.engine.adapt import learner as join
+from recast_cli.engine.adapt.learner import begin, make_learner
+from recast_cli.engine.adapt.linear_probe import Probe
+from recast_cli.engine.adapt.loop import Lesson, Loop
 from recast_cli.engine.images.transforms import statistics
-from recast_cli.engine.join import begin, make_learner
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model import switcher as switch
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.frozen_norms import frozen_norms
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.probe import Probe
 from recast_cli.engine.runtime import accumulate as batch
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.task.options import AdaptOptions, with_rate
-from recast_cli.engine.train import Lesson, Loop
 
 
 def gradients(root, parameters, materialize_grads=False):

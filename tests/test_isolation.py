@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import draw_images
 
-from recast_cli.engine.adapt import adapt
+from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.measure.evaluate import predict
 from recast_cli.engine.task.options import AdaptOptions

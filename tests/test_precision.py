@@ -6,7 +6,7 @@ import torch
 from helpers import pictures, save_folder
 from torch import nn
 
-from recast_cli.engine.adapt import adapt
+from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic

@@ -7,9 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from recast_cli.engine import probe as probe_module
-from recast_cli.engine.learn import class_weights
-from recast_cli.engine.probe import LIMITS, fit_probe, logistic_regression, solve_head, standardised
+from recast_cli.engine.adapt import linear_probe as probe_module
+from recast_cli.engine.adapt.fit import class_weights
+from recast_cli.engine.adapt.linear_probe import LIMITS, fit_probe, logistic_regression, solve_head, standardised
 from recast_cli.engine.task.options import AdaptOptions
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from recast_cli.engine.adapt import adapt
+from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.options import AdaptOptions
 

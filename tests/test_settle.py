@@ -6,15 +6,15 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from recast_cli.engine.adapt import adapt
+from recast_cli.engine.adapt.adapt import adapt
+from recast_cli.engine.adapt.fit import settle
+from recast_cli.engine.adapt.linear_probe import fit_probe
+from recast_cli.engine.adapt.state import Epoch, State
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import normalise
-from recast_cli.engine.learn import settle
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.probe import fit_probe
-from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.task.options import AdaptOptions
 
 
@@ -50,8 +50,8 @@ def test_the_final_head_is_the_mean_of_the_trained_and_the_solved_one():
 def states(monkeypatch):
     """What a run has come to after each epoch, of which the third is worse than the others."""
     found, accuracies = [], iter([1.0, 1.0, 0.1])
-    monkeypatch.setattr("recast_cli.engine.train.top_k", lambda logits, labels: next(accuracies))
-    monkeypatch.setattr("recast_cli.engine.resume.save", lambda folder, identity, state: found.append(state))
+    monkeypatch.setattr("recast_cli.engine.adapt.loop.top_k", lambda logits, labels: next(accuracies))
+    monkeypatch.setattr("recast_cli.engine.adapt.resume.save", lambda folder, identity, state: found.append(state))
     return found
 
 

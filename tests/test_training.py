@@ -9,17 +9,17 @@ from helpers import drawn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from recast_cli.engine.adapt.loop import Lesson, Part, train
+from recast_cli.engine.adapt.state import Epoch, State
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise, statistics
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.model.attach import attach, coefficient_parameters
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features
-from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.task.options import AdaptOptions, with_rate
-from recast_cli.engine.train import Lesson, Part, train
 
-module = importlib.import_module("recast_cli.engine.train")
+module = importlib.import_module("recast_cli.engine.adapt.loop")
 
 
 def lesson(data, options, images, val_images):

@@ -16,7 +16,7 @@ from recast_cli.engine.task.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
-    from recast_cli.engine.state import Epoch
+    from recast_cli.engine.adapt.state import Epoch
     from recast_cli.engine.task.task import Task
 
 
@@ -128,7 +128,7 @@ def adapt(
     options = workspace.adapt_options(task, flags)
     base_file = workspace.base_file(base)
     import_torch()
-    from recast_cli.engine.adapt import adapt as learn
+    from recast_cli.engine.adapt.adapt import adapt as learn
     from recast_cli.engine.base.file import load_base
     from recast_cli.engine.runtime.device import choose_device
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.adapt.learner import Learner, make_learner
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.comparison import OWN_KINDS, Method, Plan
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images.transforms import normalise
-from recast_cli.engine.join import Learner, make_learner
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.stock import CannotRun, applying

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from recast_cli.engine.adapt.fit import class_weights, look_at, probe_rows
+from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.comparison import Plan, digest_of, probe_options
@@ -18,10 +20,8 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import Split, split_folder
 from recast_cli.engine.layout.plan import BUDGET, plan_layout
-from recast_cli.engine.learn import class_weights, look_at, probe_rows
 from recast_cli.engine.mimic.decompose.decompose import DTYPES, mimic
 from recast_cli.engine.model.attach import attach
-from recast_cli.engine.probe import Probe
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.solve import solver_options
 from recast_cli.engine.source.open import open_source

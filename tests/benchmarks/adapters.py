@@ -17,7 +17,7 @@ import torch
 from common import arguments, race, report
 from step import Step, add_step_options, bare, learn, make_batch, with_peft
 
-from recast_cli.engine.join import make_learner
+from recast_cli.engine.adapt.learner import make_learner
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.task.options import AdaptOptions

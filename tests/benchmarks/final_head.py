@@ -21,13 +21,13 @@ from layouts import Task, fit, open_task
 from torch import Tensor
 from torch.nn import functional as F
 
+from recast_cli.engine.adapt.fit import look_at
+from recast_cli.engine.adapt.linear_probe import halfway, solve_head
+from recast_cli.engine.adapt.loop import Loop
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.learn import look_at
 from recast_cli.engine.model.attach import attach, coefficient_parameters
-from recast_cli.engine.probe import halfway, solve_head
 from recast_cli.engine.runtime.device import choose_device, ready
-from recast_cli.engine.train import Loop
 
 DRAWS = 300
 

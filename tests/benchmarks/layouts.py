@@ -28,20 +28,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from recast_cli.engine.adapt.fit import learn, look_at, probe_rows, start_state
+from recast_cli.engine.adapt.linear_probe import Probe
+from recast_cli.engine.adapt.loop import Lesson, Part
+from recast_cli.engine.adapt.state import State
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import augment, draw_windows, normalise
-from recast_cli.engine.learn import learn, look_at, probe_rows, start_state
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.probe import Probe
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.runtime.precision import precision, training_precision
-from recast_cli.engine.state import State
 from recast_cli.engine.task.options import AdaptOptions
-from recast_cli.engine.train import Lesson, Part
 
 
 class Task(NamedTuple):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recast_cli.engine.adapt.linear_probe import halfway, solve_head
+from recast_cli.engine.adapt.state import Epoch, State, advance, finished
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images
@@ -20,14 +22,12 @@ from recast_cli.engine.images.transforms import augment, draw_windows, normalise
 from recast_cli.engine.measure.metrics import top_k
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.frozen_norms import frozen_norms
-from recast_cli.engine.probe import halfway, solve_head
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.accumulate import Accumulator, fitting_batch
 from recast_cli.engine.runtime.device import compile_function
 from recast_cli.engine.runtime.inference import batches, infer, resident, take, take_features
 from recast_cli.engine.runtime.precision import precision, quick_attention, training_precision
-from recast_cli.engine.state import Epoch, State, advance, finished
 from recast_cli.engine.task.options import RECIPES, AdaptOptions
 
 

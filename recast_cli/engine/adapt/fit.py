@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recast_cli.engine.adapt.linear_probe import Probe, fit_probe, halfway
+from recast_cli.engine.adapt.loop import Lesson, Part, train
+from recast_cli.engine.adapt.state import Epoch, State
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.measure.metrics import top_k
-from recast_cli.engine.probe import Probe, fit_probe, halfway
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.inference import infer, take_features
-from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.task.options import RECIPES, AdaptOptions
-from recast_cli.engine.train import Lesson, Part, train
 
 Rows = tuple[Tensor, Tensor]
 """Features (N, width) of images, and their labels (N,)."""

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from recast_cli.engine.adapt.state import State
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.splits import Split
 from recast_cli.engine.runtime import distributed
-from recast_cli.engine.state import State
 from recast_cli.engine.task.options import AdaptOptions
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.transforms import normalise
-from recast_cli.engine.probe import Probe
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.inference import batches
 from recast_cli.engine.runtime.precision import precision

@@ -7,25 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recast_cli.engine import resume
+from recast_cli.engine.adapt import resume
+from recast_cli.engine.adapt.fit import class_weights, learn, look_at, probe_rows
+from recast_cli.engine.adapt.learner import begin, make_learner
+from recast_cli.engine.adapt.loop import Lesson
+from recast_cli.engine.adapt.record import check_same, describe_split, describe_training, identity_of, now, versions
+from recast_cli.engine.adapt.state import Epoch, State
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import check_read, split_folder
-from recast_cli.engine.join import begin, make_learner
-from recast_cli.engine.learn import class_weights, learn, look_at, probe_rows
 from recast_cli.engine.measure.evaluate import measure
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.record import check_same, describe_split, describe_training, identity_of, now, versions
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.runtime.precision import training_precision
-from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.task.folder import RECORD, check_task_name, read_record
 from recast_cli.engine.task.options import AdaptOptions, with_rate
 from recast_cli.engine.task.task import Task, load_task, save_task
-from recast_cli.engine.train import Lesson
 
 
 def adapt(

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.adapt.fit import start_state
+from recast_cli.engine.adapt.importance import squared_gradients
+from recast_cli.engine.adapt.linear_probe import Probe
+from recast_cli.engine.adapt.loop import Part
+from recast_cli.engine.adapt.state import State
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images
-from recast_cli.engine.importance import squared_gradients
-from recast_cli.engine.learn import start_state
 from recast_cli.engine.model.adapters.adapter import Adapter, Installed
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
-from recast_cli.engine.probe import Probe
 from recast_cli.engine.runtime.device import ready
-from recast_cli.engine.state import State
 from recast_cli.engine.task.options import AdaptOptions
-from recast_cli.engine.train import Part
 
 
 class Learner(NamedTuple):

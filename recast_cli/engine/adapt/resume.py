@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from recast_cli.engine.adapt.state import Epoch, State
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.state import Epoch, State
 from recast_cli.engine.storage.atomic import atomic
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.task.folder import RECORD
