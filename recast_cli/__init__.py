@@ -39,7 +39,7 @@ PUBLIC = {
     "adapt.adapt": ("adapt",),
     "task.task": ("Task", "load_task", "save_task"),
     "measure.evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
-    "export": ("Exported", "export", "export_all"),
+    "export.export": ("Exported", "export", "export_all"),
     "comparison": ("read_comparison",),
     "compare": ("compare",),
     "standings": ("standings",),
@@ -69,7 +69,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.compare import compare
     from recast_cli.engine.comparison import read_comparison
     from recast_cli.engine.errors import RecastError
-    from recast_cli.engine.export import Exported, export, export_all
+    from recast_cli.engine.export.export import Exported, export, export_all
     from recast_cli.engine.images.datasets import fetch_known
     from recast_cli.engine.layout.layout import Bank, Layout
     from recast_cli.engine.layout.plan import plan_layout

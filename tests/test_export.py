@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.export import export, export_all
-from recast_cli.engine.export.head import with_classifier
+from recast_cli.engine.export.classifier import with_classifier
+from recast_cli.engine.export.export import export, export_all
 from recast_cli.engine.export.merged import merge_task
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic

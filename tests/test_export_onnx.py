@@ -10,7 +10,8 @@ from helpers import CONV, CONV_ARGS, MEAN, STD, VIT, VIT_ARGS, pictures, save_fo
 from test_export import expected, learned, logits
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.export import export, onnx
+from recast_cli.engine.export import onnx
+from recast_cli.engine.export.export import export
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import merge
@@ -123,7 +124,9 @@ class Unknown(torch.nn.Module):
 @pytest.mark.usefixtures("_extra")
 def test_an_operator_that_onnx_lacks_is_named_and_nothing_written(bases, monkeypatch, tmp_path):
     base = bases["conv"]
-    monkeypatch.setattr("recast_cli.engine.export.merged.Classified.forward", lambda self, x: Unknown()(x).mean((2, 3)))
+    monkeypatch.setattr(
+        "recast_cli.engine.export.merged.Classified.forward", lambda self, x: Unknown()(x).mean((2, 3))
+    )
     with pytest.raises(RecastError, match=r"ONNX has nothing for a part of this network: .*bessel_j0"):
         export(base, tmp_path / "colours.onnx", "onnx", task_of(base))
     assert list(tmp_path.iterdir()) == []

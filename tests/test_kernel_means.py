@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.base.mixture import with_means
+from recast_cli.engine.export.restore import write_source
 from recast_cli.engine.layout.layout import Layout, template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.diagnose import diagnose, diagnose_roles, template_entropy
@@ -26,7 +27,6 @@ from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.restore import write_source
 from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import from_model

@@ -263,7 +263,7 @@ from recast_cli.engine import behind
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.plan import plan_layout
-from recast_cli.engine.restore import write_source
+from recast_cli.engine.export.restore import write_source
 from recast_cli.engine.source.open import open_source
 
 def peak():

@@ -17,7 +17,7 @@ from recast_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base
-    from recast_cli.engine.export import Exported
+    from recast_cli.engine.export.export import Exported
 
 
 def export(
@@ -51,8 +51,8 @@ def export(
         raise RecastError(f"{output} is what would be exported", "Give the export another name.")
     import_torch()
     from recast_cli.engine.base.file import load_base
-    from recast_cli.engine.export import check_format, check_target, export_all
-    from recast_cli.engine.export import export as write
+    from recast_cli.engine.export.export import check_format, check_target, export_all
+    from recast_cli.engine.export.export import export as write
     from recast_cli.engine.storage.atomic import check_new_folder
     from recast_cli.engine.task.task import load_task
 

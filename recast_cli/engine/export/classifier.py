@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from recast_cli.engine.architecture.description import config_of
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export.merged import TOLERANCE, Merged
-from recast_cli.engine.restore import source_specs
+from recast_cli.engine.export.restore import source_specs
 from recast_cli.engine.task.task import Task
 
 OTHERWISE = "Use --format onnx, which takes the head as it is."

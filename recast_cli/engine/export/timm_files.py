@@ -15,9 +15,9 @@ from torch import nn
 from recast_cli.engine.architecture.build import skeleton
 from recast_cli.engine.architecture.description import SOURCE_FIELDS, Architecture, quiet
 from recast_cli.engine.errors import RecastError, one_line
-from recast_cli.engine.export.head import with_classifier
+from recast_cli.engine.export.classifier import with_classifier
 from recast_cli.engine.export.merged import OTHERWISE, Merged
-from recast_cli.engine.restore import PLAIN, write_source
+from recast_cli.engine.export.restore import PLAIN, write_source
 from recast_cli.engine.storage.atomic import write_text
 from recast_cli.engine.storage.tensors import specs
 from recast_cli.engine.storage.writer import writing
