@@ -44,7 +44,7 @@ PUBLIC = {
     "compare": ("compare",),
     "standings": ("standings",),
     "measure.diagnose": ("BankDiagnosis", "compare_to_base", "diagnose", "similarity"),
-    "plot": ("plot_base", "plot_tasks"),
+    "report.figures": ("plot_base", "plot_tasks"),
 }
 """Module of the engine -> what it gives to the public."""
 
@@ -81,7 +81,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.model.adapters.adapter import Adapter
     from recast_cli.engine.model.attach import attach, merge
     from recast_cli.engine.model.switcher import Switcher
-    from recast_cli.engine.plot import plot_base, plot_tasks
+    from recast_cli.engine.report.figures import plot_base, plot_tasks
     from recast_cli.engine.solve import GradientOptions, VaeOptions
     from recast_cli.engine.source.open import open_source
     from recast_cli.engine.source.source import Source

@@ -197,7 +197,7 @@ def test_a_folder_without_a_task_is_refused(ready):
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "html"])
 def test_pictures_of_a_base_and_of_tasks(suffix, ready):
-    pytest.importorskip("recast_cli.engine.plot")
+    pytest.importorskip("recast_cli.engine.report.figures")
     for items in (("base.safetensors",), ("colours",), ("colours", "shades")):
         result = recast("inspect", *items, "--plot", f"picture.{suffix}", "--json")
         assert result.exit_code == 0, result.output
@@ -207,5 +207,5 @@ def test_pictures_of_a_base_and_of_tasks(suffix, ready):
 
 @pytest.mark.parametrize("plot", ["picture.doc", "picture", "no/picture.png"])
 def test_where_a_picture_cannot_go(plot, ready):
-    pytest.importorskip("recast_cli.engine.plot")
+    pytest.importorskip("recast_cli.engine.report.figures")
     refused("inspect", "base.safetensors", "--plot", plot)

@@ -14,10 +14,10 @@ from PIL import Image
 
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.heat_maps import short, short_names
 from recast_cli.engine.layout.layout import Bank, Layout
 from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange
-from recast_cli.engine.plot import plot_base, plot_tasks
+from recast_cli.engine.report.figures import plot_base, plot_tasks
+from recast_cli.engine.report.heat_maps import short, short_names
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base
-    from recast_cli.engine.report import Learned
+    from recast_cli.engine.report.base_page import Learned
 
 
 def inspect(
@@ -74,11 +74,11 @@ def inspect(
 
 def draw(looks: list[Look], matrix: Any, path: Path, workspace: Workspace) -> None:
     """The picture of one base, or of tasks; of one base as HTML, the report."""
-    from recast_cli.engine.plot import plot_base, plot_tasks
+    from recast_cli.engine.report.figures import plot_base, plot_tasks
 
     first = looks[0]
     if len(looks) == 1 and first.base and first.banks is not None and path.suffix.lower() == ".html":
-        from recast_cli.engine.report import write_report
+        from recast_cli.engine.report.base_page import write_report
 
         return write_report(first.base, first.banks, first.roles or [], tasks_of(first.base, workspace), path)
     if len(looks) == 1 and first.base is not None and first.banks is not None:
@@ -92,7 +92,7 @@ def draw(looks: list[Look], matrix: Any, path: Path, workspace: Workspace) -> No
 
 def tasks_of(base: Base, workspace: Workspace) -> list[Learned]:
     """The finished tasks of the workspace that belong to a base; one that cannot be read is left out with a warning."""
-    from recast_cli.engine.report import Learned
+    from recast_cli.engine.report.base_page import Learned
 
     found = []
     for name in workspace.task_names():

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
-from recast_cli.engine.heat_maps import short
-from recast_cli.engine.plot import COLOURS, MARKERS, STYLE
+from recast_cli.engine.report.figures import COLOURS, MARKERS, STYLE
+from recast_cli.engine.report.heat_maps import short
 from recast_cli.engine.standings import BUDGET, Standing
 from recast_cli.engine.storage.atomic import atomic
 

@@ -13,8 +13,7 @@ import matplotlib
 from recast_cli.engine.base.base import Base, parameters
 from recast_cli.engine.layout.layout import Bank
 from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, similarity
-from recast_cli.engine.page import Markup, cards, document, folded, section, table, text, tinted, with_bar
-from recast_cli.engine.plot import (
+from recast_cli.engine.report.figures import (
     STYLE,
     Tasks,
     bank_table,
@@ -24,6 +23,7 @@ from recast_cli.engine.plot import (
     number,
     tasks_figure,
 )
+from recast_cli.engine.report.html import Markup, cards, document, folded, section, table, text, tinted, with_bar
 from recast_cli.engine.storage.atomic import atomic
 from recast_cli.version import __version__
 

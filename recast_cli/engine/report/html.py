@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from recast_cli.engine.heat_maps import short
+from recast_cli.engine.report.heat_maps import short
 
 CSS = """
 :root{color-scheme:light;--ink:#1b1f24;--dim:#667080;--line:#e3e6ea;--soft:#f6f7f9;--blue:#0072b2}

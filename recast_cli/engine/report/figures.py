@@ -20,7 +20,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.heat_maps import (
+from recast_cli.engine.measure.diagnose import BankDiagnosis, Matrix, ModuleChange, RoleDiagnosis
+from recast_cli.engine.report.heat_maps import (
     MOST_MAPS,
     WIDTH,
     Map,
@@ -31,8 +32,7 @@ from recast_cli.engine.heat_maps import (
     role_maps,
     short,
 )
-from recast_cli.engine.measure.diagnose import BankDiagnosis, Matrix, ModuleChange, RoleDiagnosis
-from recast_cli.engine.page import document, table
+from recast_cli.engine.report.html import document, table
 from recast_cli.engine.storage.atomic import atomic, check_writable
 
 if TYPE_CHECKING:
