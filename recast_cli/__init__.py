@@ -25,7 +25,7 @@ PUBLIC = {
     "layout.plan": ("plan_layout",),
     "source.source": ("Source",),
     "source.open": ("open_source",),
-    "solve": ("GradientOptions", "VaeOptions"),
+    "mimic.decompose.solver_options": ("GradientOptions", "VaeOptions"),
     "mimic.decompose.decompose": ("mimic",),
     "base.base": ("Base",),
     "base.file": ("load_base", "save_base"),
@@ -78,11 +78,11 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.measure.verify import Verification, verify
     from recast_cli.engine.mimic.compress.compress import compress
     from recast_cli.engine.mimic.decompose.decompose import mimic
+    from recast_cli.engine.mimic.decompose.solver_options import GradientOptions, VaeOptions
     from recast_cli.engine.model.adapters.adapter import Adapter
     from recast_cli.engine.model.attach import attach, merge
     from recast_cli.engine.model.switcher import Switcher
     from recast_cli.engine.report.figures import plot_base, plot_tasks
-    from recast_cli.engine.solve import GradientOptions, VaeOptions
     from recast_cli.engine.source.open import open_source
     from recast_cli.engine.source.source import Source
     from recast_cli.engine.standings import standings

@@ -21,9 +21,9 @@ from recast_cli.engine.mimic.compress.compress import compress
 from recast_cli.engine.mimic.compress.matrices import tensors_of_source
 from recast_cli.engine.mimic.compress.plan import source_bytes
 from recast_cli.engine.mimic.decompose.decompose import mimic
+from recast_cli.engine.mimic.decompose.solver_options import GradientOptions
 from recast_cli.engine.model.attach import attach, merge
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.storage.header import read_metadata
 
 

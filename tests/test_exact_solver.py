@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recast_cli.engine.solve import solve_exact
+from recast_cli.engine.mimic.decompose.exact import solve_exact
 
 SHAPES = {"linear": (12, 8), "conv2d": (4, 3, 3, 3), "conv1d": (6, 4, 3)}
 

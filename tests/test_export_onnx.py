@@ -124,9 +124,7 @@ class Unknown(torch.nn.Module):
 @pytest.mark.usefixtures("_extra")
 def test_an_operator_that_onnx_lacks_is_named_and_nothing_written(bases, monkeypatch, tmp_path):
     base = bases["conv"]
-    monkeypatch.setattr(
-        "recast_cli.engine.export.merged.Classified.forward", lambda self, x: Unknown()(x).mean((2, 3))
-    )
+    monkeypatch.setattr("recast_cli.engine.export.merged.Classified.forward", lambda self, x: Unknown()(x).mean((2, 3)))
     with pytest.raises(RecastError, match=r"ONNX has nothing for a part of this network: .*bessel_j0"):
         export(base, tmp_path / "colours.onnx", "onnx", task_of(base))
     assert list(tmp_path.iterdir()) == []

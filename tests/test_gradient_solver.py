@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recast_cli.engine.solve import GradientOptions, solve_gradient
+from recast_cli.engine.mimic.decompose.gradient import solve_gradient
+from recast_cli.engine.mimic.decompose.solver_options import GradientOptions
 
 SMALL = torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(1)) * 0.05
 

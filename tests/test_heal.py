@@ -14,6 +14,8 @@ from recast_cli.engine.layout.layout import coefficient_key, template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.compress.fisher import drawn_loss
 from recast_cli.engine.mimic.decompose.decompose import mimic
+from recast_cli.engine.mimic.decompose.exact import solve_exact
+from recast_cli.engine.mimic.decompose.solution import Solution
 from recast_cli.engine.mimic.heal import distil, state
 from recast_cli.engine.mimic.heal import fit_bank as bank
 from recast_cli.engine.mimic.heal import heal as healing
@@ -23,7 +25,6 @@ from recast_cli.engine.mimic.heal.heal import heal
 from recast_cli.engine.mimic.heal.kfac import DAMPING, curvature, damped, outer
 from recast_cli.engine.mimic.heal.layerwise import heal_layers
 from recast_cli.engine.model.attach import merge
-from recast_cli.engine.solve import Solution, solve_exact
 
 
 def metric(layers, groups, size, generator):

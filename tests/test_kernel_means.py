@@ -24,10 +24,10 @@ from recast_cli.engine.mimic.compress.compress import compress
 from recast_cli.engine.mimic.compress.fisher import template_gradient
 from recast_cli.engine.mimic.compress.plan import source_bytes
 from recast_cli.engine.mimic.decompose.decompose import mimic
+from recast_cli.engine.mimic.decompose.solver_options import GradientOptions
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.switcher import Switcher
-from recast_cli.engine.solve import GradientOptions
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import from_model
 from recast_cli.engine.storage.header import read_metadata

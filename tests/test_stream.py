@@ -18,7 +18,7 @@ from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
-from recast_cli.engine.solve import GradientOptions
+from recast_cli.engine.mimic.decompose.solver_options import GradientOptions
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import from_model
 from recast_cli.engine.storage.tensors import StoredTensors

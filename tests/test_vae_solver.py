@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from recast_cli.engine.solve import VaeOptions, solve_vae
+from recast_cli.engine.mimic.decompose.solver_options import VaeOptions
+from recast_cli.engine.mimic.decompose.vae import solve_vae
 
 WEIGHTS = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(1)) * 0.05
 

@@ -98,7 +98,7 @@ def mimic(
     check_writable(output)
     import_torch()
     check_output(output, Path(source.removeprefix("local-dir:")), weights)
-    from recast_cli.engine.solve import solver_options
+    from recast_cli.engine.mimic.decompose.solver_options import solver_options
 
     options = solver_options(solver, loss=loss, noise=noise, steps=steps, lr=lr, seed=seed, kl=kl or None)
     from recast_cli.engine.layout.plan import plan_layout

@@ -21,9 +21,9 @@ from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import Split, split_folder
 from recast_cli.engine.layout.plan import BUDGET, plan_layout
 from recast_cli.engine.mimic.decompose.decompose import DTYPES, mimic
+from recast_cli.engine.mimic.decompose.solver_options import solver_options
 from recast_cli.engine.model.attach import attach
 from recast_cli.engine.runtime.device import ready
-from recast_cli.engine.solve import solver_options
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors

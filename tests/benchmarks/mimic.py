@@ -120,7 +120,8 @@ def gradient_seconds(file: Path) -> float:
     import torch
 
     from recast_cli.engine.layout.plan import plan_layout
-    from recast_cli.engine.solve import GradientOptions, solve_gradient
+    from recast_cli.engine.mimic.decompose.gradient import solve_gradient
+    from recast_cli.engine.mimic.decompose.solver_options import GradientOptions
     from recast_cli.engine.source.open import open_source
 
     source = open_source(str(file))

@@ -30,8 +30,8 @@ from recast_cli.engine.mimic.compress.rate import Job, fit
 from recast_cli.engine.mimic.compress.rounding import to_bits
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.mimic.decompose.finalize import finished
+from recast_cli.engine.mimic.decompose.solver_options import SolverOptions
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.solve import SolverOptions
 from recast_cli.engine.source.source import Source
 
 KEPT = 2**28

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.layout.layout import Layout, coefficient_key, template_key
-from recast_cli.engine.solve import solve_exact
+from recast_cli.engine.mimic.decompose.exact import solve_exact
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.tensors import specs
 

@@ -16,7 +16,7 @@ from recast_cli.engine.layout.families import role_of
 from recast_cli.engine.layout.layout import Layout, coefficient_key
 from recast_cli.engine.mimic.compress.matrices import fits_half, is_large, matrices
 from recast_cli.engine.mimic.decompose.manifest import base_specs, stored_bytes
-from recast_cli.engine.solve import SolverOptions
+from recast_cli.engine.mimic.decompose.solver_options import SolverOptions
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.tensors import specs
 

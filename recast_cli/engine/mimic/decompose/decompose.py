@@ -19,18 +19,14 @@ from recast_cli.engine.base.file import metadata_of, widest
 from recast_cli.engine.base.mixture import with_means
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
+from recast_cli.engine.mimic.decompose.exact import solve_exact
+from recast_cli.engine.mimic.decompose.gradient import solve_gradient
 from recast_cli.engine.mimic.decompose.manifest import DTYPES, base_specs, stored_specs, unmade
+from recast_cli.engine.mimic.decompose.solution import Solution
+from recast_cli.engine.mimic.decompose.solver_options import GradientOptions, SolverOptions, VaeOptions
+from recast_cli.engine.mimic.decompose.vae import solve_vae
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.threads import threads
-from recast_cli.engine.solve import (
-    GradientOptions,
-    Solution,
-    SolverOptions,
-    VaeOptions,
-    solve_exact,
-    solve_gradient,
-    solve_vae,
-)
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.background import Behind
 from recast_cli.engine.storage.digest import Hashed, digest, hash_bytes, hash_templates, hashed

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from recast_cli.engine.base.base import Base, identify
-from recast_cli.engine.solve import Solution
+from recast_cli.engine.mimic.decompose.solution import Solution
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.digest import hashed
 

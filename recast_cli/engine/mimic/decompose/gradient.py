@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.mimic.decompose.solution import LOSSES, Progress, Solution, mix_all
-
-
-@dataclass(frozen=True)
-class GradientOptions:
-    """The published recipe: RMSprop, learning rate cut to a tenth every 200 steps, gradients clipped at norm 1.
-
-    Attributes:
-        loss: `smooth-l1` (weighted 2) or `mse`.
-        noise: Standard deviation of the Gaussian noise on the coefficients while fitting (Eq. 3).
-        steps: Number of descent steps a bank.
-        lr: Learning rate at the start.
-        seed: Of templates, coefficients and noise.
-    """
-
-    loss: str = "smooth-l1"
-    noise: float = 1e-4
-    steps: int = 1000
-    lr: float = 0.1
-    seed: int = 0
-
+from recast_cli.engine.mimic.decompose.solver_options import GradientOptions
 
 LOSS_WEIGHT = 2.0
 DECAY_EVERY = 200

@@ -12,7 +12,7 @@ from recast_cli.engine.base.base import Base, shapes
 from recast_cli.engine.base.codec.code import Code
 from recast_cli.engine.base.file import LONGEST_NUMBER, widest
 from recast_cli.engine.layout.layout import Layout, template_key
-from recast_cli.engine.solve import GradientOptions, SolverOptions, VaeOptions
+from recast_cli.engine.mimic.decompose.solver_options import GradientOptions, SolverOptions, VaeOptions
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.tensors import TYPE_NAMES, Spec, specs
 from recast_cli.engine.storage.writer import file_bytes

@@ -1,13 +1,53 @@
-"""The options of a solver, checked."""
+"""The solvers and their recipes, checked; no torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from recast_cli.engine.errors import RecastError, check_seed
-from recast_cli.engine.mimic.decompose.gradient import GradientOptions
-from recast_cli.engine.mimic.decompose.solution import LOSSES
-from recast_cli.engine.mimic.decompose.vae import VaeOptions
+
+LOSSES = ("smooth-l1", "mse")
+"""Names of the losses that `gradient` and `vae` know."""
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """The published recipe: RMSprop, learning rate cut to a tenth every 200 steps, gradients clipped at norm 1.
+
+    Attributes:
+        loss: `smooth-l1` (weighted 2) or `mse`.
+        noise: Standard deviation of the Gaussian noise on the coefficients while fitting (Eq. 3).
+        steps: Number of descent steps a bank.
+        lr: Learning rate at the start.
+        seed: Of templates, coefficients and noise.
+    """
+
+    loss: str = "smooth-l1"
+    noise: float = 1e-4
+    steps: int = 1000
+    lr: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class VaeOptions:
+    """The published settings: hidden size 8, RMSprop at 2e-3 with a cosine, 2500 steps, no KL term.
+
+    Attributes:
+        loss: `smooth-l1` or `mse`.
+        kl: Sample the coefficients and add the KL divergence from a standard normal, per weight.
+        steps: Number of descent steps a bank.
+        lr: Learning rate at the start of the cosine.
+        seed: Of encoder, templates and samples.
+    """
+
+    loss: str = "smooth-l1"
+    kl: bool = False
+    steps: int = 2500
+    lr: float = 2e-3
+    seed: int = 0
+
 
 SolverOptions = GradientOptions | VaeOptions | None
 """None stands for the exact solver."""

@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.mimic.decompose.solution import LOSSES, Progress, Solution, mix_all
-
-
-@dataclass(frozen=True)
-class VaeOptions:
-    """The published settings: hidden size 8, RMSprop at 2e-3 with a cosine, 2500 steps, no KL term.
-
-    Attributes:
-        loss: `smooth-l1` or `mse`.
-        kl: Sample the coefficients and add the KL divergence from a standard normal, per weight.
-        steps: Number of descent steps a bank.
-        lr: Learning rate at the start of the cosine.
-        seed: Of encoder, templates and samples.
-    """
-
-    loss: str = "smooth-l1"
-    kl: bool = False
-    steps: int = 2500
-    lr: float = 2e-3
-    seed: int = 0
-
+from recast_cli.engine.mimic.decompose.solver_options import VaeOptions
 
 HIDDEN = 8
 

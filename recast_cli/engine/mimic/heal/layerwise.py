@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.layout.layout import Bank, coefficient_key, template_key
+from recast_cli.engine.mimic.decompose.solution import Solution
 from recast_cli.engine.mimic.heal.fit_bank import fit_bank
 from recast_cli.engine.mimic.heal.kfac import Factors, curvature
 from recast_cli.engine.mimic.heal.layer_inputs import groups_of, measurable
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.solve import Solution
 from recast_cli.engine.source.source import Source
 
 
