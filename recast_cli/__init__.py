@@ -40,9 +40,9 @@ PUBLIC = {
     "task.task": ("Task", "load_task", "save_task"),
     "measure.evaluate": ("Evaluation", "Guess", "evaluate", "evaluate_source", "predict"),
     "export.export": ("Exported", "export", "export_all"),
-    "comparison": ("read_comparison",),
-    "compare": ("compare",),
-    "standings": ("standings",),
+    "compare.spec": ("read_comparison",),
+    "compare.runner": ("compare",),
+    "compare.leaderboard": ("standings",),
     "measure.diagnose": ("BankDiagnosis", "compare_to_base", "diagnose", "similarity"),
     "report.figures": ("plot_base", "plot_tasks"),
 }
@@ -66,8 +66,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.adapt.adapt import adapt
     from recast_cli.engine.base.base import Base
     from recast_cli.engine.base.file import load_base, save_base
-    from recast_cli.engine.compare import compare
-    from recast_cli.engine.comparison import read_comparison
+    from recast_cli.engine.compare.leaderboard import standings
+    from recast_cli.engine.compare.runner import compare
+    from recast_cli.engine.compare.spec import read_comparison
     from recast_cli.engine.errors import RecastError
     from recast_cli.engine.export.export import Exported, export, export_all
     from recast_cli.engine.images.datasets import fetch_known
@@ -85,6 +86,5 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.report.figures import plot_base, plot_tasks
     from recast_cli.engine.source.open import open_source
     from recast_cli.engine.source.source import Source
-    from recast_cli.engine.standings import standings
     from recast_cli.engine.task.options import AdaptOptions
     from recast_cli.engine.task.task import Task, load_task, save_task

@@ -1,8 +1,6 @@
 """A folder with a tiny network, two tasks and a comparison of them; a test module takes it by its `pytest_plugins`."""
 
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -10,9 +8,10 @@ import torch
 from helpers import draw_images, save_folder
 from torch import nn
 
-from recast_cli.engine import comparison
-from recast_cli.engine.compare import compare, read_results
-from recast_cli.engine.comparison import read_comparison
+from recast_cli.engine.compare import candidate
+from recast_cli.engine.compare import spec as comparison
+from recast_cli.engine.compare.runner import compare, read_results
+from recast_cli.engine.compare.spec import read_comparison
 from recast_cli.engine.errors import RecastError
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
@@ -91,11 +90,8 @@ def norms(model, *, seed=0, share=1.0):
 @pytest.fixture
 def stub_methods(monkeypatch):
     """One method, `norm`, in place of those of the package."""
-    module = types.ModuleType("recast_cli.engine.methods")
-    module.METHODS, module.LEARNING_RATES = {"norm": norms}, {"norm": 1e-3}
-    monkeypatch.setitem(sys.modules, "recast_cli.engine.methods", module)
-    monkeypatch.setattr(comparison, "learning_rates", lambda: dict(module.LEARNING_RATES))
-    return module
+    monkeypatch.setattr(candidate, "METHODS", {"norm": norms})
+    monkeypatch.setattr(comparison, "LEARNING_RATES", {"norm": 1e-3})
 
 
 def plan_of(text=YAML, path="c.yaml"):

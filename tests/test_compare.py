@@ -8,15 +8,15 @@ import pytest
 import torch
 from compare_fixtures import TIMES, YAML, plan_of
 
-from recast_cli.engine import compare as engine
-from recast_cli.engine import trial
 from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.compare import compare, read_results
+from recast_cli.engine.compare import runner as engine
+from recast_cli.engine.compare import trial
+from recast_cli.engine.compare.artifacts import base_file
+from recast_cli.engine.compare.runner import compare, read_results
+from recast_cli.engine.compare.sweep import chosen_rate
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.stock import base_file
-from recast_cli.engine.sweep import chosen_rate
 from recast_cli.engine.task.options import AdaptOptions
 
 pytest_plugins = ["compare_fixtures"]

@@ -11,9 +11,9 @@ import pytest
 from cli_helpers import ROOT, finished, listing, process, recast, recast_json, refused
 from compare_fixtures import TIMES, YAML, plan_of
 
-from recast_cli.engine import compare as engine
-from recast_cli.engine import trial
-from recast_cli.engine.compare import compare, read_results
+from recast_cli.engine.compare import runner as engine
+from recast_cli.engine.compare import trial
+from recast_cli.engine.compare.runner import compare, read_results
 
 pytest_plugins = ["compare_fixtures"]
 

@@ -5,8 +5,8 @@ import pytest
 from compare_fixtures import YAML, plan_of
 from matplotlib.figure import Figure
 
-from recast_cli.engine.plot_compare import overlap, plot_standings
-from recast_cli.engine.standings import Standing, cells, headings, markdown, remark, standings
+from recast_cli.engine.compare.figure import overlap, plot_standings
+from recast_cli.engine.compare.leaderboard import Standing, cells, headings, markdown, remark, standings
 
 pytest_plugins = ["compare_fixtures"]
 METHODS = """methods:

@@ -8,10 +8,10 @@ from cli_helpers import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recast_cli.engine import comparison
-from recast_cli.engine.comparison import read_comparison
+from recast_cli.engine.compare import spec as comparison
+from recast_cli.engine.compare.spec import read_comparison
+from recast_cli.engine.compare.sweep import chosen_rate, expected, next_runs, still_needed
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.sweep import chosen_rate, expected, next_runs, still_needed
 
 TEXT = """
 epochs: 3
@@ -34,7 +34,7 @@ methods:
 
 @pytest.fixture(autouse=True)
 def _rates(monkeypatch):
-    monkeypatch.setattr(comparison, "learning_rates", lambda: {"lora": 1e-3, "bias": 0.1})
+    monkeypatch.setattr(comparison, "LEARNING_RATES", {"lora": 1e-3, "bias": 0.1})
 
 
 def plan_of(text, path):
@@ -73,7 +73,7 @@ def test_a_method_s_layout_replaces_what_the_source_spells_out(plan):
 
 
 def test_neither_the_plan_nor_its_runs_need_torch():
-    code = "import sys; from recast_cli.engine import comparison, sweep, standings; print('torch' in sys.modules)"
+    code = "import sys; from recast_cli.engine.compare import spec, sweep, leaderboard; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
 
 
@@ -108,7 +108,7 @@ def test_runs_of_an_earlier_pick_are_not_taken_for_those_of_today(tmp_path, monk
     before, spelt = plan_of(bare, tmp_path / "c.yaml"), plan_of(TEXT, tmp_path / "d.yaml")
     names = ("recast", "paper", "lora", "head", "linear-probe")
     old = {name: (keys(before, method=name), keys(spelt, method=name)) for name in names}
-    monkeypatch.setattr("recast_cli.engine.comparison.PICK", 999)
+    monkeypatch.setattr("recast_cli.engine.compare.spec.PICK", 999)
     after, again = plan_of(bare, tmp_path / "e.yaml"), plan_of(TEXT, tmp_path / "f.yaml")
     new = {name: (keys(after, method=name), keys(again, method=name)) for name in names}
     assert {name for name in names if new[name][0] != old[name][0]} == {"recast"}

@@ -12,8 +12,9 @@ from helpers import CONV, CONV_ARGS, network, pictures
 from torch import nn
 
 from recast_cli.engine.architecture.modules import features
+from recast_cli.engine.compare.baselines.rates import LEARNING_RATES
+from recast_cli.engine.compare.baselines.registry import METHODS
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.methods import LEARNING_RATES, METHODS
 
 OF_PEFT = ("lora", "dora", "tinylora", "unilora", "fourierft", "waveft")
 SEEDED = (*OF_PEFT, "shared-lora")
@@ -253,9 +254,9 @@ def test_every_method_has_a_rate_and_shows_its_options():
 def test_rates_come_without_torch_and_methods_without_peft():
     code = """if True:
         import sys
-        from recast_cli.engine.methods import LEARNING_RATES
+        from recast_cli.engine.compare.baselines.rates import LEARNING_RATES
         assert "torch" not in sys.modules
-        from recast_cli.engine.methods import METHODS
+        from recast_cli.engine.compare.baselines.registry import METHODS
         assert type(METHODS) is dict and "peft" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)

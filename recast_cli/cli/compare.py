@@ -16,9 +16,9 @@ from recast_cli.cli.start import import_torch
 from recast_cli.engine.errors import RecastError
 
 if TYPE_CHECKING:
-    from recast_cli.engine.comparison import Plan
-    from recast_cli.engine.standings import Standing
-    from recast_cli.engine.sweep import Results, Run
+    from recast_cli.engine.compare.leaderboard import Standing
+    from recast_cli.engine.compare.spec import Plan
+    from recast_cli.engine.compare.sweep import Results, Run
 
 TABLE, PICTURE = "table.md", "plot.png"
 
@@ -49,12 +49,12 @@ def compare(
         recast compare methods.yaml --jobs 4 -o results
     """
     out = Output(as_json, quiet)
-    from recast_cli.engine.compare import compare as do_runs
-    from recast_cli.engine.compare import read_results
-    from recast_cli.engine.comparison import read_comparison
-    from recast_cli.engine.standings import markdown, standings
+    from recast_cli.engine.compare.leaderboard import markdown, standings
+    from recast_cli.engine.compare.runner import compare as do_runs
+    from recast_cli.engine.compare.runner import read_results
+    from recast_cli.engine.compare.spec import read_comparison
+    from recast_cli.engine.compare.sweep import next_runs
     from recast_cli.engine.storage.atomic import write_text
-    from recast_cli.engine.sweep import next_runs
 
     if jobs < 1:
         raise RecastError(f"--jobs {jobs} is below 1", "Give the number of processes.")
@@ -115,7 +115,7 @@ def describe(run: Run) -> str:
 
 def write(plan: Plan, rows: list[Standing], folder: Path, table: str) -> None:
     """Write table and picture."""
-    from recast_cli.engine.plot_compare import plot_standings
+    from recast_cli.engine.compare.figure import plot_standings
     from recast_cli.engine.storage.atomic import write_text
 
     folder.mkdir(exist_ok=True)
@@ -125,8 +125,8 @@ def write(plan: Plan, rows: list[Standing], folder: Path, table: str) -> None:
 
 def planned(plan: Plan, folder: Path, results: Results) -> dict[str, Any]:
     """The JSON of `--dry-run`."""
-    from recast_cli.engine.compare import check_files
-    from recast_cli.engine.sweep import expected, next_runs
+    from recast_cli.engine.compare.runner import check_files
+    from recast_cli.engine.compare.sweep import expected, next_runs
 
     check_files(plan, next_runs(plan, results))
     rows = [expected(plan, source, name, results) for source in plan.sources for name in plan.methods]
@@ -151,7 +151,7 @@ def show_plan(console: Console, value: dict[str, Any]) -> None:
 
 def show(console: Console, plan: Plan, rows: list[Standing]) -> None:
     """The table for people; what a narrow terminal has no room for stands in table.md."""
-    from recast_cli.engine.standings import cells, headings, legend, remark, smallest_lora
+    from recast_cli.engine.compare.leaderboard import cells, headings, legend, remark, smallest_lora
 
     for source in plan.sources:
         own = [row for row in rows if row.source == source]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recast_cli.engine.comparison import Method, Plan, rate_at
+from recast_cli.engine.compare.spec import Method, Plan, rate_at
 
 MOST_ADDED = 3
 """Rates that a sweep may grow by, on each side."""

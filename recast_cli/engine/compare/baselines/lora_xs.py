@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.methods.targets import QKV, at_least_one, at_most, choose_linear
+from recast_cli.engine.compare.baselines.targets import QKV, at_least_one, at_most, choose_linear
 
 
 class SquareUpdate(nn.Module):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from recast_cli.engine.methods.inject import inject
-from recast_cli.engine.methods.targets import QKV, at_least_one, at_most, choose_linear
+from recast_cli.engine.compare.baselines.peft import inject
+from recast_cli.engine.compare.baselines.targets import QKV, at_least_one, at_most, choose_linear
 
 
 def fourierft(

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
+from recast_cli.engine.compare.leaderboard import BUDGET, Standing
 from recast_cli.engine.report.figures import COLOURS, MARKERS, STYLE
 from recast_cli.engine.report.heat_maps import short
-from recast_cli.engine.standings import BUDGET, Standing
 from recast_cli.engine.storage.atomic import atomic
 
 OURS, GREY = COLOURS[1], "#666666"

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from recast_cli.engine.compare.baselines.rates import LEARNING_RATES
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.layout.plan import PICK
 from recast_cli.engine.storage.header import to_json
@@ -171,7 +171,7 @@ def read_comparison(path: Path) -> Plan:
     factor = content["sweep"] if content.get("sweep") is not None else 3.0
     if not 1 <= factor < float("inf"):
         raise RecastError(f"{path}: sweep is {factor}, and a factor of 1 or more is wanted", "Leave it out for 3.")
-    rates = {**learning_rates(), "recast": RECAST_RATE}
+    rates = {**LEARNING_RATES, "recast": RECAST_RATE}
     return Plan(
         path=path,
         seeds=read_seeds(path, content.get("seeds")),
@@ -181,14 +181,6 @@ def read_comparison(path: Path) -> Plan:
             str(name): read_method(path, str(name), given, rates, factor) for name, given in content["methods"].items()
         },
     )
-
-
-@cache
-def learning_rates() -> dict[str, float]:
-    """The methods beside ours, and the rate at which the sweep of each starts."""
-    from recast_cli.engine.methods import LEARNING_RATES
-
-    return dict(LEARNING_RATES)
 
 
 def read_seeds(path: Path, given: list[Any] | None) -> tuple[int, ...]:

@@ -19,26 +19,19 @@ from recast_cli.engine.adapt.learner import begin
 from recast_cli.engine.adapt.loop import Lesson
 from recast_cli.engine.adapt.record import now, type_name, versions
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.comparison import OWN_KINDS, Method, Plan, Task
-from recast_cli.engine.contender import prepare, put
+from recast_cli.engine.compare.artifacts import CannotRun, base_of, peak_mb, pictures, probe_of, reset_peak
+from recast_cli.engine.compare.candidate import prepare, put
+from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan, Task
+from recast_cli.engine.compare.sweep import Run
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.measure.evaluate import measure
 from recast_cli.engine.model.adapters.adapter import Adapter
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.runtime.precision import measuring_precision, training_precision
-from recast_cli.engine.stock import (
-    CannotRun,
-    base_of,
-    peak_mb,
-    pictures,
-    probe_of,
-    reset_peak,
-)
 from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
-from recast_cli.engine.sweep import Run
 from recast_cli.engine.task.options import AdaptOptions, with_rate
 from recast_cli.engine.task.task import read_adapter, save_adapter
 

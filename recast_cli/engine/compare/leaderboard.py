@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recast_cli.engine.comparison import Plan
-from recast_cli.engine.sweep import Results, chosen_rate, refusals
+from recast_cli.engine.compare.spec import Plan
+from recast_cli.engine.compare.sweep import Results, chosen_rate, refusals
 
 BUDGET = 48
 """Floats of the paper: the best row of at most so many is marked."""

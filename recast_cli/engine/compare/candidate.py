@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from recast_cli.engine.adapt.learner import Learner, make_learner
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.comparison import OWN_KINDS, Method, Plan
+from recast_cli.engine.compare.artifacts import CannotRun, applying
+from recast_cli.engine.compare.baselines.registry import METHODS
+from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan
 from recast_cli.engine.errors import RecastError, nearest
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.runtime.device import ready
-from recast_cli.engine.stock import CannotRun, applying
 from recast_cli.engine.task.options import AdaptOptions
 
 
@@ -38,8 +39,6 @@ def prepare(method: Method, base: Base, options: AdaptOptions, device: torch.dev
 
 def install(method: Method, model: nn.Module, seed: int) -> list[nn.Parameter]:
     """Change the network in place as a method wants it; what is returned is trainable."""
-    from recast_cli.engine.methods import METHODS
-
     function = METHODS[method.kind]
     known = method_options(method.kind)
     given = {"seed": seed} if "seed" in known else {}
@@ -48,8 +47,6 @@ def install(method: Method, model: nn.Module, seed: int) -> list[nn.Parameter]:
 
 def method_options(kind: str) -> list[str]:
     """Names of the options of a method beside ours."""
-    from recast_cli.engine.methods import METHODS
-
     parameters = list(inspect.signature(METHODS[kind]).parameters.values())[1:]
     return [each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
 

@@ -17,10 +17,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from recast_cli.engine.comparison import OWN_KINDS, Plan
+from recast_cli.engine.compare.spec import OWN_KINDS, Plan
+from recast_cli.engine.compare.sweep import Run, next_runs, still_needed
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.header import to_json
-from recast_cli.engine.sweep import Run, next_runs, still_needed
 
 RUNS = "runs.jsonl"
 FOLDERS = ("bases", "probes", "trained")
@@ -115,10 +115,10 @@ def compare(
         return results, 0
     check_files(plan, runs)
     if any(method.kind not in OWN_KINDS for method in plan.methods.values()):
-        from recast_cli.engine.contender import check_methods
+        from recast_cli.engine.compare.candidate import check_methods
 
         check_methods(plan)
-    from recast_cli.engine.stock import forget_pictures, make_bases
+    from recast_cli.engine.compare.artifacts import forget_pictures, make_bases
 
     new = [path for path in (folder, *(folder / name for name in FOLDERS)) if not path.exists()]
     for path in new:
@@ -181,7 +181,7 @@ def here(settings: Settings, todo: Todo) -> Generator[Outcome]:
 
 def attempt(settings: Settings, run: Run, line: dict[str, Any] | None) -> Outcome:
     """Do a run; whatever is raised is told in words."""
-    from recast_cli.engine.trial import do_run
+    from recast_cli.engine.compare.trial import do_run
 
     plan, folder, device, cache_size = settings
     try:

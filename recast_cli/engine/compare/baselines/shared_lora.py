@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from recast_cli.engine.compare.baselines.targets import QKV, at_least_one, at_most, choose_linear
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.methods.targets import QKV, at_least_one, at_most, choose_linear
 
 
 class Factor(nn.Module):

@@ -1,4 +1,10 @@
-"""The methods by name; options are checked here, once for all of them."""
+"""The baselines by name; options are checked here, once for all of them.
+
+A baseline is a function from a frozen timm network to its trainable parameters: it gets a network in eval mode whose
+parameters are all frozen, changes it in place, and returns the parameters that it trains; nothing else requires a
+gradient. The classifier is not among them: it is trained apart, on features. Options are plain keywords. `seed` decides
+what is drawn at random; torch's own generator is left as it was. All but Uni-LoRA start as the network they were given.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +15,12 @@ from typing import Any
 
 from torch import nn
 
+from recast_cli.engine.compare.baselines.lora_xs import lora_xs
+from recast_cli.engine.compare.baselines.low_rank import dora, lora, tinylora, unilora
+from recast_cli.engine.compare.baselines.shared_lora import shared_lora
+from recast_cli.engine.compare.baselines.spectral import fourierft, waveft
+from recast_cli.engine.compare.baselines.subsets import bias, full, norm
 from recast_cli.engine.errors import RecastError, nearest
-from recast_cli.engine.methods.lora_xs import lora_xs
-from recast_cli.engine.methods.low_rank import dora, lora, tinylora, unilora
-from recast_cli.engine.methods.shared_lora import shared_lora
-from recast_cli.engine.methods.spectral import fourierft, waveft
-from recast_cli.engine.methods.subsets import bias, full, norm
 
 Method = Callable[..., list[nn.Parameter]]
 

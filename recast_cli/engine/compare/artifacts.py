@@ -15,7 +15,8 @@ from recast_cli.engine.adapt.fit import class_weights, look_at, probe_rows
 from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.comparison import Plan, digest_of, probe_options
+from recast_cli.engine.compare.spec import Plan, digest_of, probe_options
+from recast_cli.engine.compare.sweep import Run
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import Split, split_folder
@@ -28,7 +29,6 @@ from recast_cli.engine.source.open import open_source
 from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
-from recast_cli.engine.sweep import Run
 
 
 class CannotRun(RecastError):

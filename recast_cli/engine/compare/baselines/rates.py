@@ -1,19 +1,6 @@
-"""Adaptation methods beside RECAST, each one function from a frozen timm network to its trainable parameters.
-
-A method gets a network in eval mode whose parameters are all frozen, changes it in place, and returns the parameters
-that it trains; nothing else requires a gradient. The classifier is not among them: it is trained apart, on features.
-Options are plain keywords. `seed` decides what a method draws at random; torch's own generator is left as it was.
-All methods but Uni-LoRA start as the network they were given.
-"""
+"""Learning rates at which sweeps of the baselines start, known without torch."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from recast_cli.engine.methods.table import METHODS
-
-__all__ = ["LEARNING_RATES", "METHODS"]
 
 LEARNING_RATES: dict[str, float] = {
     # Where a sweep may start: AdamW without weight decay, batches of 32, about 250 steps. Published rates are for runs
@@ -32,12 +19,3 @@ LEARNING_RATES: dict[str, float] = {
     "shared-lora": 2e-2,  # above LoRA's, as most entries are pruned
 }
 """Learning rate at which a sweep of each method starts."""
-
-
-def __getattr__(name: str) -> Any:
-    # the rates alone are wanted, too, by what has no use for torch
-    if name != "METHODS":
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from recast_cli.engine.methods.table import METHODS
-
-    return METHODS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from recast_cli.engine.compare.baselines.peft import inject
+from recast_cli.engine.compare.baselines.targets import QKV, at_least_one, at_most, choose, choose_linear
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.methods.inject import inject
-from recast_cli.engine.methods.targets import QKV, at_least_one, at_most, choose, choose_linear
 
 
 def lora(model: nn.Module, *, rank: int = 1, modules: str = QKV, seed: int = 0) -> list[nn.Parameter]:
