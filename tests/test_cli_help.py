@@ -7,8 +7,8 @@ import pytest
 from cli_helpers import ROOT, recast
 from typer.testing import CliRunner
 
-from recast_cli.cli.commands import SUMMARIES, Commands
 from recast_cli.cli.main import app
+from recast_cli.cli.registry import SUMMARIES, Commands
 
 COMMANDS = ("mimic", "adapt", "eval", "predict", "compare", "export", "inspect", "demo")
 
@@ -97,7 +97,7 @@ def test_version():
 def test_torch_is_imported_without_collecting_garbage_and_then_left_alone():
     code = """
 import gc, sys
-from recast_cli.cli.start import import_torch
+from recast_cli.cli.startup import import_torch
 frozen = []  # how many objects the collector knows to leave alone, whenever it runs
 gc.callbacks.append(lambda phase, info: frozen.append(gc.get_freeze_count()))
 import_torch()

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from recast_cli.cli.commands import SUMMARIES, Commands
+from recast_cli.cli.registry import SUMMARIES, Commands
 from recast_cli.engine.errors import RecastError
 from recast_cli.version import __version__
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from common import arguments, race, report, run
 
-from recast_cli.cli.commands import SUMMARIES
+from recast_cli.cli.registry import SUMMARIES
 from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.task.task import Task, save_task
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from recast_cli.cli.options import Debug, Json, Quiet
 from recast_cli.cli.output import Output, show_facts, size
-from recast_cli.cli.start import import_torch
+from recast_cli.cli.startup import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.folder import files_of, read_record
 from recast_cli.workspace import find_workspace

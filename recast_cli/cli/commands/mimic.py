@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recast_cli.cli.made import show, summary
 from recast_cli.cli.options import Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, percent
-from recast_cli.cli.start import import_torch
+from recast_cli.cli.startup import import_torch
+from recast_cli.cli.views.mimic import show, summary
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import BUDGET
 from recast_cli.engine.layout.published import PAPER_LAYOUTS
@@ -135,7 +135,7 @@ def mimic(
             healed = make_base(opened, plan, options=options, dtype=dtype, progress=progress)
             healed = heal_base(opened, healed, pixels, device=device, state_path=unfinished, progress=progress)
         if compressing:
-            from recast_cli.cli.compression import show_plan, wanted_bytes
+            from recast_cli.cli.views.compression import show_plan, wanted_bytes
             from recast_cli.engine.mimic.compress.compress import compress
 
             base = compress(

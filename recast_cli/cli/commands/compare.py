@@ -12,7 +12,7 @@ from rich.text import Text
 
 from recast_cli.cli.options import CacheSize, Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, columns, percent
-from recast_cli.cli.start import import_torch
+from recast_cli.cli.startup import import_torch
 from recast_cli.engine.errors import RecastError
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ RECIPE: dict[str, Any] = {"epochs": 5}
 
 
 def demo(
+    context: typer.Context,
     directory: Annotated[
         Path, typer.Option("--directory", metavar="DIR", help="Where the demo happens; yours to play with afterwards.")
     ] = Path("recast-demo"),
@@ -55,8 +56,8 @@ def demo(
     with working_in(directory), contextlib.redirect_stdout(shown):
         for command in commands:
             out.note(f"\n$ {command}")
-            run(command, quiet)
-    from recast_cli.cli.adapt import summary
+            run(context, command, quiet)
+    from recast_cli.cli.commands.adapt import summary
     from recast_cli.engine.task.task import load_task
 
     found = [load_task(directory / "tasks" / task) for task in tasks]
@@ -92,13 +93,12 @@ def lay_out(directory: Path) -> list[str]:
     return tasks
 
 
-def run(command: str, quiet: bool) -> None:
+def run(context: typer.Context, command: str, quiet: bool) -> None:
     """Run one command of ours in this process; what it raises or exits with goes on to the caller."""
-    from recast_cli.cli.main import app
-
+    recast: Any = context.find_root().command  # whoever called `demo` has the other commands, too
     arguments = shlex.split(command)[1:] + (["--quiet"] if quiet else [])
     try:
-        app(arguments)
+        recast(arguments)
     except SystemExit as stop:
         if stop.code:
             raise

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recast_cli.cli.start import import_torch
+from recast_cli.cli.startup import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
 from recast_cli.engine.task.folder import RECORD

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from recast_cli.cli.compression import stored_as
 from recast_cli.cli.output import percent, show_facts
 from recast_cli.cli.output import size as readable
+from recast_cli.cli.views.compression import stored_as
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, left_out, percent, show_facts
-from recast_cli.cli.start import import_torch
+from recast_cli.cli.startup import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
 from recast_cli.workspace import Workspace, find_workspace

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
 from recast_cli.cli.output import Output, columns, left_out, percent
-from recast_cli.cli.start import import_torch
+from recast_cli.cli.startup import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.folder import read_record
 from recast_cli.workspace import find_workspace

@@ -28,7 +28,7 @@ class Commands(Mapping[str, Any]):
         if name not in SUMMARIES:
             raise KeyError(name)
         place = {"eval": "evaluate"}.get(name, name)  # eval is a name of Python's
-        function = getattr(importlib.import_module(f"recast_cli.cli.{place}"), place)
+        function = getattr(importlib.import_module(f"recast_cli.cli.commands.{place}"), place)
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         alone.command(name)(function)
         return typer.main.get_command(alone)
