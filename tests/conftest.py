@@ -15,8 +15,8 @@ from recast_cli.engine.source.open import open_source
 # equal examples in every run, and no example fails because the machine is busy
 settings.register_profile("recast", deadline=None, derandomize=True)
 settings.load_profile("recast")
-# imported for its helpers before it is loaded as a plugin
-pytest.register_assert_rewrite("compare_fixtures")
+# imported for their helpers before they are loaded as plugins
+pytest.register_assert_rewrite("helpers", "fixtures")
 
 
 @pytest.fixture(autouse=True)

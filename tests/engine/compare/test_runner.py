@@ -1,0 +1,280 @@
+"""The runs of a comparison: what they are, what they leave, and that none is done twice."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.compare import TIMES, YAML, plan_of
+
+from recast_cli.engine.adapt.adapt import adapt
+from recast_cli.engine.adapt.linear_probe import Probe
+from recast_cli.engine.base.file import load_base
+from recast_cli.engine.compare import runner as engine
+from recast_cli.engine.compare import trial
+from recast_cli.engine.compare.artifacts import base_file
+from recast_cli.engine.compare.runner import compare, read_results
+from recast_cli.engine.compare.sweep import chosen_rate
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.task.options import AdaptOptions
+
+pytest_plugins = ["fixtures.compare"]
+OUT = Path("out")
+FEW = YAML[: YAML.index("methods:")] + "methods:\n  linear-probe:\n  recast: {lr: 0.02}\n"
+KEYS = {
+    *("key", "source", "task", "method", "kind", "options", "seed", "lr", "head_lr", "epochs", "image_size", "floats"),
+    *("degrees_of_freedom", "head_floats", "file_bytes", "base_id", "val_top1", "test_top1", "best_epoch", "seconds"),
+    *("peak_memory_mb", "images_per_second", "device", "precision", "versions", "finished"),
+}
+
+
+def run_all(plan, **options):
+    """Do all runs; which ones were done."""
+    done = []
+    results, failed = compare(plan, OUT, on_run=lambda run, line, trouble: done.append((run, line)), **options)
+    return results, failed, done
+
+
+def test_every_line_says_all_and_only_chosen_rates_see_test(whole):
+    plan, results = whole
+    lines = [json.loads(line) for line in (OUT / "runs.jsonl").read_text().splitlines()]
+    assert all(line.keys() - {"penalty"} == KEYS for line in lines)
+    for text in (OUT / "runs.jsonl").read_text().splitlines():
+        assert list(json.loads(text)) == sorted(json.loads(text))
+    for line in results.values():
+        chosen = chosen_rate(plan, line["source"], line["method"], results)[1]
+        assert (line["test_top1"] is not None) == (line["lr"] == chosen)
+    assert {line["seed"] for line in results.values() if line["method"] == "linear-probe"} == {0}
+    counts = {line["method"]: (line["floats"], line["degrees_of_freedom"]) for line in lines}
+    expected = {"linear-probe": (0, 0), "head": (0, 0)}
+    for name in ("recast", "listed"):
+        layout = load_base(base_file(plan, "vit", name, OUT)).layout
+        expected[name] = (layout.coefficients, layout.degrees_of_freedom)
+    assert counts == expected
+    assert counts["listed"] == (32, 16)
+    assert all((line["file_bytes"] > 0) == (line["floats"] > 0) for line in lines)
+    assert list((OUT / "trained").iterdir()) == []
+    assert len(list((OUT / "bases").glob("*.safetensors"))) == 2
+    assert len(list((OUT / "probes").glob("*.safetensors"))) == 4
+
+
+def test_a_second_call_does_nothing(whole, monkeypatch):
+    before = (OUT / "runs.jsonl").read_bytes()
+    monkeypatch.setattr(trial, "do_run", None)
+    _, _, done = run_all(whole[0])
+    assert done == []
+    assert (OUT / "runs.jsonl").read_bytes() == before
+
+
+def know_little(train, val, classes, class_weights=None):
+    """A probe at random. Were it zero, the first step would leave all but the head where it is."""
+    weight = 0.01 * torch.randn(classes, train[0].shape[1], generator=torch.Generator().manual_seed(0))
+    return Probe(weight, torch.zeros(classes), 1.0, 0.0)
+
+
+def test_recast_gives_the_numbers_of_adapt(folder, monkeypatch):
+    """A probe that knows little at the start lets an epoch be the best one, so that what was trained is measured."""
+    monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_little)
+    text = (
+        FEW.replace("epochs: 1", "epochs: 3").replace("lr: 0.02", "lr: 0.2").replace("  shades: pictures/shades\n", "")
+    )
+    plan = plan_of(text)
+    results, _, _ = run_all(plan)
+    base = load_base(base_file(plan, "vit", "recast", OUT))
+    for seed in (0, 1):
+        options = AdaptOptions(epochs=3, lr=0.2, seed=seed, precision="float32")
+        task = adapt(base, Path("pictures/colours"), f"seed{seed}", Path(f"tasks/seed{seed}"), options)
+        line = results[plan.key("vit", "colours", "recast", seed, 0.2)]
+        metrics = task.record["metrics"]
+        assert metrics["best_epoch"] > 0
+        for name in ("val_top1", "test_top1", "best_epoch"):
+            assert line[name] == metrics[name]
+        assert line["file_bytes"] == Path(f"tasks/seed{seed}/coefficients.safetensors").stat().st_size
+        assert line["head_floats"] == task.record["head_parameters"]
+        probe_line = results[plan.key("vit", "colours", "linear-probe", seed, None)]
+        assert probe_line["test_top1"] == metrics["linear_probe_test_top1"]
+        assert probe_line["val_top1"] == metrics["linear_probe_val_top1"]
+
+
+@pytest.mark.parametrize("name", ["melo", "rosa"])
+def test_adapters_give_the_numbers_of_adapt(name, folder, monkeypatch):
+    monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_little)
+    shared = FEW[: FEW.index("methods:")].replace("epochs: 1", "epochs: 3").replace("  shades: pictures/shades\n", "")
+    rows = f"methods:\n  joined: {{method: recast, adapter: {name}, lr: 0.01}}\n"
+    rows += f"  alone: {{method: adapter, adapter: {name}, lr: 0.01}}\n"
+    plan = plan_of(shared + rows)
+    results, failed, _ = run_all(plan)
+    assert failed == 0
+    base = load_base(base_file(plan, "vit", "joined", OUT))
+    found = set()
+    for method in ("joined", "alone"):
+        options = AdaptOptions(
+            epochs=3, precision="float32", adapter=name, adapter_lr=0.01, coefficients=method == "joined"
+        )
+        task = adapt(base, Path("pictures/colours"), method, Path(f"tasks/{method}"), options)
+        line = results[plan.key("vit", "colours", method, 0, 0.01)]
+        metrics = task.record["metrics"]
+        assert metrics["best_epoch"] > 0
+        for key in ("val_top1", "test_top1", "best_epoch"):
+            assert line[key] == metrics[key]
+        floats = task.record["adapter"]["floats"]
+        assert line["floats"] == floats + (base.layout.coefficients if method == "joined" else 0)
+        size = Path(f"tasks/{method}/adapter.safetensors").stat().st_size
+        if method == "joined":
+            size += Path(f"tasks/{method}/coefficients.safetensors").stat().st_size
+        assert line["file_bytes"] == size
+        found.add(line["key"])
+    assert len(found) == 2
+    assert list((OUT / "trained").iterdir()) == []
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_line_that_was_cut_short_is_done_again_and_no_other(cut, folder):
+    plan = plan_of(FEW)
+    first, _, done = run_all(plan)
+    assert len(done) == 6
+    path = OUT / "runs.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[:-cut])
+    second, _, done = run_all(plan)
+    assert len(done) == 1
+    assert without_times(first) == without_times(second)
+    assert path.read_bytes().startswith(content[: content[:-1].rindex(b"\n") + 1])
+    assert without_times(read_results(OUT)) == without_times(first)
+
+
+def test_a_damaged_line_in_the_middle_is_named(folder):
+    OUT.mkdir()
+    (OUT / "runs.jsonl").write_text('{"key": "a"}\nnonsense\n{"key": "b"}\n')
+    with pytest.raises(RecastError, match="line 2 is damaged"):
+        read_results(OUT)
+
+
+def without_times(results):
+    """What must be equal in equal runs."""
+    return {key: {name: line[name] for name in line.keys() - TIMES} for key, line in results.items()}
+
+
+def test_an_edit_reruns_only_what_it_changes(folder):
+    run_all(plan_of(FEW))
+    _, _, done = run_all(plan_of(FEW.replace("seeds: [0, 1]", "seeds: [0, 1, 2]")))
+    assert [(run.method, run.seed) for run, _ in done] == [("recast", 2)] * 2
+    _, _, done = run_all(plan_of(FEW.replace("lr: 0.02", "lr: 0.03")))
+    assert [(run.method, run.lr) for run, _ in done] == [("recast", 0.03)] * 4
+    _, _, done = run_all(plan_of(FEW.replace("shades: p", "shades: ./p")))
+    assert {run.task for run, _ in done} == {"shades"}
+    _, _, done = run_all(plan_of(FEW.replace("  recast:", "  head:\n  recast:")))
+    assert {run.method for run, _ in done} == {"head"}
+    assert run_all(plan_of(FEW))[2] == []
+
+
+def test_the_lines_alone_are_enough_to_go_on(folder):
+    """Whoever keeps runs.jsonl alone loses no run, and what was trained but not measured is trained again."""
+    plan = plan_of(YAML[: YAML.index("methods:")] + "methods:\n  recast:\n")
+
+    class Stop(Exception):
+        pass
+
+    def stop(run, line, trouble):
+        if len(read_results(OUT)) == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        compare(plan, OUT, on_run=stop)
+    kept = (OUT / "runs.jsonl").read_bytes()
+    results, _, done = run_all(plan)
+    assert (OUT / "runs.jsonl").read_bytes().startswith(kept)
+    for path in sorted(OUT.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (OUT / "runs.jsonl").write_bytes(kept)
+    again, _, done_again = run_all(plan)
+    assert [run for run, _ in done] == [run for run, _ in done_again]
+    assert without_times(again) == without_times(results)
+
+
+def test_a_method_of_another_kind(folder, stub_methods):
+    plan = plan_of(YAML[: YAML.index("methods:")] + "methods:\n  norm: {lr: [0.001, 0.01]}\n")
+    results, failed, _ = run_all(plan)
+    assert failed == 0
+    assert {line["floats"] for line in results.values()} == {(2 * 4 + 1) * 32}  # without the classifier
+    assert all(line["degrees_of_freedom"] == line["floats"] for line in results.values())
+    assert sum(line["test_top1"] is not None for line in results.values()) == 4
+    with pytest.raises(RecastError, match=r"unknown key 'methods\.norm\.shape'\. Did you mean 'share'"):
+        run_all(plan_of(YAML.replace("  head:", "  norm: {shape: 1}")))
+
+
+def test_a_stored_run_is_measured_as_it_was_trained(folder, stub_methods, monkeypatch):
+    """What is read back and measured on the validation images has the accuracy it had while it was trained."""
+    monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_little)
+    methods = "methods:\n  norm: {lr: 0.5}\n  recast: {lr: 0.2}\n  head:\n"
+    plan = plan_of(YAML[: YAML.index("methods:")].replace("epochs: 1", "epochs: 3") + methods)
+    test_of = trial.pictures
+
+    def val_for_test(plan, task, base, part, cache_size):
+        return test_of(plan, task, base, "val" if part == "test" else part, cache_size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "pictures", val_for_test)
+        results, _, _ = run_all(plan)
+    assert len(results) == 12
+    assert all(line["test_top1"] == line["val_top1"] for line in results.values())
+
+
+def test_what_cannot_run_is_a_result_and_is_not_tried_again(folder, stub_methods):
+    plan = plan_of(YAML.replace("  head:", "  norm: {share: 0}").replace("paper-mlp", "paper-resnet"))
+    results, failed, done = run_all(plan)
+    assert failed == 0
+    errors = {line["method"]: line["error"] for line in results.values() if "error" in line}
+    assert errors["norm"] == "share is 0. Give more."
+    assert "paper-resnet" in errors["listed"]
+    assert len([run for run, _ in done if run.method == "norm"]) == 2
+    assert run_all(plan)[2] == []
+
+
+def test_a_loss_that_is_no_longer_finite_costs_its_rate(folder, monkeypatch):
+    plan = plan_of(FEW.replace("lr: 0.02", "lr: [0.02, 1.0e+30]"))
+    results, failed, _ = run_all(plan)
+    assert failed == 0
+    assert chosen_rate(plan, "vit", "recast", results) == (True, 0.02)
+
+
+def test_a_fault_leaves_no_line_and_the_rest_goes_on(folder, monkeypatch):
+    plan = plan_of(FEW)
+    sound = trial.do_run
+
+    def faulty(plan, run, *rest):
+        if (run.task, run.seed, run.method) == ("colours", 1, "recast"):
+            raise OSError("disk on fire")
+        return sound(plan, run, *rest)
+
+    monkeypatch.setattr(trial, "do_run", faulty)
+    troubles = []
+    results, failed = compare(plan, OUT, on_run=lambda run, line, trouble: troubles.append(trouble))
+    assert failed == 1
+    assert [text for text in troubles if text] == ["OSError: disk on fire"]
+    assert len(results) == 5
+    monkeypatch.setattr(trial, "do_run", sound)
+    assert len(run_all(plan)[2]) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("pictures/shades", "pictures/none", "tasks.shades.data: the folder pictures/none does not exist"),
+        ("vit: vit", "vit: {source: vit_tiny_patch16_224, weights: w.safetensors}", "sources.vit.weights: w.safe"),
+        ("vit: vit", "vit: vit_tinny_patch16_224", "sources.vit: timm"),
+    ],
+)
+def test_missing_files_are_named_before_anything_is_trained(old, new, message, folder):
+    with pytest.raises(RecastError) as error:
+        run_all(plan_of(YAML.replace(old, new)))
+    assert message in str(error.value)
+    assert not (OUT / "runs.jsonl").exists()
+
+
+def test_the_time_of_a_call_with_nothing_to_do(whole):
+    start = time.perf_counter()
+    for _ in range(10):
+        engine.next_runs(whole[0], whole[1])
+    assert time.perf_counter() - start < 2
