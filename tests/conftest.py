@@ -16,7 +16,7 @@ from recast_cli.engine.source.open import open_source
 settings.register_profile("recast", deadline=None, derandomize=True)
 settings.load_profile("recast")
 # imported for their helpers before they are loaded as plugins
-pytest.register_assert_rewrite("helpers", "fixtures")
+pytest.register_assert_rewrite("fixtures")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def _interruptible():
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """No test sees or fills the user's cache of decoded pictures."""
+    """No test sees or fills the user's cache of decoded images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -100,5 +100,5 @@ def every_epoch_counts():
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Three classes of twelve pictures, without any split."""
+    """Three classes of twelve images, without any split."""
     return draw_images(tmp_path_factory.mktemp("data") / "colours")

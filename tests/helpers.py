@@ -58,7 +58,7 @@ def save_folder(folder, name=VIT, args=VIT_ARGS, size=32, seed=0):
 
 
 def draw_images(root, classes=("blue", "green", "red"), count=12, size=32, seed=0, noise=60):
-    """A folder of classes with `count` pictures each: the colour of the class under noise."""
+    """A folder of classes with `count` images each: the colour of the class under noise."""
     generator = np.random.default_rng(seed)
     for place, name in enumerate(classes):
         colour = np.random.default_rng(1000 + place).uniform(40, 215, 3)
@@ -70,7 +70,7 @@ def draw_images(root, classes=("blue", "green", "red"), count=12, size=32, seed=
     return root
 
 
-def pictures(count=2, size=32, seed=0):
+def random_images(count=2, size=32, seed=0):
     """Random normalised images (count, 3, size, size)."""
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 

@@ -47,6 +47,6 @@ CacheSize = Annotated[
         "--cache-size",
         metavar="SIZE",
         parser=parse_size,
-        help="Disk space for decoded pictures, e.g. 500MB; 0 for no cache.  [default: 10GB]",
+        help="Disk space for decoded images, e.g. 500MB; 0 for no cache.  [default: 10GB]",
     ),
 ]

@@ -13,10 +13,10 @@ SUMMARIES = {
     "adapt": "Teach a base a task from a folder of images.",
     "eval": "Merge tasks into plain weights and measure them.",
     "predict": "Print class and probability of each image.",
-    "compare": "Compare RECAST with other methods on equal terms: one file in, a table and a picture out.",
+    "compare": "Compare RECAST with other methods on equal terms: one file in, a table and a plot out.",
     "export": "Write a base or its tasks for other programs: plain weights, nothing of RECAST in them.",
     "inspect": "Look inside a base, tasks, or any safetensors file.",
-    "demo": "Show all of it: mimic, two tasks, eval and a picture.",
+    "demo": "Show all of it: mimic, two tasks, eval and a plot.",
 }
 """The first sentence of each command's help, in the order of their use."""
 

@@ -1,6 +1,6 @@
-"""Draw the demo's pictures: a labelled pretraining pool and the small image folders of two demo tasks.
+"""Draw the demo's images: a labelled pretraining pool and the small image folders of two demo tasks.
 
-Every picture is a figure of one pattern on a ground of another, in random colours and poses, with pixel noise. All
+Every image is a figure of one pattern on a ground of another, in random colours and poses, with pixel noise. All
 random choices come from a seeded NumPy generator, so one seed gives the same pixels every time.
 
 The demo's tasks ask for what pretraining had no name for: ``textures`` are grounds of patterns that it never drew,
@@ -88,7 +88,7 @@ def _mask(rng: np.random.Generator, size: int, name: str) -> Array:
     """One figure in a random pose, as coverage in [0, 1], shape [size, size]."""
     strokes = [OUTLINES[name]] if name in OUTLINES else (SYMBOLS | LETTERS)[name]
     pen = rng.uniform(0.3, 0.5)  # the width of a stroke, in units of half the figure's height
-    scale = rng.uniform(0.3, 0.42)  # half the figure's height, in units of the picture's side
+    scale = rng.uniform(0.3, 0.42)  # half the figure's height, in units of the image's side
     angle = np.radians(rng.uniform(-20, 20))
     pose = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     pose = scale * np.array([[rng.uniform(0.75, 1.1), rng.uniform(-0.2, 0.2)], [0, 1]]) @ pose
@@ -182,7 +182,7 @@ TEXTURES: dict[str, Pattern] = {
 
 
 def _pattern(rng: np.random.Generator, size: int, pattern: Pattern, periods: tuple[float, float]) -> Array:
-    """A pattern at a random scale (``periods`` across the picture), rotation and shift, shape [size, size]."""
+    """A pattern at a random scale (``periods`` across the image), rotation and shift, shape [size, size]."""
     angle = np.radians(rng.uniform(-15, 15))
     count = rng.uniform(*periods)
     y, x = np.mgrid[:size, :size] * (count / size) - count / 2
@@ -191,13 +191,13 @@ def _pattern(rng: np.random.Generator, size: int, pattern: Pattern, periods: tup
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures
+# Images
 
 HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
 INKS = ("red", "orange", "lime", "green", "mint", "cyan", "azure", "violet", "purple", "pink")
 FIGURES = (*OUTLINES, *SYMBOLS)
 
-# The pretraining labels: one value of every factor for each picture, in this order.
+# The pretraining labels: one value of every factor for each image, in this order.
 FACTORS: dict[str, tuple[str, ...]] = {
     "figure": FIGURES,
     "fill": tuple(FILLS),
@@ -239,24 +239,24 @@ def _scene(
     behind = _mix(_pattern(rng, size, ground, (4, 7)), paper)
     front = _mix(_pattern(rng, size, fill, (5, 9)), inks)
     mask = _mask(rng, size, figure)[..., None]
-    picture = behind + mask * (front - behind)
-    picture += rng.normal(0, rng.uniform(*noise), size=picture.shape)
-    return (255 * np.clip(picture, 0, 1)).astype(np.uint8)
+    image = behind + mask * (front - behind)
+    image += rng.normal(0, rng.uniform(*noise), size=image.shape)
+    return (255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
 def draw_pretraining(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draw pretraining pictures, uint8 [count, size, size, 3], and their labels, int64 [count, len(FACTORS)].
+    """Draw pretraining images, uint8 [count, size, size, 3], and their labels, int64 [count, len(FACTORS)].
 
     Factors are drawn independently, so each of them can only be told by looking at it.
     """
     rng = np.random.default_rng(seed)
     labels = np.stack([rng.integers(len(values), size=count) for values in FACTORS.values()], axis=1)
     patterns = list(FILLS.values())
-    pictures = np.empty((count, size, size, 3), dtype=np.uint8)
+    images = np.empty((count, size, size, 3), dtype=np.uint8)
     for index, (figure, fill, ground, hue) in enumerate(labels):
         colour = {"hue": hue / len(HUES), "spread": 0.25 / len(HUES)}
-        pictures[index] = _scene(rng, size, FIGURES[figure], patterns[fill], patterns[ground], **colour)
-    return pictures, labels
+        images[index] = _scene(rng, size, FIGURES[figure], patterns[fill], patterns[ground], **colour)
+    return images, labels
 
 
 def _one_of(rng: np.random.Generator, values: Iterable[T]) -> T:
@@ -265,7 +265,7 @@ def _one_of(rng: np.random.Generator, values: Iterable[T]) -> T:
 
 
 def _texture(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
-    """The named texture, in any colours, behind any figure of the pretraining pictures."""
+    """The named texture, in any colours, behind any figure of the pretraining images."""
     figure, fill = _one_of(rng, FIGURES), _one_of(rng, FILLS.values())
     return _scene(rng, size, figure, fill, TEXTURES[name], hue=rng.random(), noise=(0.12, 0.12))
 

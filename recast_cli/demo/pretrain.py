@@ -1,13 +1,13 @@
-"""Pretrain the demo's tiny ViT on drawn pictures: ``python -m recast_cli.demo.pretrain --output recast_cli/demo/vit``.
+"""Pretrain the demo's tiny ViT on drawn images: ``python -m recast_cli.demo.pretrain --output recast_cli/demo/vit``.
 
-The saved model is a plain timm ViT that names the figure in a picture; its folder opens with
+The saved model is a plain timm ViT that names the figure in an image; its folder opens with
 ``timm.create_model("local-dir:<folder>", pretrained=True)``.
 
 A ViT of 0.6 million weights that has only ever answered one question has next to nothing else to offer, while the
 large checkpoints that `recast` is made for have seen the whole world. So this one sees more than it tells, in two
 stages:
 
-1. A survey. A second classifier, on the same features, names every factor that a picture is drawn from.
+1. A survey. A second classifier, on the same features, names every factor that an image is drawn from.
 2. Questions. The model's own classifier answers one factor at a time, always through the same outputs; what is asked
    for is said by the mixing coefficients of the qkv weights alone. To `recast` those weights are templates, pair by
    pair of neighbouring blocks, and here they are pretrained as such. The figure is asked for by the unmixed weights.
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 SIZE = 48  # pixels a side of what the model sees
 MARGIN = 6  # further pixels a side of what is drawn: every step sees another crop
-CHUNK = 1024  # pictures drawn by one job; a chunk's number is its seed
-POOL = 60 * CHUNK  # pictures drawn for training
-HELD_OUT = 2 * CHUNK  # further pictures, never trained on
+CHUNK = 1024  # images drawn by one job; a chunk's number is its seed
+POOL = 60 * CHUNK  # images drawn for training
+HELD_OUT = 2 * CHUNK  # further images, never trained on
 BATCH = 64
 SURVEY_STEPS = 1920  # two passes over the pool
 QUESTION_STEPS = 1500
@@ -61,29 +61,29 @@ LABELS = list(FACTORS["figure"])  # other factors have fewer values and answer w
 
 
 def draw_pool(workers: int = 2) -> tuple[Tensor, Tensor]:
-    """Draw the pictures, uint8 [n, 3, side, side], and labels, int64 [n, factors]; the held-out ones come first."""
+    """Draw the images, uint8 [n, 3, side, side], and labels, int64 [n, factors]; the held-out ones come first."""
     side = SIZE + MARGIN
     with ProcessPoolExecutor(workers) as executor:
         chunks = list(executor.map(partial(draw_pretraining, CHUNK, side), range((HELD_OUT + POOL) // CHUNK)))
-    pictures = np.concatenate([pictures for pictures, _ in chunks])
+    images = np.concatenate([images for images, _ in chunks])
     labels = np.concatenate([labels for _, labels in chunks])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(labels)
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
 
-def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """A random crop and, half of the time, a horizontal flip of each picture; uint8 [n, 3, SIZE, SIZE]."""
-    out = torch.empty(len(pictures), 3, SIZE, SIZE, dtype=torch.uint8)
-    corners = torch.randint(MARGIN + 1, (len(pictures), 2), generator=generator).tolist()
-    flips = torch.rand(len(pictures), generator=generator) < 0.5
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A random crop and, half of the time, a horizontal flip of each image; uint8 [n, 3, SIZE, SIZE]."""
+    out = torch.empty(len(images), 3, SIZE, SIZE, dtype=torch.uint8)
+    corners = torch.randint(MARGIN + 1, (len(images), 2), generator=generator).tolist()
+    flips = torch.rand(len(images), generator=generator) < 0.5
     for index, ((top, left), flip) in enumerate(zip(corners, flips.tolist(), strict=True)):
-        crop = pictures[index, :, top : top + SIZE, left : left + SIZE]
+        crop = images[index, :, top : top + SIZE, left : left + SIZE]
         out[index] = crop.flip(-1) if flip else crop
     return out
 
 
-def normalise(pictures: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """Bytes to floats in [-1, 1]: mean and standard deviation 0.5, as the saved configuration says."""
-    return pictures.float() / 127.5 - 1
+    return images.float() / 127.5 - 1
 
 
 class Survey(nn.Module):
@@ -95,9 +95,9 @@ class Survey(nn.Module):
         self.sizes = [len(values) for values in FACTORS.values()]
         self.head = nn.Linear(model.num_features, sum(self.sizes))
 
-    def loss(self, pictures: Tensor, labels: Tensor) -> Tensor:
-        """Mean of the factors' cross-entropies, a scalar; pictures [n, 3, SIZE, SIZE], labels [n, factors]."""
-        features = self.model.forward_head(self.model.forward_features(pictures), pre_logits=True)
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean of the factors' cross-entropies, a scalar; images [n, 3, SIZE, SIZE], labels [n, factors]."""
+        features = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
         blocks = self.head(features).split(self.sizes, dim=1)
         return torch.stack([F.cross_entropy(b, label) for b, label in zip(blocks, labels.T, strict=True)]).mean()
 
@@ -118,16 +118,16 @@ class Questions(nn.Module):
         offsets = 0.1 * torch.randn(len(FACTORS) - 1, depth, 2)
         self.coefficients = nn.Parameter(self.plain + offsets)
 
-    def forward(self, pictures: Tensor, factor: int) -> Tensor:
-        """Logits [n, len(LABELS)] of pictures [n, 3, SIZE, SIZE] when asked for one factor, by its number."""
+    def forward(self, images: Tensor, factor: int) -> Tensor:
+        """Logits [n, len(LABELS)] of images [n, 3, SIZE, SIZE] when asked for one factor, by its number."""
         if factor == 0:
-            return self.model(pictures)
+            return self.model(images)
         mixed = {}
         for block, weights in enumerate(self.coefficients[factor - 1]):
             first = self.model.blocks[block // 2 * 2].attn.qkv.weight
             second = self.model.blocks[block // 2 * 2 + 1].attn.qkv.weight
             mixed[f"blocks.{block}.attn.qkv.weight"] = weights[0] * first + weights[1] * second
-        return functional_call(self.model, mixed, (pictures,))
+        return functional_call(self.model, mixed, (images,))
 
 
 def learning_rate(step: int) -> float:
@@ -137,7 +137,7 @@ def learning_rate(step: int) -> float:
 
 
 @torch.no_grad()
-def initialise(model: ViT, pictures: Tensor) -> None:
+def initialise(model: ViT, images: Tensor) -> None:
     """Start from weights with which a ViT this small learns within minutes; timm's own are meant for wide models.
 
     Most of the variance of raw patches is their mean colour. Whitening them makes patterns and edges just as loud, and
@@ -148,7 +148,7 @@ def initialise(model: ViT, pictures: Tensor) -> None:
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
     width, patch = MODEL_ARGS["embed_dim"], MODEL_ARGS["patch_size"]
-    tiles = normalise(pictures[:, :, :SIZE, :SIZE]).unfold(2, patch, patch).unfold(3, patch, patch)
+    tiles = normalise(images[:, :, :SIZE, :SIZE]).unfold(2, patch, patch).unfold(3, patch, patch)
     vectors = tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1)  # [patches, 3 * patch * patch]
     mean = vectors.mean(0)
     variances, directions = torch.linalg.eigh((vectors - mean).T @ (vectors - mean) / len(vectors))  # ascending
@@ -161,11 +161,11 @@ def initialise(model: ViT, pictures: Tensor) -> None:
 
 
 @torch.no_grad()
-def accuracies(questions: Questions, pictures: Tensor, labels: Tensor) -> dict[str, float]:
+def accuracies(questions: Questions, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy of every factor on centre crops, as fractions."""
     questions.model.eval()
     centre = slice(MARGIN // 2, MARGIN // 2 + SIZE)
-    crops = normalise(pictures[:, :, centre, centre]).split(256)
+    crops = normalise(images[:, :, centre, centre]).split(256)
     right = {}
     for number, factor in enumerate(FACTORS):
         answers = torch.cat([questions(batch, number).argmax(1) for batch in crops])
@@ -203,13 +203,13 @@ def pretrain(output: Path, seed: int = 0) -> None:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
-    pictures, labels = draw_pool()
-    held_out, pictures = pictures.split([HELD_OUT, POOL])
+    images, labels = draw_pool()
+    held_out, images = images.split([HELD_OUT, POOL])
     held_out_labels, labels = labels.split([HELD_OUT, POOL])
-    log.info("drew %d pictures in %.0f s", POOL, time.monotonic() - started)
+    log.info("drew %d images in %.0f s", POOL, time.monotonic() - started)
 
     model = timm.create_model(ARCHITECTURE, num_classes=len(LABELS), **MODEL_ARGS)
-    initialise(model, pictures[:2048])
+    initialise(model, images[:2048])
     survey, questions = Survey(model), Questions(model)
     weights = [*model.parameters(), *survey.head.parameters()]
     optimizer = torch.optim.AdamW(
@@ -226,7 +226,7 @@ def pretrain(output: Path, seed: int = 0) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["scale"] * learning_rate(step)
         chosen = torch.randint(POOL, (BATCH,), generator=generator)
-        batch = normalise(augment(pictures[chosen], generator))
+        batch = normalise(augment(images[chosen], generator))
         if step < SURVEY_STEPS:
             loss = survey.loss(batch, labels[chosen])
         else:
@@ -248,7 +248,7 @@ def pretrain(output: Path, seed: int = 0) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Pretrain the demo's tiny ViT on drawn pictures.")
+    parser = argparse.ArgumentParser(description="Pretrain the demo's tiny ViT on drawn images.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

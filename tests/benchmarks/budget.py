@@ -1,11 +1,11 @@
-"""A whole task within a time: 6,500 pictures at 224 px with ViT-S within 60 seconds on one H200, decoding included.
+"""A whole task within a time: 6,500 images at 224 px with ViT-S within 60 seconds on one H200, decoding included.
 
     python tests/benchmarks/budget.py --device cuda
     python tests/benchmarks/budget.py --device cpu --model vit_tiny_patch16_224 --images 60 --image-size 32 --epochs 1
 
-Pictures are generated (smooth colours and noise, JPEG, the size of photographs of ImageNet), weights are random unless
+Images are generated (smooth colours and noise, JPEG, the size of photographs of ImageNet), weights are random unless
 given: neither changes what a step costs. `recast adapt` runs as a command of its own, without a cache of decoded
-pictures; its start, the imports and the network included, counts. Patience is off, so that no epoch is saved.
+images; its start, the imports and the network included, counts. Patience is off, so that no epoch is saved.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ WIDTH, HEIGHT = 500, 375
 def main() -> None:
     parser = arguments(__doc__)
     add_network_options(parser)
-    parser.add_argument("--images", type=int, default=6500, help="pictures, test ones included (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=6500, help="images, test ones included (default: %(default)s)")
     parser.add_argument("--epochs", type=int, help="(default: the recipe's)")
     parser.add_argument("--seconds", type=float, default=60, help="the budget (default: %(default)s)")
     parser.set_defaults(model="vit_small_patch16_224", image_size=224)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        data, base, here = Path(folder, "pictures"), Path(folder, "base.safetensors"), Path.cwd()
+        data, base, here = Path(folder, "images"), Path(folder, "base.safetensors"), Path.cwd()
         draw(data, options.images)
         mimic_to(options, base)
         flags = ["--base", base, "--data", data, "--task", "task", "--image-size", options.image_size]
@@ -44,7 +44,7 @@ def main() -> None:
         found = run(sys.executable, "-m", "recast_cli", "adapt", *flags)
         os.chdir(here)
         record = yaml.safe_load(Path(folder, "tasks", "task", "task.yaml").read_text(encoding="utf-8"))
-    row = {"pictures": options.images, "epochs": len(record["history"]) - 1, "whole command, s": found["seconds"]}
+    row = {"images": options.images, "epochs": len(record["history"]) - 1, "whole command, s": found["seconds"]}
     row |= {f"{part}, s": seconds for part, seconds in record["timings"].items()}
     row |= {"budget, s": options.seconds, "within": "yes" if found["seconds"] <= options.seconds else "no"}
     report("budget", [row], options.json, model=options.model, image_size=options.image_size, device=record["device"])
@@ -59,7 +59,7 @@ def draw(folder: Path, count: int) -> None:
 
 
 def draw_one(folder: Path, number: int) -> None:
-    """The picture of this number."""
+    """The image of this number."""
     import numpy as np
     from PIL import Image
 

@@ -1,13 +1,13 @@
 """What compressing costs: bytes, decisions kept and accuracy of a base, calibrated and not, beside plain rounding.
 
-Divergence is the mean of KL(source | base) over the pictures, in nats: a finer measure than decisions, one of which is
-0.2 % of 500 pictures.
+Divergence is the mean of KL(source | base) over the images, in nats: a finer measure than decisions, one of which is
+0.2 % of 500 images.
 
-    python tests/benchmarks/compression.py vit_tiny.safetensors pictures --model vit_tiny_patch16_224
+    python tests/benchmarks/compression.py vit_tiny.safetensors images --model vit_tiny_patch16_224
 
-`pictures` has class folders named by index or wnid. Pictures are cut into two halves, every second one, or into as
+`images` has class folders named by index or wnid. Images are cut into two halves, every second one, or into as
 many `--folds`. A calibrated base is judged on the fold that it has not seen, and there is one for each, so that all
-pictures are judged. Other bases are judged on all pictures. Plain rounding has one width, one bit more for as many
+images are judged. Other bases are judged on all images. Plain rounding has one width, one bit more for as many
 tensors as fit, 64 values a scale, and scales that reach the largest value. torchao's rows are there where it can be
 imported; it rounds linear layers alone, and the rest counts in float16; ours at the same bytes follow. Shared bases
 have fewer templates than layers, before and after healing on the folds that do not judge. `--rows` makes some of the
@@ -34,7 +34,7 @@ from recast_cli.engine.base.codec.code import BITS, Code, Fixed, code_bytes, nea
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode
-from recast_cli.engine.images.unlabelled import read_pictures
+from recast_cli.engine.images.unlabelled import read_images
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.evaluate import class_indices, labelled_items
@@ -62,23 +62,23 @@ ROWS = ("float16", "sizes", "sharing", "torchao")
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path, help="weight file of the source")
-    parser.add_argument("pictures", type=Path, help="class folders named by index or wnid")
+    parser.add_argument("images", type=Path, help="class folders named by index or wnid")
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="timm name (default: %(default)s)")
     parser.add_argument("--times", type=float, nargs="+", default=[4, 6, 8], help="times smaller (default: 4 6 8)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="(default: all)")
     parser.add_argument("--folds", type=int, default=2, help="that judge, one at a time (default: %(default)s)")
     chosen = parser.parse_args()
     source = open_source(chosen.model, weights=chosen.weights)
-    judge = Judge(source, chosen.pictures, chosen.folds)
+    judge = Judge(source, chosen.images, chosen.folds)
     rows = []
     for row in cases(source, judge, chosen.times, chosen.rows):
         print(row, file=sys.stderr, flush=True)
         rows.append(row)
-    report("compression", rows, chosen.json, model=chosen.model, pictures=len(judge.images), folds=chosen.folds)
+    report("compression", rows, chosen.json, model=chosen.model, images=len(judge.images), folds=chosen.folds)
 
 
 class Judge:
-    """What the source makes of all pictures, and how much of it another network keeps."""
+    """What the source makes of all images, and how much of it another network keeps."""
 
     def __init__(self, source: Source, folder: Path, count: int) -> None:
         assert source.architecture is not None
@@ -88,12 +88,12 @@ class Judge:
         self.source = self.see(source.network(), slice(None))
 
     def see(self, model: nn.Module, part: slice) -> Tensor:
-        """Logarithms of the probabilities of every class, (pictures, classes)."""
+        """Logarithms of the probabilities of every class, (images, classes)."""
         logits = infer(ready(model, CPU), self.images.pixels[part], self.architecture.data, CPU, 32)
         return logits.log_softmax(1)
 
     def folds(self, folder: Path) -> Iterator[tuple[Path, slice]]:
-        """A folder of pictures to calibrate with, and which pictures are judged then: all the others."""
+        """A folder of images to calibrate with, and which images are judged then: all the others."""
         for fold in range(self.count):
             root = folder / str(fold)
             for place, path in enumerate(self.images.paths):
@@ -142,9 +142,9 @@ def at_size(source: Source, judge: Judge, layout: Layout, times: float) -> Itera
     yield whole(f"{times:.3g}x", source, judge, lambda path: compress(source, layout, size=size, path=path))
     parts, spent, nbytes = [], 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
-        for pictures, judged in judge.folds(Path(folder)):
+        for images, judged in judge.folds(Path(folder)):
             start = time.perf_counter()
-            base = compress(source, layout, size=size, pictures=pictures, path=Path(folder) / "base.safetensors")
+            base = compress(source, layout, size=size, calibrate=images, path=Path(folder) / "base.safetensors")
             spent += time.perf_counter() - start
             assert base.path is not None
             nbytes = max(nbytes, base.path.stat().st_size)
@@ -162,9 +162,9 @@ def sharing(name: str, source: Source, judge: Judge) -> Iterator[dict[str, Any]]
     yield whole(name, source, judge, lambda path: mimic(source, layout, path=path))
     parts, spent, nbytes = [], 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
-        for pictures, judged in judge.folds(Path(folder)):
+        for images, judged in judge.folds(Path(folder)):
             start = time.perf_counter()
-            base = heal(source, mimic(source, layout), read_pictures(pictures, judge.architecture))
+            base = heal(source, mimic(source, layout), read_images(images, judge.architecture))
             spent += time.perf_counter() - start
             path = Path(folder) / "base.safetensors"
             nbytes = max(nbytes, save_base(base, path).path.stat().st_size)
@@ -174,7 +174,7 @@ def sharing(name: str, source: Source, judge: Judge) -> Iterator[dict[str, Any]]
 
 
 def whole(name: str, source: Source, judge: Judge, make: Callable[[Path], Base]) -> dict[str, Any]:
-    """The row of a base that is judged on all pictures."""
+    """The row of a base that is judged on all images."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         base = make(Path(folder) / "base.safetensors")

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/evaluate.py --weights vit_tiny_patch16_224.safetensors
 
-Both networks see the same decoded pictures in the same batches and in the same precision: bfloat16 autocast on CUDA,
+Both networks see the same decoded images in the same batches and in the same precision: bfloat16 autocast on CUDA,
 float32 elsewhere. Targets: images a second 1.00 +- 0.03 of timm's, a switch at most 1.5 times a copy.
 """
 
@@ -34,7 +34,7 @@ SWITCHES = 5
 def main() -> None:
     parser = arguments(__doc__)
     add_network_options(parser)
-    parser.add_argument("--images", type=int, default=256, help="pictures a measurement (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=256, help="images a measurement (default: %(default)s)")
     options = parser.parse_args()
     device, size = options.device, options.image_size
     torch.manual_seed(0)

@@ -1,10 +1,10 @@
-"""Which epoch and which head a run should end with, judged by pictures that did not choose.
+"""Which epoch and which head a run should end with, judged by images that did not choose.
 
     python tests/benchmarks/final_head.py base.safetensors flowers17 birds50 cifar10-small --lr 0.05
 
 Tasks are cut as in layouts.py, and no test image is opened. Every epoch's logits on all of the other half are kept, of
 the head that was trained, of the one that is solved for the network as it is then, and of their mean. Then `--choosers`
-of these pictures, drawn 300 times, choose an epoch by a rule, and the rest judge it.
+of these images, drawn 300 times, choose an epoch by a rule, and the rest judge it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.05, help="of the coefficients (default: %(default)s)")
     parser.add_argument("--head-lr", type=float, default=0.001, help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="their mean counts")
-    parser.add_argument("--choosers", type=int, default=150, help="pictures that choose (default: %(default)s)")
+    parser.add_argument("--choosers", type=int, default=150, help="images that choose (default: %(default)s)")
     options = parser.parse_args()
     base = load_base(options.base)
     found: dict[tuple[str, str], dict[str, float]] = {}
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def logits_of(base: Base, task: Task, seed: int, options: Any) -> dict[str, list[Tensor]]:
-    """Head -> its logits (pictures, classes) at the start, where it is the linear probe, and after every epoch."""
+    """Head -> its logits (images, classes) at the start, where it is the linear probe, and after every epoch."""
     device, data = choose_device(), base.known_architecture().data
     model = ready(attach(base, image_size=options.image_size), device)
     parameters = coefficient_parameters(model, base)
@@ -104,11 +104,11 @@ RULES: dict[str, Callable[[Tensor, Tensor, int], int]] = {
     "the same, not below the probe": not_below_the_probe,
     "last": lambda scores, losses, count: len(scores) - 1,
 }
-"""From accuracies and losses of every epoch on so many pictures to the epoch that is taken."""
+"""From accuracies and losses of every epoch on so many images to the epoch that is taken."""
 
 
 def judge(logits: dict[str, list[Tensor]], task: Task, choosers: int) -> dict[tuple[str, str], float]:
-    """(Head, rule) -> the mean accuracy on pictures that did not choose; and the linear probe's."""
+    """(Head, rule) -> the mean accuracy on images that did not choose; and the linear probe's."""
     labels = task.images["val"].labels
     right = {name: torch.stack([(e.argmax(1) == labels).float() for e in each]) for name, each in logits.items()}
     loss = partial(F.cross_entropy, target=labels, reduction="none")

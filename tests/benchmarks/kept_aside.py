@@ -2,7 +2,7 @@
 
     npm pack emoji-datasource-google@16.0.0
     apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb stamps
-    python tests/benchmarks/kept_aside.py pictures emoji-datasource-google-16.0.0.tgz stamps
+    python tests/benchmarks/kept_aside.py images emoji-datasource-google-16.0.0.tgz stamps
 
 `digits` are scikit-learn's (1797 handwritten ones of 8 x 8 pixels), `emoji` Google's by category, without variants of
 skin colour, `stamps` photographs and drawings of Debian's Tux Paint package by folder. None of them has a split.
@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 FEWEST = 15
-"""Pictures that a class needs."""
+"""Images that a class needs."""
 
 
 def main() -> None:
@@ -55,17 +55,17 @@ def write_emoji(out: Path, archive: Path) -> None:
 
 
 def write_stamps(out: Path, folder: Path) -> None:
-    """A class for each folder of the first level that holds pictures enough."""
+    """A class for each folder of the first level that holds images enough."""
     (root,) = folder.rglob("stamps/animals")
     for theme in sorted(each for each in root.parent.iterdir() if each.is_dir()):
-        pictures = sorted(theme.rglob("*.png"))
-        if len(pictures) >= FEWEST:
-            for number, picture in enumerate(pictures):
-                save(Image.open(picture), out / theme.name / f"{number:03}-{picture.name}")
+        images = sorted(theme.rglob("*.png"))
+        if len(images) >= FEWEST:
+            for number, image in enumerate(images):
+                save(Image.open(image), out / theme.name / f"{number:03}-{image.name}")
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a picture as it is."""
+    """Write an image as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
 

@@ -121,7 +121,7 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_batch(options: argparse.Namespace) -> Batch:
-    """A batch of random pictures for the network that the options name."""
+    """A batch of random images for the network that the options name."""
     torch.manual_seed(0)
     device, size, count = torch.device(options.device), options.image_size, options.batch_size
     pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).to(device)
@@ -130,7 +130,7 @@ def make_batch(options: argparse.Namespace) -> Batch:
 
 
 class Batch:
-    """What all steps share: pictures, labels, the source, and how a network is run."""
+    """What all steps share: images, labels, the source, and how a network is run."""
 
     def __init__(
         self, pixels: Tensor, labels: Tensor, source: Source, device: torch.device, compiled: bool, wanted: str

@@ -192,11 +192,11 @@ def test_names_of_tasks_with_a_path_in_them(name, ready):
 
 def test_cuda_asked_for_and_absent(ready, vit_folder, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    picture = "data/colours/red/000.png"
+    image = "data/colours/red/000.png"
     for arguments in (
         ("adapt", "--task", "new", "--data", "data/colours"),
         ("eval", "--all"),
-        ("predict", "--task", "colours", picture),
+        ("predict", "--task", "colours", image),
         ("mimic", vit_folder, *OUTPUT),
     ):
         assert "no such CUDA device" in refused(*arguments, "--device", "cuda")
@@ -269,7 +269,7 @@ def test_a_name_that_is_not_utf8(ready):
 def test_not_one_readable_image(ready):
     draw_images(ready / "bad", count=4)
     for path in (ready / "bad").rglob("*.png"):
-        path.write_text("no picture")
+        path.write_text("no image")
     assert "Not one of the" in adapt_with("bad")
     assert "Not one of the 12 images" in refused("eval", "--task", "colours", "--data", "bad")
 

@@ -23,8 +23,8 @@ def options(folder, task="colours"):
 @pytest.mark.parametrize("name", ["recast.yaml", "recast.yml"])
 def test_base_images_and_tasks_are_found_from_a_folder_below(name, fresh, monkeypatch):
     (fresh / "base.safetensors").rename(fresh / "other.safetensors")
-    (fresh / "data" / "colours").rename(fresh / "pictures")
-    write("base: other.safetensors\ntasks:\n  colours: {data: pictures, epochs: 1}\n", name)
+    (fresh / "data" / "colours").rename(fresh / "images")
+    write("base: other.safetensors\ntasks:\n  colours: {data: images, epochs: 1}\n", name)
     (fresh / "notes" / "deep").mkdir(parents=True)
     monkeypatch.chdir(fresh / "notes" / "deep")
     assert recast("adapt", "--task", "colours").exit_code == 0

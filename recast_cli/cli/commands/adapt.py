@@ -97,7 +97,7 @@ def adapt(
 
     \b
         recast adapt --task flowers
-        recast adapt --task flowers --data ~/pictures/flowers --image-size 112
+        recast adapt --task flowers --data ~/images/flowers --image-size 112
         recast adapt --task cifar10 --json > result.json
         recast adapt --task flowers --adapter melo --rank 4
         torchrun --nproc-per-node 4 -m recast_cli adapt --task flowers

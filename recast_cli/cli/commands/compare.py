@@ -1,4 +1,4 @@
-"""`recast compare`: a YAML file of sources, tasks and methods -> runs, a table and a picture."""
+"""`recast compare`: a YAML file of sources, tasks and methods -> runs, a table and a plot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from recast_cli.engine.compare.spec import Plan
     from recast_cli.engine.compare.sweep import Results, Run
 
-TABLE, PICTURE = "table.md", "plot.png"
+TABLE, PLOT = "table.md", "plot.png"
 
 
 def compare(
@@ -37,7 +37,7 @@ def compare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare RECAST with other methods on equal terms: one file in, a table and a picture out.
+    """Compare RECAST with other methods on equal terms: one file in, a table and a plot out.
 
     Every method gets the same images, splits, epochs, linear probe to start from, and the same sweep of its learning
     rate on validation images; test is measured once, for the chosen rate. What is finished is kept: the same command
@@ -99,7 +99,7 @@ def compare(
         "directory": str(folder),
         "standings": [asdict(row) for row in rows],
         "failed": failed,
-        "files": [str(folder / name) for name in ("runs.jsonl", TABLE, PICTURE)],
+        "files": [str(folder / name) for name in ("runs.jsonl", TABLE, PLOT)],
     }
     out.result(value, lambda console: show(console, plan, rows))
     if failed:
@@ -114,13 +114,13 @@ def describe(run: Run) -> str:
 
 
 def write(plan: Plan, rows: list[Standing], folder: Path, table: str) -> None:
-    """Write table and picture."""
+    """Write table and plot."""
     from recast_cli.engine.compare.figure import plot_standings
     from recast_cli.engine.storage.atomic import write_text
 
     folder.mkdir(exist_ok=True)
     write_text(folder / TABLE, table)
-    plot_standings(rows, folder / PICTURE)
+    plot_standings(rows, folder / PLOT)
 
 
 def planned(plan: Plan, folder: Path, results: Results) -> dict[str, Any]:

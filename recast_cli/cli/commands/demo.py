@@ -1,4 +1,4 @@
-"""`recast demo`: the main job on an embedded model and drawn pictures, offline, in the commands a user would type."""
+"""`recast demo`: the main job on an embedded model and drawn images, offline, in the commands a user would type."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show all of it: mimic, two tasks, eval and a picture. Offline, in two minutes.
+    """Show all of it: mimic, two tasks, eval and a plot. Offline, in two minutes.
 
     A small vision transformer and two drawn image folders are put into ./recast-demo, then come the commands as
     you would type them there.

@@ -48,7 +48,7 @@ def evaluate(
     \b
         recast eval --task flowers --fail-under 0.9
         recast eval --all --json
-        recast eval --task flowers --data new-pictures
+        recast eval --task flowers --data new-images
         recast eval --base base.safetensors --data imagenet-val
     """
     out = Output(as_json, quiet)

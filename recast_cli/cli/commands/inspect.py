@@ -73,7 +73,7 @@ def inspect(
 
 
 def draw(looks: list[Look], matrix: Any, path: Path, workspace: Workspace) -> None:
-    """The picture of one base, or of tasks; of one base as HTML, the report."""
+    """The plot of one base, or of tasks; of one base as HTML, the report."""
     from recast_cli.engine.report.figures import plot_base, plot_tasks
 
     first = looks[0]

@@ -70,10 +70,10 @@ def mimic(
         int | None, typer.Option(help="With --bits: weights that share a scale.  [default: 64]")
     ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Compress: round by what these pictures need; no labels.")
+        Path | None, typer.Option(metavar="DIR", help="Compress: round by what these images need; no labels.")
     ] = None,
     heal: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Fit shared templates to what these pictures need; no labels.")
+        Path | None, typer.Option(metavar="DIR", help="Fit shared templates to what these images need; no labels.")
     ] = None,
     verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare base and source on these images.")] = None,
     device: Device = None,
@@ -88,8 +88,8 @@ def mimic(
         recast mimic vit_tiny_patch16_224 --weights vit.safetensors -o base.safetensors
         recast mimic weights.pth --architecture resnet50 --layout paper-resnet -o base.safetensors
         recast mimic vit_base_patch16_224 --modules 'blocks.*.mlp.fc?' --templates 1 -o base.safetensors
-        recast mimic vit_tiny_patch16_224 --size 6x --calibrate pictures -o small.safetensors
-        recast mimic vit_tiny_patch16_224 --modules 'blocks.*' --groups 1 --templates 9 --heal pictures -o b.safetensors
+        recast mimic vit_tiny_patch16_224 --size 6x --calibrate images -o small.safetensors
+        recast mimic vit_tiny_patch16_224 --modules 'blocks.*' --groups 1 --templates 9 --heal images -o b.safetensors
     """
     out = Output(as_json, quiet)
     started = time.perf_counter()
@@ -121,17 +121,17 @@ def mimic(
     )
     if plan.coefficients > budget:
         out.note(f"note: {plan.coefficients} coefficients, over the budget of {budget}; built as asked.")
-    check_pictures(opened, plan, heal, verify)
+    check_unlabelled(opened, plan, heal, verify)
     unfinished = output.with_name(f".{output.name}.heal")
     healed = None
     with out.progress() as progress:
         if heal is not None:
-            from recast_cli.engine.images.unlabelled import read_pictures
+            from recast_cli.engine.images.unlabelled import read_images
             from recast_cli.engine.mimic.heal.heal import MOST
             from recast_cli.engine.mimic.heal.heal import heal as heal_base
 
             assert opened.architecture is not None
-            pixels = read_pictures(heal, opened.architecture, progress, most=MOST)
+            pixels = read_images(heal, opened.architecture, progress, most=MOST)
             healed = make_base(opened, plan, options=options, dtype=dtype, progress=progress)
             healed = heal_base(opened, healed, pixels, device=device, state_path=unfinished, progress=progress)
         if compressing:
@@ -145,7 +145,7 @@ def mimic(
                 size=wanted_bytes(size, opened),
                 bits=bits,
                 group=group_size,
-                pictures=calibrate,
+                calibrate=calibrate,
                 base=healed,
                 path=output,
                 device=device,
@@ -163,7 +163,7 @@ def mimic(
     if healed is None and not all(bank.exact for bank in plan.banks):
         out.warn(
             f"fewer templates than layers lose weights: the worst module keeps {percent(max(0.0, 1 - lossy**2))} of "
-            "its energy, and accuracy goes with it; leave out --templates to be exact, or --heal with pictures."
+            "its energy, and accuracy goes with it; leave out --templates to be exact, or --heal with images."
         )
     verification = None
     if verify is not None:
@@ -187,28 +187,28 @@ def check_stored(dtype: str, compressing: bool, calibrate: Path | None, heal: Pa
         raise RecastError(f"--dtype {dtype} does not go with --size and --bits", "Leave it out; --bits 16 is float16.")
 
 
-def check_pictures(source: Source, layout: Layout, heal: Path | None, verify: Path | None) -> None:
-    """Raise RecastError where pictures will be of no use: now, before a solver may have run for long."""
+def check_unlabelled(source: Source, layout: Layout, heal: Path | None, verify: Path | None) -> None:
+    """Raise RecastError where images will be of no use: now, before a solver may have run for long."""
     if verify is not None:
         from recast_cli.engine.measure.verify import check_verifiable
 
         check_verifiable(source, verify)
     if heal is not None:
-        from recast_cli.engine.images.unlabelled import list_pictures
+        from recast_cli.engine.images.unlabelled import list_images
         from recast_cli.engine.mimic.heal.heal import MOST, check_healable
 
         check_healable(source, layout)
-        list_pictures(heal, MOST)
+        list_images(heal, MOST)
 
 
 def verify_with(
-    pictures: Path, source: Source, base: Base, output: Path, device: str | None, progress: Progress | None
+    images: Path, source: Source, base: Base, output: Path, device: str | None, progress: Progress | None
 ) -> tuple[Base, Verification]:
-    """What is left of the source on these pictures, and the base with that in its file, so that it travels with it."""
+    """What is left of the source on these images, and the base with that in its file, so that it travels with it."""
     from recast_cli.engine.base.file import save_base
     from recast_cli.engine.measure.verify import verify
 
-    found = verify(source, base, pictures, device=device, progress=progress)
+    found = verify(source, base, images, device=device, progress=progress)
     return save_base(replace(base, verified=asdict(found)), output), found
 
 

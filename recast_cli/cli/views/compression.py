@@ -47,7 +47,11 @@ def stored_as(compression: dict[str, Any]) -> str:
     if not compression["rounded"]:
         return "float16"
     calibrated = compression["calibrated"]
-    how = f"calibrated on {calibrated['pictures']} pictures" if calibrated else "rounded to the nearest"
+    how = (
+        f"calibrated on {calibrated.get('images', calibrated.get('pictures'))} images"
+        if calibrated
+        else "rounded to the nearest"
+    )
     return f"{compression['bits']:.2f} bits a weight, {how}"
 
 

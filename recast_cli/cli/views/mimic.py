@@ -87,7 +87,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     if "healed" in value:
         found = value["healed"]
         steps = " -> ".join(f"{found['divergence'][step]:.3g}" for step in ("mimicked", "layers", "healed"))
-        rows.append(("healed", f"{found['pictures']} pictures, divergence from the source {steps}"))
+        rows.append(("healed", f"{found['images']} images, divergence from the source {steps}"))
     if "verify" in value:
         found = value["verify"]
         lowest = min(found["feature_cosine"].values())

@@ -55,7 +55,7 @@ def adapt(
         options: Recipe and data options.
         device: cpu, cuda, …; default: CUDA where it is.
         compiled: Compile the network before training, which pays in long runs.
-        cache_size: Bytes that the cache of decoded pictures may take; 0: no cache; None: 10 GB.
+        cache_size: Bytes that the cache of decoded images may take; 0: no cache; None: 10 GB.
         restart: Replace what `folder` holds of this task, once the new one is finished; a run that was killed while it
             was to replace a finished task goes on.
         progress: Called with images done and images in all.

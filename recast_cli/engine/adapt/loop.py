@@ -99,7 +99,7 @@ def train(
 
 
 class Loop:
-    """What stays from epoch to epoch: pictures and parameters on their device, and the optimiser.
+    """What stays from epoch to epoch: images and parameters on their device, and the optimiser.
 
     Arguments as of `train`.
 

@@ -21,7 +21,7 @@ from recast_cli.engine.task.options import AdaptOptions
 
 
 def identity_of(base: Base, data: Path, folder: Path, options: AdaptOptions) -> dict[str, Any]:
-    """What makes two runs of a task the same run, but for its pictures."""
+    """What makes two runs of a task the same run, but for its images."""
     return {"base_id": base.base_id, "data": recorded_path(data, folder), "options": asdict(options)}
 
 

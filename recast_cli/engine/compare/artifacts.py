@@ -1,4 +1,4 @@
-"""What the runs of a comparison share and make once: bases, linear probes, decoded pictures."""
+"""What the runs of a comparison share and make once: bases, linear probes, decoded images."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def probe_of(
 def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_size: int | None, path: Path) -> None:
     """Fit the linear probe of a run's base and task."""
     options = plan.tasks[run.task].options
-    images = {part: pictures(plan, run.task, base, part, cache_size) for part in ("train", "val")}
+    images = {part: task_images(plan, run.task, base, part, cache_size) for part in ("train", "val")}
     classes = len(split_of(plan, run.task).classes)
     reset_peak(device)
     start = time.perf_counter()
@@ -154,8 +154,8 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
     write_tensors(path, {"weight": probe.weight, "bias": probe.bias}, metadata)
 
 
-def pictures(plan: Plan, task: str, base: Base, part: str, cache_size: int | None) -> Images:
-    """The `train`, `val` or `test` pictures of a task as a base's network wants them; the last task's are kept."""
+def task_images(plan: Plan, task: str, base: Base, part: str, cache_size: int | None) -> Images:
+    """The `train`, `val` or `test` images of a task as a base's network wants them; the last task's are kept."""
     options, data = plan.tasks[task].options, base.known_architecture().data
     key = digest_of(str(data_folder(plan, task).resolve()), probe_options(options), data)
     if _kept.get("key") != key:
@@ -170,11 +170,11 @@ def pictures(plan: Plan, task: str, base: Base, part: str, cache_size: int | Non
 
 
 _kept: dict[str, Any] = {}
-"""Pictures of the task at hand: runs of one task stand beside one another, and other tasks want the memory."""
+"""Images of the task at hand: runs of one task stand beside one another, and other tasks want the memory."""
 
 
-def forget_pictures() -> None:
-    """Give back the memory of the last task's pictures."""
+def forget_images() -> None:
+    """Give back the memory of the last task's images."""
     _kept.clear()
 
 

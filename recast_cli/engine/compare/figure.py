@@ -1,4 +1,4 @@
-"""The picture of a comparison, after Figure 4 of RECAST: accuracy over the floats that are trained, one panel a source.
+"""The plot of a comparison, after Figure 4 of RECAST: accuracy over the floats that are trained, one panel a source.
 
 Methods that train nothing but the head have no place on a logarithmic axis: they are horizontal lines.
 """

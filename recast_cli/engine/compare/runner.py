@@ -99,7 +99,7 @@ def compare(
         folder: Where runs.jsonl and all that is made go.
         jobs: Processes that work at a time; 1: this one.
         device: As `choose_device` takes it.
-        cache_size: Bytes that the cache of decoded pictures may take.
+        cache_size: Bytes that the cache of decoded images may take.
         on_start: Called before a run.
         on_run: Called after a run with its line, or None and what went wrong.
 
@@ -118,7 +118,7 @@ def compare(
         from recast_cli.engine.compare.candidate import check_methods
 
         check_methods(plan)
-    from recast_cli.engine.compare.artifacts import forget_pictures, make_bases
+    from recast_cli.engine.compare.artifacts import forget_images, make_bases
 
     new = [path for path in (folder, *(folder / name for name in FOLDERS)) if not path.exists()]
     for path in new:
@@ -157,7 +157,7 @@ def compare(
                 tidy(plan, folder, results, under_way)
             if on_run:
                 on_run(run, line, trouble)
-    forget_pictures()
+    forget_images()
     return results, len(failed)
 
 

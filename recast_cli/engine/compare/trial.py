@@ -1,6 +1,6 @@
 """One run of a comparison: base, linear probe, training, and where its rate is chosen its accuracy on test.
 
-Every method starts from the same linear probe, sees the same pictures in the same order, and is trained by the loop of
+Every method starts from the same linear probe, sees the same images in the same order, and is trained by the loop of
 `adapt`; a run of RECAST gives the very numbers that `adapt` gives.
 """
 
@@ -19,7 +19,7 @@ from recast_cli.engine.adapt.learner import begin
 from recast_cli.engine.adapt.loop import Lesson
 from recast_cli.engine.adapt.record import now, type_name, versions
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.compare.artifacts import CannotRun, base_of, peak_mb, pictures, probe_of, reset_peak
+from recast_cli.engine.compare.artifacts import CannotRun, base_of, peak_mb, probe_of, reset_peak, task_images
 from recast_cli.engine.compare.candidate import prepare, put
 from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan, Task
 from recast_cli.engine.compare.sweep import Run
@@ -41,7 +41,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Work:
-    """A run with what it needs: where files go, the device, and the size of the cache of pictures."""
+    """A run with what it needs: where files go, the device, and the size of the cache of images."""
 
     plan: Plan
     run: Run
@@ -135,7 +135,7 @@ def probe_line(work: Work) -> Line:
     """The line of the linear probe, which needs no training: what `adapt` reports of it."""
     base = base_of(work.plan, work.run, work.folder)
     probe, made = probe_of(work.plan, work.run, work.folder, base, work.device, work.cache_size)
-    images = pictures(work.plan, work.run.task, base, "test", work.cache_size)
+    images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
     model = Switcher(base, str(work.device)).switch(base.vector, work.options.image_size)
     data, head = base.known_architecture().data, (probe.weight, probe.bias)
     return {
@@ -169,7 +169,7 @@ def train_line(work: Work) -> Line:
     options = with_rate(work.options, base.layout)
     data = base.known_architecture().data
     probe, _ = probe_of(plan, run, work.folder, base, device, work.cache_size)
-    images = {part: pictures(plan, run.task, base, part, work.cache_size) for part in ("train", "val")}
+    images = {part: task_images(plan, run.task, base, part, work.cache_size) for part in ("train", "val")}
     reset_peak(device)
     start = time.perf_counter()
     learner = prepare(work.method, base, options, device)
@@ -223,7 +223,7 @@ def test_stored(work: Work) -> float:
     """Top-1 on the test images of what was trained. RECAST is measured as `adapt` does it: merged."""
     base = base_of(work.plan, work.run, work.folder)
     vector, head = read_tensors(work.values_file)["coefficients"], read_tensors(work.head_file)
-    images = pictures(work.plan, work.run.task, base, "test", work.cache_size)
+    images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
     options, device = work.options, work.device
     if work.method.kind in OWN_KINDS:
         adapter = read_adapter(work.adapter_file) if work.method.adapter else None

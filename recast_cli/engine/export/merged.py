@@ -1,4 +1,4 @@
-"""The merged network that is exported, and what it makes of a few pictures: the measure of every file."""
+"""The merged network that is exported, and what it makes of a few images: the measure of every file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recast_cli.engine.task.task import Task
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that counts as the same network."""
-PICTURES = 3
+IMAGES = 3
 
 
 class Classified(nn.Module):
@@ -51,7 +51,7 @@ class Merged:
         model: timm's network; of a task, without its head.
         network: Normalised images -> logits, with the task's head where there is one.
         data: timm's data config at the image size of the task.
-        images: Random normalised pictures (PICTURES, channels, H, W).
+        images: Random normalised images (IMAGES, channels, H, W).
         logits: What `network` makes of them.
     """
 
@@ -72,7 +72,7 @@ class Merged:
         """The largest difference to the merged network's logits.
 
         Args:
-            logits: (PICTURES, outputs), from what was written.
+            logits: (IMAGES, outputs), from what was written.
             what: Whose logits, for the message.
 
         Raises:
@@ -109,7 +109,7 @@ def merge_task(base: Base, task: Task | None) -> Merged:
         model = merge(base, task.vector, task.image_size, task.adapter)
         network = Classified(model, task.weight, task.bias).eval()
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (PICTURES, *data["input_size"]), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (IMAGES, *data["input_size"]), dtype=torch.uint8, generator=generator)
     images = normalise(pixels, data)
     try:
         logits = network(images)

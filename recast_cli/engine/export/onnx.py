@@ -39,7 +39,7 @@ def write_onnx(merged: Merged, path: Path, notes: Path) -> float:
     """Write the network for batches of any size, and its notes; run it with onnxruntime.
 
     PyTorch's exporter of graphs comes first, then its older one that traces: each takes networks that the other does
-    not, and what decides is that the file gives the network's logits for one picture and for several.
+    not, and what decides is that the file gives the network's logits for one image and for several.
 
     Args:
         merged: The network.
@@ -155,7 +155,7 @@ def with_notes(content: bytes, about: str) -> bytes:
 
 
 def run(merged: Merged, path: Path) -> float:
-    """Run the file on one picture and on several: the largest difference of a logit to the merged network."""
+    """Run the file on one image and on several: the largest difference of a logit to the merged network."""
     import onnxruntime
 
     try:

@@ -1,8 +1,8 @@
-"""The cache of decoded pictures: one safetensors file for a list of pictures and a way to prepare them.
+"""The cache of decoded images: one safetensors file for a list of images and a way to prepare them.
 
 A file is built under a temporary name, with its disk space reserved and a lock held, and renamed when it is whole: two
 runs that build the same file do not disturb each other, and a killed one leaves nothing but a file that no run locks.
-Whatever goes wrong here costs time, not results: the pictures are then decoded as if there were no cache.
+Whatever goes wrong here costs time, not results: the images are then decoded as if there were no cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ DEFAULT_CACHE_SIZE = 10 * 10**9
 """Bytes that all files of the cache may take together."""
 FORMAT = 1
 HEADER = 4096
-"""Bytes before the pixels: the header is written last, when it is known how many pictures could be read."""
+"""Bytes before the pixels: the header is written last, when it is known how many images could be read."""
+FILES = ("images-*.safetensors", ".images-*.tmp", "pictures-*.safetensors")
+"""What lies in the cache; the last were made by versions that looked for other names, and go in their turn."""
 STALE = 60
 """Seconds after which a temporary file that no run has locked is a killed run's."""
 
@@ -48,28 +50,28 @@ def cache_folder() -> Path:
 
 
 def cache_file(root: Path, paths: Sequence[str], preparation: Any) -> Path:
-    """Where pictures are cached, named after all that decides their pixels.
+    """Where images are cached, named after all that decides their pixels.
 
     Args:
         root: The data folder.
-        paths: Relative paths of the pictures, in order; their sizes and times count too.
+        paths: Relative paths of the images, in order; their sizes and times count too.
         preparation: Whatever else decides the pixels, as JSON.
     """
     digest = hashlib.sha256(to_json([str(root.resolve()), preparation]).encode(errors="surrogateescape"))
     for path in paths:
         try:
-            found = os.stat(os.path.join(root, path))  # a Path for each of a million pictures would take seconds
+            found = os.stat(os.path.join(root, path))  # a Path for each of a million images would take seconds
             digest.update(f"\0{path}\0{found.st_size}\0{found.st_mtime_ns}".encode())
         except OSError:
             digest.update(f"\0{path}\0".encode())
-    return cache_folder() / f"pictures-{digest.hexdigest()[:32]}.safetensors"
+    return cache_folder() / f"images-{digest.hexdigest()[:32]}.safetensors"
 
 
 def load(path: Path) -> tuple[Tensor, list[bool]] | None:
     """What `path` caches, or None where it is no whole file of this format; reads no pixels.
 
     Returns:
-        Pixels (N, 3, H, W) uint8, mapped copy-on-write, so that nothing can change the file; and which pictures of the
+        Pixels (N, 3, H, W) uint8, mapped copy-on-write, so that nothing can change the file; and which images of the
         list could be read: N of them.
     """
     from safetensors import SafetensorError, safe_open
@@ -91,9 +93,9 @@ def build(
 
     Args:
         path: From `cache_file`.
-        shape: (pictures in the list, 3, H, W).
+        shape: (images in the list, 3, H, W).
         bound: Bytes that all files of the cache may take together.
-        fill: Writes the readable pictures to the front of an array of `shape`, and says which they are.
+        fill: Writes the readable images to the front of an array of `shape`, and says which they are.
     """
     import fcntl
 
@@ -116,20 +118,20 @@ def build(
             fcntl.flock(file, fcntl.LOCK_EX)  # until the end: this run is alive
             reserve(file.fileno(), size)
             readable = fill(np.memmap(file, np.uint8, "r+", HEADER, shape))
-            seal(file.fileno(), path.stem.removeprefix("pictures-"), shape, readable)
+            seal(file.fileno(), path.stem.removeprefix("images-"), shape, readable)
             result = load(temporary)
-            os.fsync(file.fileno())  # without it, a power cut may leave a whole file of black pictures
+            os.fsync(file.fileno())  # without it, a power cut may leave a whole file of black images
     except OSError as error:  # where `fill` is to blame, it fails again without a cache
         warn(path.parent, error)
     return result
 
 
 def seal(file: int, key: str, shape: tuple[int, ...], readable: list[bool]) -> None:
-    """Cut the file behind the readable pictures, say which they are, and write the header."""
+    """Cut the file behind the readable images, say which they are, and write the header."""
     rows = (sum(readable), *shape[1:])
     end = int(np.prod(rows))
     header = {
-        "__metadata__": {METADATA_KEY: to_json({"format": FORMAT, "key": key, "kind": "pictures"})},
+        "__metadata__": {METADATA_KEY: to_json({"format": FORMAT, "key": key, "kind": "images"})},
         "pixels": {"dtype": "U8", "shape": rows, "data_offsets": [0, end]},
         "readable": {"dtype": "BOOL", "shape": [len(readable)], "data_offsets": [end, end + len(readable)]},
     }
@@ -154,7 +156,7 @@ def trim(folder: Path, bound: int) -> int:
         Bytes that are left: more than `bound` only where runs are writing at this moment.
     """
     files = []
-    for path in [*folder.glob("pictures-*.safetensors"), *folder.glob(".pictures-*.tmp")]:
+    for path in [path for pattern in FILES for path in folder.glob(pattern)]:
         try:
             if path.suffix == ".tmp" and abandoned(path):
                 path.unlink()
@@ -197,4 +199,4 @@ def reserve(file: int, size: int) -> None:
 def warn(folder: Path, error: OSError | RecastError) -> None:
     """Say why nothing is cached, as a CacheWarning."""
     reason = error.what if isinstance(error, RecastError) else error.strerror or error
-    warnings.warn(f"decoded pictures are not cached in {folder}: {reason}", CacheWarning, stacklevel=2)
+    warnings.warn(f"decoded images are not cached in {folder}: {reason}", CacheWarning, stacklevel=2)

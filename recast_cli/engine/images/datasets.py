@@ -68,7 +68,7 @@ def is_known(name: str) -> bool:
 def fetch_known(name: str, destination: Path, progress: Progress | None = None) -> Path:
     """Download a known set into `destination/{train,val,test}/<class>/<image>`, whole or not at all.
 
-    Pictures that come as JPEG files stay those files; the arrays of CIFAR become PNG files. The splits are the
+    Images that come as JPEG files stay those files; the arrays of CIFAR become PNG files. The splits are the
     authors' own. A destination that already holds something is left as it is.
 
     Args:
@@ -218,7 +218,7 @@ def write_images(name: str, datasets: dict[str, Any], downloads: Path, images: P
     """
     from PIL import Image
 
-    # torchvision has no public way to a picture's file; these names are as old as the two classes
+    # torchvision has no public way to an image's file; these names are as old as the two classes
     labels = {
         part: dataset._labels if hasattr(dataset, "_labels") else dataset.targets for part, dataset in datasets.items()
     }

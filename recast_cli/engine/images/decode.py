@@ -21,7 +21,7 @@ from recast_cli.engine.images.folders import Item
 from recast_cli.engine.progress import Progress
 
 IN_MEMORY = 2 * 2**30
-"""Decoded pictures beyond this many bytes are kept in a temporary file that the system maps into memory."""
+"""Decoded images beyond this many bytes are kept in a temporary file that the system maps into memory."""
 BLOCK = 4096
 """Images that the threads are given at a time: each takes memory while it waits."""
 LONGEST = 1000
@@ -211,7 +211,7 @@ def open_image(path: Path, transform: Callable[[Any], Tensor]) -> Tensor:
 def eight_bits(image: Any) -> Any:
     """A Pillow image whose numbers are no larger than 8 bits hold; of 16 bits the high ones.
 
-    Pillow would clip what is larger to white. A picture of 8 bits in a deeper format stays as it is.
+    Pillow would clip what is larger to white. An image of 8 bits in a deeper format stays as it is.
 
     Raises:
         ValueError: The numbers go beyond 8 bits, and nothing says which one is white.

@@ -38,7 +38,7 @@ def draw_windows(count: int, generator: torch.Generator) -> Tensor:
     flip = torch.where(draws[1] < 0.5, -1.0, 1.0)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = scale * flip, scale
-    # the window's centre may move as far as the window stays inside the picture, whose half width is 1
+    # the window's centre may move as far as the window stays inside the image, whose half width is 1
     theta[:, :, 2] = ((2 * draws[2:] - 1) * (1 - scale)).T
     return theta
 

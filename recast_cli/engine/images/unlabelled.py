@@ -1,4 +1,4 @@
-"""Pictures to calibrate, to heal or to compare with: any, without labels."""
+"""Images to calibrate, to heal or to compare with: any, without labels."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from recast_cli.engine.images.folders import Item, list_files
 from recast_cli.engine.progress import Progress
 
 MOST = 512
-"""More pictures to calibrate with take longer, fewer calibrate worse: at 8x 400 leave 0.86 of the divergence of 200."""
+"""More images to calibrate with take longer, fewer calibrate worse: at 8x 400 leave 0.86 of the divergence of 200."""
 
 
-def list_pictures(folder: Path, most: int | None = MOST) -> list[Item]:
-    """All pictures, or at most so many, in a folder and below it, by name, however they lie in there.
+def list_images(folder: Path, most: int | None = MOST) -> list[Item]:
+    """All images, or at most so many, in a folder and below it, by name, however they lie in there.
 
     Of more than that they are taken at even distances.
 
     Raises:
-        RecastError: There is no such folder, or no picture in it.
+        RecastError: There is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise RecastError(f"The folder of pictures {folder} does not exist", "Give one with a few hundred pictures.")
+        raise RecastError(f"The folder of images {folder} does not exist", "Give one with a few hundred images.")
     found = sorted(file.relative_to(folder).as_posix() for file in list_files(folder))
     if not found:
-        raise RecastError(f"There are no pictures in {folder}", "Give a folder with a few hundred, labelled or not.")
+        raise RecastError(f"There are no images in {folder}", "Give a folder with a few hundred, labelled or not.")
     count = min(len(found), most or len(found))
     return [Item(found[place * len(found) // count], 0) for place in range(count)]
 
 
-def read_pictures(
+def read_images(
     folder: Path,
     architecture: Architecture,
     progress: Progress | None = None,
     *,
     most: int = MOST,
 ) -> Tensor:
-    """The pictures of `list_pictures` as the network sees them: (N, 3, H, W) uint8."""
-    return decode(folder, list_pictures(folder, most), architecture.data, progress=progress).pixels
+    """The images of `list_images` as the network sees them: (N, 3, H, W) uint8."""
+    return decode(folder, list_images(folder, most), architecture.data, progress=progress).pixels

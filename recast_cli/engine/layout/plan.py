@@ -110,7 +110,7 @@ def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
 
     As many of the first kernels as fit into the budget: the early ones gain most (docs/results.md). None where a module
     is linear (a transformer's, or a ConvNeXt's, whose norms undo scales of depthwise kernels), or where so few kernels
-    are depthwise that they say nothing of the network: a first convolution of grey pictures looks like one, too.
+    are depthwise that they say nothing of the network: a first convolution of grey images looks like one, too.
     """
     if any(len(shape) < 3 for shape in modules.values()):
         return []

@@ -81,7 +81,7 @@ def evaluate(
         switcher: Of `base`, for several tasks: its network is switched to the task, else one is built for it.
         device: cpu, cuda, …, where there is no switcher; default: CUDA where it is.
         on_bad_image: `skip` or `fail`.
-        cache_size: Bytes that the cache of decoded pictures may take; 0: no cache; None: 10 GB.
+        cache_size: Bytes that the cache of decoded images may take; 0: no cache; None: 10 GB.
         progress: Called with images done and images in all.
 
     Raises:

@@ -15,7 +15,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.splits import measured_part
 from recast_cli.engine.images.transforms import normalise
-from recast_cli.engine.images.unlabelled import list_pictures
+from recast_cli.engine.images.unlabelled import list_images
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device
@@ -51,7 +51,7 @@ def verify(
     architecture = base.known_architecture()
     where = choose_device(device)
     folder = data / measured_part(data)
-    images = decode(folder, list_pictures(folder, None), architecture.data, progress=progress)
+    images = decode(folder, list_images(folder, None), architecture.data, progress=progress)
     models = [source.network().to(where), merge(base).to(where)]
     outputs: list[dict[str, Tensor]] = [{}, {}]
     for model, seen in zip(models, outputs, strict=True):
@@ -77,4 +77,4 @@ def check_verifiable(source: Source, data: Path) -> None:
     """Raise RecastError where `verify` cannot work: no known architecture, or no images."""
     if source.architecture is None:
         raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --verify.")
-    list_pictures(data / measured_part(data))
+    list_images(data / measured_part(data))

@@ -18,7 +18,7 @@ from recast_cli.engine.report.figures import (
     Tasks,
     bank_table,
     base_figure,
-    check_picture,
+    check_plot,
     in_page,
     number,
     tasks_figure,
@@ -66,7 +66,7 @@ def write_report(
     Raises:
         RecastError: No file can be put there.
     """
-    check_picture(path)
+    check_plot(path)
     with matplotlib.rc_context(STYLE):
         parts = [
             heading(base),

@@ -1,4 +1,4 @@
-"""Pictures of a base and of its tasks, after Figures 6, 9 and 10 of RECAST, as .png, .svg or one .html page.
+"""Plots of a base and of its tasks, after Figures 6, 9 and 10 of RECAST, as .png, .svg or one .html page.
 
 Drawn on `Figure` objects, never through pyplot: no global state, no display. Equal input gives equal bytes with one
 version of matplotlib. A value that is None is a gap in a curve, a grey cell in a heat map.
@@ -70,7 +70,7 @@ def plot_base(base: Base, banks: list[BankDiagnosis], path: Path, roles: Sequenc
     Raises:
         RecastError: `path` ends in none of SUFFIXES, or no file can be put there.
     """
-    check_picture(path)
+    check_plot(path)
     with matplotlib.rc_context(STYLE):
         plan = base.layout
         title = f"{base.source}, layout {plan.name}: G = {plan.groups}, n = {plan.templates}, K = {plan.sets}"
@@ -123,7 +123,7 @@ def plot_tasks(tasks: Tasks, similarity: Matrix | None, path: Path) -> None:
     Raises:
         RecastError: `path` ends in none of SUFFIXES, or no file can be put there.
     """
-    check_picture(path)
+    check_plot(path)
     names = [name for name, _ in tasks]
     modules = list(dict.fromkeys(change.module for _, changes in tasks for change in changes))
     moved = [{change.module: change.moved for change in changes} for _, changes in tasks]
@@ -151,10 +151,10 @@ def tasks_figure(tasks: Tasks, similarity: Matrix | None) -> Figure:
     return figure
 
 
-def check_picture(path: Path) -> None:
-    """Raise RecastError unless a picture can be written to `path`; called before any work."""
+def check_plot(path: Path) -> None:
+    """Raise RecastError unless a plot can be written to `path`; called before any work."""
     if path.suffix.lower() not in SUFFIXES:
-        raise RecastError(f"{path} does not name a kind of picture", "Let it end in .png, .svg or .html.")
+        raise RecastError(f"{path} does not name a kind of plot", "Let it end in .png, .svg or .html.")
     check_writable(path)
 
 
@@ -242,7 +242,7 @@ def span(matrix: Matrix | None) -> str:
 
 
 def save(figure: Figure, title: str, tables: list[str], path: Path) -> None:
-    """Write the picture in the format that the suffix names; the tables go into HTML only, below it."""
+    """Write the plot in the format that the suffix names; the tables go into HTML only, below it."""
     kind = path.suffix.lower()[1:]
     if kind != "html":  # there the title is text of the page
         figure.suptitle(short(title, 100), fontsize=11)

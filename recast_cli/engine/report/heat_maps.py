@@ -12,7 +12,7 @@ from matplotlib.figure import SubFigure
 
 from recast_cli.engine.measure.diagnose import BankDiagnosis, Matrix, RoleDiagnosis
 
-MOST_MAPS, WIDTH = 24, 10.0  # heat maps in a picture; its inches
+MOST_MAPS, WIDTH = 24, 10.0  # heat maps in a plot; its inches
 Series = dict[str, list[BankDiagnosis]]
 """Role and shape -> its banks."""
 

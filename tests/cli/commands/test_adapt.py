@@ -132,7 +132,7 @@ def test_every_option_is_recorded(fresh):
 
 def test_unreadable_images_are_left_out_counted_and_named(fresh):
     for name in ("blue/000.png", "red/003.png"):
-        (fresh / "data" / "colours" / name).write_text("no picture")
+        (fresh / "data" / "colours" / name).write_text("no image")
     result = recast("adapt", "--task", "colours", *QUICK)
     assert result.exit_code == 0
     warning = next(line for line in result.stderr.splitlines() if line.startswith("warning: "))
@@ -143,7 +143,7 @@ def test_unreadable_images_are_left_out_counted_and_named(fresh):
 
 
 def test_or_refused_where_that_is_asked_for(fresh):
-    (fresh / "data" / "colours" / "blue" / "000.png").write_text("no picture")
+    (fresh / "data" / "colours" / "blue" / "000.png").write_text("no image")
     line = refused("adapt", "--task", "colours", "--on-bad-image", "fail", *QUICK)
     assert "blue/000.png" in line
 
@@ -202,4 +202,4 @@ def test_a_cache_that_cannot_be_used_is_a_warning_of_one_line(fresh, monkeypatch
     assert result.exit_code == 0
     warnings = [line for line in result.stderr.splitlines() if "not cached" in line]
     assert warnings
-    assert all(line.startswith("warning: decoded pictures are not cached in ") for line in warnings)
+    assert all(line.startswith("warning: decoded images are not cached in ") for line in warnings)

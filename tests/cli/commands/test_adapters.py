@@ -47,10 +47,10 @@ def test_eval_of_all_and_predict_use_each_task_s_adapter(ready):
     for task, top1 in both.items():
         (alone,) = recast_json("eval", "--task", task)["tasks"]
         assert alone["top1"] == top1
-    picture = sorted((ready / "data" / "shades" / "dark").iterdir())[0]
-    before = recast_json("predict", "--task", "shades", picture)["predictions"][0]["probability"]
+    image = sorted((ready / "data" / "shades" / "dark").iterdir())[0]
+    before = recast_json("predict", "--task", "shades", image)["predictions"][0]["probability"]
     (ready / "tasks" / "shades" / "adapter.safetensors").unlink()
-    assert "adapter.safetensors" in refused("predict", "--task", "shades", picture)
+    assert "adapter.safetensors" in refused("predict", "--task", "shades", image)
     assert 0 < before <= 1
 
 

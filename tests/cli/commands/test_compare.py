@@ -34,7 +34,7 @@ def test_the_results_of_a_finished_comparison(whole):
 
 
 def test_a_finished_comparison_needs_neither_images_nor_timm(whole):
-    for path in sorted(Path("pictures").rglob("*"), reverse=True):
+    for path in sorted(Path("images").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     code = "import sys; from recast_cli.cli.main import app\ntry: app(['compare', 'c.yaml', '-o', 'out', '-q'])\n"
     code += "finally: print({'timm', 'torchvision'} & set(sys.modules), file=sys.stderr)"
@@ -79,8 +79,8 @@ def test_a_dry_run_counts_what_is_done(whole):
     ("text", "flags", "message"),
     [
         (YAML.replace("epochs", "epoch"), (), "unknown key 'epoch'. Did you mean 'epochs'?"),
-        (YAML.replace("pictures/shades", "nowhere"), (), "tasks.shades.data: the folder nowhere does not exist"),
-        (YAML.replace("pictures/shades", "nowhere"), ("--dry-run",), "tasks.shades.data"),
+        (YAML.replace("images/shades", "nowhere"), (), "tasks.shades.data: the folder nowhere does not exist"),
+        (YAML.replace("images/shades", "nowhere"), ("--dry-run",), "tasks.shades.data"),
         (YAML.replace("vit: vit", "vit: none-such"), (), "sources.vit: "),
         (YAML, ("--jobs", 0), "--jobs 0 is below 1"),
         (YAML, ("-o", "no/where"), "does not exist"),

@@ -17,8 +17,8 @@ def test_the_demo_leaves_a_folder_that_works(tmp_path):
         assert task["coefficients"] < 50
         assert task["test_top1"] > task["linear_probe_test_top1"]
     folder = tmp_path / "recast-demo"
-    for picture in ("base.png", "tasks.png"):
-        assert min(Image.open(folder / picture).size) > 300
+    for image in ("base.png", "tasks.png"):
+        assert min(Image.open(folder / image).size) > 300
     for command in ("mimic", "adapt", "eval", "inspect"):
         assert f"\n$ recast {command} " in f"\n{stderr}"
 

@@ -65,7 +65,7 @@ def test_people_see_a_line_a_task_and_the_mean(ready):
 
 def test_people_see_what_is_weak(ready):
     swap = ready / "swapped"
-    draw_images(swap, classes=("green", "blue"), count=4)  # the pictures of one class under the name of the other
+    draw_images(swap, classes=("green", "blue"), count=4)  # the images of one class under the name of the other
     result = recast("eval", "--task", "colours", "--data", swap)
     assert result.exit_code == 0
     assert "weakest classes: " in result.stdout
@@ -139,7 +139,7 @@ def test_a_wrong_map_is_refused(content, ready):
 
 def test_a_single_bad_image_is_left_out_and_named(ready):
     draw_images(ready / "new", count=2)
-    (ready / "new" / "red" / "001.png").write_text("no picture")
+    (ready / "new" / "red" / "001.png").write_text("no image")
     result = recast("eval", "--task", "colours", "--data", "new")
     assert result.exit_code == 0
     assert result.stderr == "warning: left out 1 image that could not be read: red/001.png\n"

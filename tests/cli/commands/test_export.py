@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from fixtures.cli_helpers import recast, recast_json, refused
-from helpers import VIT, VIT_ARGS, pictures, save_folder
+from helpers import VIT, VIT_ARGS, random_images, save_folder
 from safetensors.torch import load_file, save_file
 
 from recast_cli.engine.base.file import load_base
@@ -69,8 +69,8 @@ def test_onnx(ready):
     value = recast_json("export", "small.safetensors", "--format", "onnx", "-o", "source.onnx")
     assert value["files"] == ["source.onnx", "source.onnx.json"]
     assert 0 <= value["max_logit_difference"] < 1e-4
-    found = onnxruntime.InferenceSession("source.onnx").run(None, {"images": pictures(2).numpy()})[0]
-    torch.testing.assert_close(torch.from_numpy(found), merge(load_base(ready / "small.safetensors"))(pictures(2)))
+    found = onnxruntime.InferenceSession("source.onnx").run(None, {"images": random_images(2).numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), merge(load_base(ready / "small.safetensors"))(random_images(2)))
 
 
 @pytest.mark.parametrize(

@@ -196,16 +196,16 @@ def test_a_folder_without_a_task_is_refused(ready):
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "html"])
-def test_pictures_of_a_base_and_of_tasks(suffix, ready):
+def test_plots_of_a_base_and_of_tasks(suffix, ready):
     pytest.importorskip("recast_cli.engine.report.figures")
     for items in (("base.safetensors",), ("colours",), ("colours", "shades")):
-        result = recast("inspect", *items, "--plot", f"picture.{suffix}", "--json")
+        result = recast("inspect", *items, "--plot", f"plot.{suffix}", "--json")
         assert result.exit_code == 0, result.output
-        assert result.stderr == f"wrote picture.{suffix}\n"
-        assert (ready / f"picture.{suffix}").stat().st_size > 1000
+        assert result.stderr == f"wrote plot.{suffix}\n"
+        assert (ready / f"plot.{suffix}").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("plot", ["picture.doc", "picture", "no/picture.png"])
-def test_where_a_picture_cannot_go(plot, ready):
+@pytest.mark.parametrize("plot", ["plot.doc", "plot", "no/plot.png"])
+def test_where_a_plot_cannot_go(plot, ready):
     pytest.importorskip("recast_cli.engine.report.figures")
     refused("inspect", "base.safetensors", "--plot", plot)

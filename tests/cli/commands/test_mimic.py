@@ -75,8 +75,8 @@ def test_what_can_only_be_a_path_is_none_of_timms_names(name):
 
 
 def test_verify_compares_base_and_source(source, tmp_path):
-    draw_images(tmp_path / "pictures", count=3)
-    value = recast_json("mimic", source, "-o", "base.safetensors", "--verify", "pictures")
+    draw_images(tmp_path / "images", count=3)
+    value = recast_json("mimic", source, "-o", "base.safetensors", "--verify", "images")
     assert value.keys() == KEYS | {"verify"}
     assert value["verify"].keys() == {"images", "agreement", "feature_cosine"}
     assert (value["verify"]["images"], value["verify"]["agreement"]) == (9, 1.0)

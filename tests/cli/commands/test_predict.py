@@ -6,13 +6,13 @@ from fixtures.cli_helpers import recast, recast_json, refused
 
 pytest_plugins = ["fixtures.cli"]
 
-PICTURES = ("data/colours/red/000.png", "data/colours/blue/001.png")
+IMAGES = ("data/colours/red/000.png", "data/colours/blue/001.png")
 
 
 def test_json_has_class_and_probability_of_every_image_in_order(ready):
-    value = recast_json("predict", "--task", "colours", *PICTURES)
+    value = recast_json("predict", "--task", "colours", *IMAGES)
     assert value.keys() == {"predictions"}
-    assert [each["image"] for each in value["predictions"]] == list(PICTURES)
+    assert [each["image"] for each in value["predictions"]] == list(IMAGES)
     for each in value["predictions"]:
         assert each.keys() == {"image", "class", "probability"}
         assert each["class"] in ("blue", "green", "red")
@@ -20,17 +20,17 @@ def test_json_has_class_and_probability_of_every_image_in_order(ready):
 
 
 def test_people_see_a_line_an_image(ready):
-    result = recast("predict", "--task", "colours", *PICTURES)
+    result = recast("predict", "--task", "colours", *IMAGES)
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["image", *PICTURES]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["image", *IMAGES]
     assert result.stderr == ""
 
 
 def test_images_that_cannot_be_read_are_named_after_the_others_and_exit_with_2(ready):
-    (ready / "bad.png").write_text("no picture")
-    result = recast("predict", "--task", "colours", "--json", "bad.png", PICTURES[0], "missing.png")
+    (ready / "bad.png").write_text("no image")
+    result = recast("predict", "--task", "colours", "--json", "bad.png", IMAGES[0], "missing.png")
     assert result.exit_code == 2
-    assert [each["image"] for each in json.loads(result.stdout)["predictions"]] == [PICTURES[0]]
+    assert [each["image"] for each in json.loads(result.stdout)["predictions"]] == [IMAGES[0]]
     first, second = result.stderr.splitlines()
     assert first.startswith("error: bad.png is not a readable image")
     assert second.startswith("error: missing.png does not exist")
@@ -45,4 +45,4 @@ def test_without_any_readable_image_there_is_no_result(ready):
 
 
 def test_a_task_of_the_working_folder_is_named_where_another_is_asked_for(ready):
-    assert "Tasks here: colours, shades." in refused("predict", "--task", "color", PICTURES[0])
+    assert "Tasks here: colours, shades." in refused("predict", "--task", "color", IMAGES[0])

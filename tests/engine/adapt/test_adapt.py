@@ -118,7 +118,7 @@ def test_the_task_is_what_the_best_epoch_ended_with(vit_base, data, tmp_path, mo
 
 
 def accuracy_by_hand(base, task, data, paths):
-    """Top-1 of the merged network, one picture at a time."""
+    """Top-1 of the merged network, one image at a time."""
     architecture = base.known_architecture()
     model, transform = merge(base, task.vector), preprocessing(architecture.data)[0]
     mean, std = (torch.tensor(architecture.data[key])[:, None, None] for key in ("mean", "std"))

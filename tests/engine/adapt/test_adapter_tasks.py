@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import pictures
+from helpers import random_images
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -58,7 +58,7 @@ def test_what_was_learned_is_measured_again_from_its_files(name, base, joined, d
     assert torch.equal(again.vector, base.vector) is not joined
     assert task.record["coefficients"] == (base.layout.coefficients if joined else 0)
     changed = merge(base, again.vector, adapter=again.adapter)
-    assert (changed(pictures()) - merge(base, again.vector)(pictures())).abs().max() > 1e-4
+    assert (changed(random_images()) - merge(base, again.vector)(random_images())).abs().max() > 1e-4
     # the recorded accuracy is what the files give; `judge` in place of accuracies is for validation alone
     found = evaluate(base, again, data, device="cpu")
     assert found.top1 == task.record["metrics"]["test_top1"]
@@ -127,7 +127,7 @@ def test_six_tasks_stay_as_they_are(vit_base, data, tmp_path):
 
 def measured(base, task):
     with torch.no_grad():
-        return merge(base, task.vector, adapter=task.adapter)(pictures(4))
+        return merge(base, task.vector, adapter=task.adapter)(random_images(4))
 
 
 def test_a_damaged_or_foreign_adapter_is_refused(vit_base, data, tmp_path):
@@ -152,7 +152,7 @@ def test_a_damaged_or_foreign_adapter_is_refused(vit_base, data, tmp_path):
 
 
 def test_importance_is_the_squared_gradient_summed_over_batches(vit_base, data):
-    """Against one loss after another with autograd's own backward, pictures taken in the order that the seed draws."""
+    """Against one loss after another with autograd's own backward, images taken in the order that the seed draws."""
     from recast_cli.engine.architecture.modules import features
     from recast_cli.engine.images.decode import decode
     from recast_cli.engine.images.splits import split_folder

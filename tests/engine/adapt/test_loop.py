@@ -38,7 +38,7 @@ def setting(vit_base):
 
 @pytest.mark.parametrize(
     ("accuracies", "best"),
-    # of four pictures one standard error is 0.25 at 0.5, 0.22 at 0.75, 0.15 at 0.9, and nothing at 1; the start has 0.5
+    # of four images one standard error is 0.25 at 0.5, 0.22 at 0.75, 0.15 at 0.9, and nothing at 1; the start has 0.5
     [
         ([0.2, 0.2, 0.2], 0),
         ([0.4, 0.5, 0.2], 2),
@@ -139,7 +139,7 @@ def test_training_stops_when_validation_has_not_improved(accuracies, patience, e
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_an_epoch_is_judged_by_a_head_half_of_which_is_solved_for_what_it_saw(cut, setting, monkeypatch):
-    """Pictures are not changed and coefficients hardly, so the features are those of the network at the start."""
+    """Images are not changed and coefficients hardly, so the features are those of the network at the start."""
     judged = []
     monkeypatch.setattr(module, "top_k", lambda logits, labels: judged.append(logits) or 0.6)
     monkeypatch.setattr(module, "augment", lambda pixels, windows: pixels)
@@ -206,7 +206,7 @@ def test_augmenting_depends_on_the_generator_alone():
     assert torch.equal(once, again)
     assert not torch.equal(once, augment(pixels, draw_windows(len(pixels), torch.Generator().manual_seed(5))))
     assert once.shape == pixels.shape
-    # a window that lies inside the picture: constants stay constants, and nothing exceeds the picture's own values
+    # a window that lies inside the image: constants stay constants, and nothing exceeds the image's own values
     windows = draw_windows(len(pixels), torch.Generator())
     torch.testing.assert_close(augment(torch.full_like(pixels, 0.3), windows), torch.full_like(pixels, 0.3))
     assert once.abs().max() <= pixels.abs().max() + 1e-6

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from helpers import CONV, CONV_ARGS, VIT, VIT_ARGS, network, perturbed, pictures, save_folder
+from helpers import CONV, CONV_ARGS, VIT, VIT_ARGS, network, perturbed, random_images, save_folder
 from safetensors.torch import save_file
 
 from recast_cli.engine.architecture.build import build
@@ -25,7 +25,7 @@ def timm_at(name, args, state, size, folder):
 @torch.no_grad()
 @pytest.mark.parametrize("size", [16, 48, 64])
 def test_position_embeddings_are_resampled_as_timm_does(size, vit_base, tmp_path):
-    vector, images = perturbed(vit_base), pictures(2, size)
+    vector, images = perturbed(vit_base), random_images(2, size)
     expected = timm_at(VIT, VIT_ARGS, vit_base.state(vector), size, tmp_path)(images)
     torch.testing.assert_close(merge(vit_base, vector, size)(images), expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(attach(vit_base, vector, size)(images), expected, atol=1e-5, rtol=1e-5)
@@ -36,7 +36,7 @@ def test_a_config_that_names_its_own_loader_does_not_get_in_the_way(vit_base, tm
     model = timm.create_model(VIT, **VIT_ARGS, pretrained_cfg_overlay={"input_size": (3, 32, 32)})
     architecture = describe(model, VIT_ARGS)
     assert architecture.config["custom_load"]
-    images = pictures(2, 48)
+    images = random_images(2, 48)
     expected = timm_at(VIT, VIT_ARGS, vit_base.state(), 48, tmp_path)(images)
     torch.testing.assert_close(build(architecture, vit_base.state(), 48)(images), expected, atol=1e-6, rtol=1e-6)
 
@@ -46,7 +46,7 @@ def test_a_config_that_names_its_own_loader_does_not_get_in_the_way(vit_base, tm
 def test_convolutions_take_any_size(size, conv_source, conv_base):
     plain = timm.create_model(CONV, **CONV_ARGS).eval()
     plain.load_state_dict(conv_source.tensors)
-    images = pictures(2, size)
+    images = random_images(2, size)
     torch.testing.assert_close(merge(conv_base, image_size=size)(images), plain(images), atol=1e-6, rtol=1e-6)
 
 
@@ -60,7 +60,7 @@ def test_convolutions_take_any_size(size, conv_source, conv_base):
 def test_networks_whose_weights_fix_the_size_are_refused(name, args, tmp_path):
     source = open_source(str(save_folder(tmp_path / "fixed", name, args)))
     base = mimic(source, plan_layout(source.modules))
-    assert merge(base)(pictures()).shape == (2, 3)
+    assert merge(base)(random_images()).shape == (2, 3)
     for make in (merge, attach):
         with pytest.raises(RecastError, match="fix the image size"):
             make(base, None, 48)
@@ -69,6 +69,6 @@ def test_networks_whose_weights_fix_the_size_are_refused(name, args, tmp_path):
 def test_a_size_at_which_the_network_cannot_run_is_refused():
     model = network("edgenext_xx_small", {"num_classes": 3})
     architecture = describe(model, {})
-    assert build(architecture, model.state_dict(), 64)(pictures(2, 64)).shape == (2, 3)
+    assert build(architecture, model.state_dict(), 64)(random_images(2, 64)).shape == (2, 3)
     with pytest.raises(RecastError, match="does not take images of 8 px"):
         build(architecture, model.state_dict(), 8)

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from helpers import network, perturbed, pictures
+from helpers import network, perturbed, random_images
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.layout.plan import plan_layout
@@ -20,7 +20,7 @@ def test_from_source_to_merged_network(name):
     model = network(name, {"num_classes": 3})
     source = from_model(name, model, {})
     base = mimic(source, plan_layout(source.modules))
-    images = pictures(2, 160)
+    images = random_images(2, 160)
     expected = model(images)
     torch.testing.assert_close(merge(base)(images), expected, rtol=0, atol=0)
     vector = perturbed(base)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from fixtures.cli_helpers import recast
-from helpers import network, perturbed, pictures
+from helpers import network, perturbed, random_images
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -151,7 +151,7 @@ def test_weights_of_a_task_are_the_loops(source, base):
 
 @torch.no_grad()
 def test_attached_merged_and_switched_networks_agree(base):
-    vector, images = perturbed(base), pictures(2, 96)
+    vector, images = perturbed(base), random_images(2, 96)
     wanted = merge(base, vector)(images)
     assert not torch.allclose(wanted, merge(base)(images), rtol=1e-2)
     torch.testing.assert_close(attach(base, vector)(images), wanted)
@@ -164,7 +164,7 @@ def test_attached_merged_and_switched_networks_agree(base):
 
 def test_gradients_are_those_of_the_formula(base):
     """d/dr = <dL/dW, W - mean(W)>, d/dm = <dL/dW, mean(W)>, with and without the cheap roads."""
-    images, places = pictures(2, 64), base.layout.modules
+    images, places = random_images(2, 64), base.layout.modules
     plain = merge(base)
     weights = [plain.get_parameter(f"{name}.weight").requires_grad_(True) for name in places]
     expected = []
@@ -209,15 +209,15 @@ def test_a_compressed_base_cuts_what_it_holds(source, layout):
 
 def test_curvature_is_of_the_stored_kernel(base):
     bank = base.layout.banks[0]
-    model, images = merge(base), pictures(2, 64)
+    model, images = merge(base), random_images(2, 64)
     read = template_gradient(base, model, bank)
     F.cross_entropy(model(images), torch.tensor([0, 1])).backward()
     assert torch.equal(read()[0], model.get_parameter(f"{bank.modules[0]}.weight").grad)
 
 
 def test_calibrated_and_solved_by_descent(source, layout, data):
-    small = compress(source, layout, size=source_bytes(source) // 4, pictures=data)
-    assert small.compression["calibrated"] == {"pictures": 36}
+    small = compress(source, layout, size=source_bytes(source) // 4, calibrate=data)
+    assert small.compression["calibrated"] == {"images": 36, "pictures": 36}
     assert all(0 < small.errors[module]["relative_error"] < 0.2 for module in layout.modules)
     solved = mimic(source, layout, options=GradientOptions(steps=3))
     assert torch.equal(*solved.vector.view(-1, 2).unbind(1))

@@ -1,4 +1,4 @@
-"""The table and the picture of a comparison."""
+"""The table and the plot of a comparison."""
 
 import numpy as np
 import pytest
@@ -157,7 +157,7 @@ def crowd(sources=("one", "two")):
     return rows
 
 
-def test_each_method_of_the_picture_has_a_label_that_covers_no_other(figures, tmp_path):
+def test_each_method_of_the_plot_has_a_label_that_covers_no_other(figures, tmp_path):
     rows = crowd()
     plot_standings(rows, tmp_path / "plot.png")
     (figure,) = figures
@@ -174,7 +174,7 @@ def test_each_method_of_the_picture_has_a_label_that_covers_no_other(figures, tm
         assert bold == {"recast", "recast-paper"}
 
 
-def test_a_picture_of_next_to_nothing(tmp_path):
+def test_a_plot_of_next_to_nothing(tmp_path):
     for rows in ([Standing("one", "recast", "recast", None, 1)], crowd(("one",))[:2]):
         plot_standings(rows, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

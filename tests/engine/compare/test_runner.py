@@ -76,15 +76,13 @@ def know_little(train, val, classes, class_weights=None):
 def test_recast_gives_the_numbers_of_adapt(folder, monkeypatch):
     """A probe that knows little at the start lets an epoch be the best one, so that what was trained is measured."""
     monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_little)
-    text = (
-        FEW.replace("epochs: 1", "epochs: 3").replace("lr: 0.02", "lr: 0.2").replace("  shades: pictures/shades\n", "")
-    )
+    text = FEW.replace("epochs: 1", "epochs: 3").replace("lr: 0.02", "lr: 0.2").replace("  shades: images/shades\n", "")
     plan = plan_of(text)
     results, _, _ = run_all(plan)
     base = load_base(base_file(plan, "vit", "recast", OUT))
     for seed in (0, 1):
         options = AdaptOptions(epochs=3, lr=0.2, seed=seed, precision="float32")
-        task = adapt(base, Path("pictures/colours"), f"seed{seed}", Path(f"tasks/seed{seed}"), options)
+        task = adapt(base, Path("images/colours"), f"seed{seed}", Path(f"tasks/seed{seed}"), options)
         line = results[plan.key("vit", "colours", "recast", seed, 0.2)]
         metrics = task.record["metrics"]
         assert metrics["best_epoch"] > 0
@@ -100,7 +98,7 @@ def test_recast_gives_the_numbers_of_adapt(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["melo", "rosa"])
 def test_adapters_give_the_numbers_of_adapt(name, folder, monkeypatch):
     monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_little)
-    shared = FEW[: FEW.index("methods:")].replace("epochs: 1", "epochs: 3").replace("  shades: pictures/shades\n", "")
+    shared = FEW[: FEW.index("methods:")].replace("epochs: 1", "epochs: 3").replace("  shades: images/shades\n", "")
     rows = f"methods:\n  joined: {{method: recast, adapter: {name}, lr: 0.01}}\n"
     rows += f"  alone: {{method: adapter, adapter: {name}, lr: 0.01}}\n"
     plan = plan_of(shared + rows)
@@ -112,7 +110,7 @@ def test_adapters_give_the_numbers_of_adapt(name, folder, monkeypatch):
         options = AdaptOptions(
             epochs=3, precision="float32", adapter=name, adapter_lr=0.01, coefficients=method == "joined"
         )
-        task = adapt(base, Path("pictures/colours"), method, Path(f"tasks/{method}"), options)
+        task = adapt(base, Path("images/colours"), method, Path(f"tasks/{method}"), options)
         line = results[plan.key("vit", "colours", method, 0, 0.01)]
         metrics = task.record["metrics"]
         assert metrics["best_epoch"] > 0
@@ -162,7 +160,7 @@ def test_an_edit_reruns_only_what_it_changes(folder):
     assert [(run.method, run.seed) for run, _ in done] == [("recast", 2)] * 2
     _, _, done = run_all(plan_of(FEW.replace("lr: 0.02", "lr: 0.03")))
     assert [(run.method, run.lr) for run, _ in done] == [("recast", 0.03)] * 4
-    _, _, done = run_all(plan_of(FEW.replace("shades: p", "shades: ./p")))
+    _, _, done = run_all(plan_of(FEW.replace("shades: i", "shades: ./i")))
     assert {run.task for run, _ in done} == {"shades"}
     _, _, done = run_all(plan_of(FEW.replace("  recast:", "  head:\n  recast:")))
     assert {run.method for run, _ in done} == {"head"}
@@ -209,13 +207,13 @@ def test_a_stored_run_is_measured_as_it_was_trained(folder, stub_methods, monkey
     monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_little)
     methods = "methods:\n  norm: {lr: 0.5}\n  recast: {lr: 0.2}\n  head:\n"
     plan = plan_of(YAML[: YAML.index("methods:")].replace("epochs: 1", "epochs: 3") + methods)
-    test_of = trial.pictures
+    test_of = trial.task_images
 
     def val_for_test(plan, task, base, part, cache_size):
         return test_of(plan, task, base, "val" if part == "test" else part, cache_size)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "pictures", val_for_test)
+        patch.setattr(trial, "task_images", val_for_test)
         results, _, _ = run_all(plan)
     assert len(results) == 12
     assert all(line["test_top1"] == line["val_top1"] for line in results.values())
@@ -261,7 +259,7 @@ def test_a_fault_leaves_no_line_and_the_rest_goes_on(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("pictures/shades", "pictures/none", "tasks.shades.data: the folder pictures/none does not exist"),
+        ("images/shades", "images/none", "tasks.shades.data: the folder images/none does not exist"),
         ("vit: vit", "vit: {source: vit_tiny_patch16_224, weights: w.safetensors}", "sources.vit.weights: w.safe"),
         ("vit: vit", "vit: vit_tinny_patch16_224", "sources.vit: timm"),
     ],

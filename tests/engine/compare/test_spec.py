@@ -20,8 +20,8 @@ seeds: [4, 5]
 sources:
   one: {source: vit_tiny_patch16_224, weights: w.safetensors, modules: 'blocks.*.attn.qkv', sets: 1}
 tasks:
-  a: pictures/a
-  b: {data: pictures/b, split: pooled, epochs: 5}
+  a: images/a
+  b: {data: images/b, split: pooled, epochs: 5}
 methods:
   linear-probe:
   head: {method: head}
@@ -50,8 +50,8 @@ def plan(tmp_path):
 def test_a_plan_holds_what_the_file_says(plan):
     assert plan.seeds == (4, 5)
     assert [(task.data, task.options.epochs, task.options.split) for task in plan.tasks.values()] == [
-        ("pictures/a", 3, "auto"),
-        ("pictures/b", 5, "pooled"),
+        ("images/a", 3, "auto"),
+        ("images/b", 5, "pooled"),
     ]
     assert plan.tasks["a"].options.image_size == 64
     assert {name: (method.kind, method.rates) for name, method in plan.methods.items()} == {
@@ -144,7 +144,7 @@ def test_an_adapter_s_rate_is_swept_and_its_options_tell_runs_apart(tmp_path):
         ("{source: vit_tiny_patch16_224, ", "{", "sources.one names no source"),
         ("split: pooled", "splits: pooled", "unknown key 'tasks.b.splits'"),
         ("split: pooled", "split: all", "--split all is unknown"),
-        ("data: pictures/b, ", "", "tasks.b names no images"),
+        ("data: images/b, ", "", "tasks.b names no images"),
         ("method: bias", "method: lorra", "methods.listed: unknown method 'lorra'. Did you mean 'lora'?"),
         ("method: bias", "method: bias, epochs: 9", "methods.listed.epochs would give this method a budget"),
         ("method: bias", "method: bias, head-lr: 9", "methods.listed.head_lr would give this method a budget"),

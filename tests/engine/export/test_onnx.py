@@ -1,4 +1,4 @@
-"""ONNX files, run by onnxruntime on fresh pictures and compared with the merged network."""
+"""ONNX files, run by onnxruntime on fresh images and compared with the merged network."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from fixtures.export import expected, learned, logits, task_of
-from helpers import CONV, CONV_ARGS, MEAN, STD, VIT, VIT_ARGS, pictures, save_folder
+from helpers import CONV, CONV_ARGS, MEAN, STD, VIT, VIT_ARGS, random_images, save_folder
 
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export import onnx
@@ -59,7 +59,7 @@ def test_a_task_for_batches_of_any_size(kind, size, adapter, bases, monkeypatch,
     path = tmp_path / "colours.onnx"
     found = export(base, path, "onnx", task)
     for count in (1, 2, 5):
-        images = pictures(count, size=size, seed=count)
+        images = random_images(count, size=size, seed=count)
         torch.testing.assert_close(run(path, images), expected(base, task, images), atol=1e-5, rtol=1e-5)
     assert 0 <= found.max_logit_difference < 1e-5
     assert found.files == [path, tmp_path / "colours.onnx.json"]
@@ -97,7 +97,7 @@ def test_preparation_lies_beside_the_file_and_in_it(bases, tmp_path):
 def test_the_sources_own_classifier(bases, tmp_path):
     base = bases["conv"]
     export(base, tmp_path / "source.onnx", "onnx")
-    torch.testing.assert_close(run(tmp_path / "source.onnx", pictures(3)), logits(merge(base), pictures(3)))
+    torch.testing.assert_close(run(tmp_path / "source.onnx", random_images(3)), logits(merge(base), random_images(3)))
     assert json.loads((tmp_path / "source.onnx.json").read_text(encoding="utf-8"))["classes"] is None
 
 
@@ -110,7 +110,7 @@ def test_the_tracing_exporter_takes_over_where_the_other_cannot(bases, monkeypat
     base = bases["vit"]
     task = task_of(base)
     export(base, tmp_path / "colours.onnx", "onnx", task)
-    torch.testing.assert_close(run(tmp_path / "colours.onnx", pictures(3)), expected(base, task, pictures(3)))
+    torch.testing.assert_close(run(tmp_path / "colours.onnx", random_images(3)), expected(base, task, random_images(3)))
 
 
 class Unknown(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""timm's own formats, opened by timm alone and compared with the merged network by the logits of fresh pictures."""
+"""timm's own formats, opened by timm alone and compared with the merged network by the logits of fresh images."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from fixtures.export import expected, learned, logits, task_of
-from helpers import CONV, CONV_ARGS, MEAN, STD, VIT, VIT_ARGS, network, pictures, save_folder
+from helpers import CONV, CONV_ARGS, MEAN, STD, VIT, VIT_ARGS, network, random_images, save_folder
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 
@@ -35,9 +35,9 @@ def test_a_task_as_timms_state_dict(base, tmp_path):
     name, args = (VIT, VIT_ARGS) if base.architecture.name == VIT else (CONV, CONV_ARGS)
     path = tmp_path / "colours.safetensors"
     model = timm.create_model(name, **{**args, "num_classes": 3}, checkpoint_path=str(path))
-    assert torch.equal(logits(model, pictures(4)), expected(base, task, pictures(4)))
+    assert torch.equal(logits(model, random_images(4)), expected(base, task, random_images(4)))
     assert (found.files, found.bytes, found.max_logit_difference) == ([path], path.stat().st_size, 0)
-    assert torch.equal(logits(eval(found.opened), pictures(4)), expected(base, task, pictures(4)))
+    assert torch.equal(logits(eval(found.opened), random_images(4)), expected(base, task, random_images(4)))
     assert open_source(str(path)).tensors.keys() == model.state_dict().keys()  # a plain file, none of recast
 
 
@@ -45,14 +45,15 @@ def test_a_task_as_timms_folder(base, tmp_path):
     task = task_of(base)
     found = export(base, tmp_path / "colours", "timm", task)
     model = timm.create_model(f"local-dir:{tmp_path / 'colours'}", pretrained=True)
-    assert torch.equal(logits(model, pictures(4)), expected(base, task, pictures(4)))
+    assert torch.equal(logits(model, random_images(4)), expected(base, task, random_images(4)))
     assert found.max_logit_difference == 0
     assert (model.num_classes, model.pretrained_cfg["label_names"]) == (3, ["blue", "green", "red"])
     data = resolve_model_data_config(model)
     assert data == base.architecture.data
     assert (data["mean"], data["std"], data["crop_pct"], data["interpolation"]) == (MEAN, STD, 0.9, "bicubic")
     assert not torch.equal(  # what timm does without `pretrained`, as the documents say
-        logits(timm.create_model(f"local-dir:{tmp_path / 'colours'}"), pictures(4)), logits(model, pictures(4))
+        logits(timm.create_model(f"local-dir:{tmp_path / 'colours'}"), random_images(4)),
+        logits(model, random_images(4)),
     )
 
 
@@ -61,7 +62,7 @@ def test_another_image_size_than_the_networks_own(format, base, tmp_path):
     task = task_of(base, size=48)
     path = tmp_path / ("out.safetensors" if format == "safetensors" else "out")
     found = export(base, path, format, task)
-    model, images = eval(found.opened), pictures(3, size=48)
+    model, images = eval(found.opened), random_images(3, size=48)
     assert torch.equal(logits(model, images), expected(base, task, images))
     assert ("img_size=48" in found.opened) == (format == "safetensors" and base.architecture.name == VIT)
     if format == "timm":
@@ -73,14 +74,14 @@ def test_an_exported_folder_is_a_source_again(vit_base, tmp_path):
     export(vit_base, tmp_path / "colours", "timm", task)
     source = open_source(str(tmp_path / "colours"))
     again = mimic(source, plan_layout(source.modules))
-    assert torch.equal(logits(merge(again), pictures()), expected(vit_base, task, pictures()))
+    assert torch.equal(logits(merge(again), random_images()), expected(vit_base, task, random_images()))
 
 
 @pytest.mark.parametrize("format", ["safetensors", "timm"])
 def test_without_a_task_it_is_the_source(format, base, tmp_path):
     path = tmp_path / ("out.safetensors" if format == "safetensors" else "out")
     found = export(base, path, format)
-    assert torch.equal(logits(eval(found.opened), pictures()), logits(merge(base), pictures()))
+    assert torch.equal(logits(eval(found.opened), random_images()), logits(merge(base), random_images()))
     assert (found.task, found.identical, found.max_logit_difference) == (None, True, 0)
     assert "label_names" not in json.loads((path / "config.json").read_text()) if format == "timm" else True
 
@@ -95,9 +96,11 @@ def test_a_lossy_base_is_not_said_to_be_the_source(vit_source, tmp_path):
 def test_adapters_that_change_weights_are_merged(adapter, kind, request, tmp_path):
     base = request.getfixturevalue(f"{kind}_base")
     task = task_of(base, adapter=learned(base, adapter))
-    assert not torch.equal(expected(base, task, pictures()), expected(base, replace(task, adapter=None), pictures()))
+    assert not torch.equal(
+        expected(base, task, random_images()), expected(base, replace(task, adapter=None), random_images())
+    )
     found = export(base, tmp_path / "out", "timm", task)
-    assert torch.equal(logits(eval(found.opened), pictures()), expected(base, task, pictures()))
+    assert torch.equal(logits(eval(found.opened), random_images()), expected(base, task, random_images()))
 
 
 @pytest.mark.parametrize(("adapter", "kind"), [("adaptformer", "vit"), ("clr", "conv")])
@@ -121,7 +124,7 @@ def test_two_averaged_classifiers_are_both_the_head(tmp_path):
     task = task_of(base)
     found = export(base, tmp_path / "out", "timm", task)
     assert found.max_logit_difference < 1e-6
-    torch.testing.assert_close(logits(eval(found.opened), pictures()), expected(base, task, pictures()))
+    torch.testing.assert_close(logits(eval(found.opened), random_images()), expected(base, task, random_images()))
 
 
 def test_a_head_that_is_no_classifier_of_timms_is_refused(vit_base, monkeypatch, tmp_path):
@@ -166,7 +169,7 @@ def test_several_tasks_are_all_written_or_none(vit_base, tmp_path):
     found = export_all(vit_base, tasks, "safetensors", tmp_path / "models")
     assert [each.files for each in found] == [[tmp_path / "models" / f"{name}.safetensors"] for name in "ab"]
     for task, each in zip(tasks, found, strict=True):
-        assert torch.equal(logits(eval(each.opened), pictures()), expected(vit_base, task, pictures()))
+        assert torch.equal(logits(eval(each.opened), random_images()), expected(vit_base, task, random_images()))
     beside = replace(tasks[1], adapter=learned(vit_base, "adaptformer"))
     with pytest.raises(RecastError, match="adaptformer"):
         export_all(vit_base, [tasks[0], beside], "timm", tmp_path / "others")

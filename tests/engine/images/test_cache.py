@@ -1,4 +1,4 @@
-"""The cache of decoded pictures against decoding without one."""
+"""The cache of decoded images against decoding without one."""
 
 import errno
 import os
@@ -16,14 +16,14 @@ from fixtures.images import CONFIG, draw
 from recast_cli.cli.options import parse_size
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images import cache
-from recast_cli.engine.images import decode as images
+from recast_cli.engine.images import decode as decoding
 from recast_cli.engine.images.cache import DEFAULT_CACHE_SIZE, CacheWarning
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.folders import Item
 
 ROW = 3 * 32 * 32
 ONE = cache.HEADER + 5 * ROW + 5
-"""Bytes of the cached `pictures`."""
+"""Bytes of the cached `images`."""
 
 
 @pytest.fixture(autouse=True)
@@ -35,28 +35,28 @@ def folder(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Five good pictures."""
+def random_images(tmp_path):
+    """Five good images."""
     return [Item(draw(tmp_path / f"{i}.png", seed=i).name, i) for i in range(5)]
 
 
 @pytest.fixture
-def damaged(tmp_path, pictures):
+def damaged(tmp_path, images):
     """The same with a text, a cut one and a missing one among them."""
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:400])
-    return [Item("text.png", 7), *pictures[:2], Item("cut.png", 8), *pictures[2:], Item("gone.png", 9)]
+    return [Item("text.png", 7), *images[:2], Item("cut.png", 8), *images[2:], Item("gone.png", 9)]
 
 
 @pytest.fixture
 def no_decoder(monkeypatch):
-    """Call it, and no picture can be decoded any more."""
+    """Call it, and no image can be decoded any more."""
 
     def forbid():
         def fail(*arguments):
-            raise AssertionError("a picture was decoded")
+            raise AssertionError("an image was decoded")
 
-        monkeypatch.setattr(images, "open_image", fail)
+        monkeypatch.setattr(decoding, "open_image", fail)
 
     return forbid
 
@@ -84,28 +84,28 @@ def age(path, seconds):
     os.utime(path, (time.time() - seconds,) * 2)
 
 
-def test_a_hit_equals_a_miss_and_decodes_nothing(tmp_path, folder, pictures, no_decoder):
-    expected = decode(tmp_path, pictures, CONFIG, cache_size=0)
+def test_a_hit_equals_a_miss_and_decodes_nothing(tmp_path, folder, images, no_decoder):
+    expected = decode(tmp_path, images, CONFIG, cache_size=0)
     assert not folder.exists()
-    same(decode(tmp_path, pictures, CONFIG), expected)
+    same(decode(tmp_path, images, CONFIG), expected)
     (path,) = folder.iterdir()
     assert path.stat().st_size == ONE
     no_decoder()
-    same(decode(tmp_path, pictures, CONFIG), expected)
+    same(decode(tmp_path, images, CONFIG), expected)
     assert files(folder) == [path.name]
 
 
-def test_labels_are_not_part_of_the_key(tmp_path, folder, pictures, no_decoder):
-    decode(tmp_path, pictures, CONFIG)
+def test_labels_are_not_part_of_the_key(tmp_path, folder, images, no_decoder):
+    decode(tmp_path, images, CONFIG)
     no_decoder()
-    found = decode(tmp_path, [Item(item.path, 1) for item in pictures], CONFIG)
+    found = decode(tmp_path, [Item(item.path, 1) for item in images], CONFIG)
     assert found.labels.tolist() == [1] * 5
 
 
 def test_images_that_cannot_be_read_are_the_same_on_a_hit(tmp_path, folder, damaged, monkeypatch):
     for _ in range(2):
         found = decode(tmp_path, damaged, CONFIG)
-        monkeypatch.setattr(images, "build", None)  # the second is a hit
+        monkeypatch.setattr(decoding, "build", None)  # the second is a hit
         same(found, decode(tmp_path, damaged, CONFIG, cache_size=0))
         assert found.skipped == ["text.png", "cut.png", "gone.png"]
         assert found.labels.tolist() == [0, 1, 2, 3, 4]
@@ -114,27 +114,27 @@ def test_images_that_cannot_be_read_are_the_same_on_a_hit(tmp_path, folder, dama
         decode(tmp_path, damaged, CONFIG, on_bad_image="fail")
 
 
-def test_an_image_that_can_be_read_by_now_is_read(tmp_path, folder, pictures, monkeypatch):
+def test_an_image_that_can_be_read_by_now_is_read(tmp_path, folder, images, monkeypatch):
     with monkeypatch.context() as patch:  # e.g. permission, which changes neither size nor time
-        open_image = images.open_image
+        open_image = decoding.open_image
 
         def forbidden(path, transform):
             if path.name == "2.png":
                 raise RecastError("no permission")
             return open_image(path, transform)
 
-        patch.setattr(images, "open_image", forbidden)
-        assert decode(tmp_path, pictures, CONFIG).skipped == ["2.png"]
-    assert right(tmp_path, pictures).skipped == []
+        patch.setattr(decoding, "open_image", forbidden)
+        assert decode(tmp_path, images, CONFIG).skipped == ["2.png"]
+    assert right(tmp_path, images).skipped == []
     assert len(files(folder)) == 1
 
 
 @pytest.mark.parametrize("how", ["time", "size", "deleted", "order", "fewer"])
-def test_changed_pictures_are_noticed(how, tmp_path, folder, pictures):
-    before = decode(tmp_path, pictures, CONFIG)
+def test_changed_images_are_noticed(how, tmp_path, folder, images):
+    before = decode(tmp_path, images, CONFIG)
     if how == "time":  # bmp files of one size have one length
-        pictures = [Item(draw(tmp_path / "a.bmp", seed=7).name, 0), *pictures]
-        before, stat = decode(tmp_path, pictures, CONFIG), (tmp_path / "a.bmp").stat()
+        images = [Item(draw(tmp_path / "a.bmp", seed=7).name, 0), *images]
+        before, stat = decode(tmp_path, images, CONFIG), (tmp_path / "a.bmp").stat()
         draw(tmp_path / "a.bmp", seed=8)
         assert (tmp_path / "a.bmp").stat().st_size == stat.st_size
         os.utime(tmp_path / "a.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
@@ -145,10 +145,10 @@ def test_changed_pictures_are_noticed(how, tmp_path, folder, pictures):
     elif how == "deleted":
         (tmp_path / "1.png").unlink()
     elif how == "order":
-        pictures = pictures[::-1]
+        images = images[::-1]
     else:
-        pictures = pictures[1:]
-    after = right(tmp_path, pictures)
+        images = images[1:]
+    after = right(tmp_path, images)
     assert not torch.equal(after.pixels, before.pixels)
 
 
@@ -156,30 +156,30 @@ def test_changed_pictures_are_noticed(how, tmp_path, folder, pictures):
     ("change", "size"),
     [({}, 24), ({"interpolation": "bilinear"}, None), ({"crop_pct": 1.0}, None), ({"crop_mode": "squash"}, None)],
 )
-def test_other_preparations_have_files_of_their_own(change, size, tmp_path, folder, pictures):
-    right(tmp_path, pictures)
-    right(tmp_path, pictures, CONFIG | change, size)
+def test_other_preparations_have_files_of_their_own(change, size, tmp_path, folder, images):
+    right(tmp_path, images)
+    right(tmp_path, images, CONFIG | change, size)
     assert len(files(folder)) == 2
 
 
 @pytest.mark.parametrize("mode", ["center", "border"])
-def test_the_mean_counts_only_where_it_is_painted(mode, tmp_path, folder, pictures):
-    right(tmp_path, pictures, CONFIG | {"crop_mode": mode})
-    right(tmp_path, pictures, CONFIG | {"crop_mode": mode, "mean": [0.1, 0.2, 0.3]})
+def test_the_mean_counts_only_where_it_is_painted(mode, tmp_path, folder, images):
+    right(tmp_path, images, CONFIG | {"crop_mode": mode})
+    right(tmp_path, images, CONFIG | {"crop_mode": mode, "mean": [0.1, 0.2, 0.3]})
     assert len(files(folder)) == (2 if mode == "border" else 1)
 
 
 @pytest.mark.parametrize("package", ["PIL", "timm", "torchvision"])
-def test_another_version_of_a_decoder_decodes_again(package, tmp_path, folder, pictures, monkeypatch):
-    decode(tmp_path, pictures, CONFIG)
+def test_another_version_of_a_decoder_decodes_again(package, tmp_path, folder, images, monkeypatch):
+    decode(tmp_path, images, CONFIG)
     monkeypatch.setattr(f"{package}.__version__", "0.0.1")
-    decode(tmp_path, pictures, CONFIG)
+    decode(tmp_path, images, CONFIG)
     assert len(files(folder)) == 2
 
 
 @pytest.mark.parametrize("how", ["cut", "header", "empty", "garbage", "long", "format", "key", "other metadata"])
-def test_files_that_are_not_whole_or_not_ours_are_built_again(how, tmp_path, folder, pictures, monkeypatch):
-    decode(tmp_path, pictures, CONFIG)
+def test_files_that_are_not_whole_or_not_ours_are_built_again(how, tmp_path, folder, images, monkeypatch):
+    decode(tmp_path, images, CONFIG)
     (path,) = folder.iterdir()
     good = path.read_bytes()
     black = good[: cache.HEADER] + bytes(5 * ROW) + good[-5:]  # would be seen, were it taken for good
@@ -197,67 +197,67 @@ def test_files_that_are_not_whole_or_not_ours_are_built_again(how, tmp_path, fol
     path.write_bytes(changed)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        right(tmp_path, pictures)
+        right(tmp_path, images)
     assert path.read_bytes() == good
     assert files(folder) == [path.name]
 
 
-def test_nothing_that_is_done_to_the_pixels_reaches_the_file(tmp_path, folder, pictures):
+def test_nothing_that_is_done_to_the_pixels_reaches_the_file(tmp_path, folder, images):
     for _ in range(2):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = decode(tmp_path, pictures, CONFIG)
+            found = decode(tmp_path, images, CONFIG)
         found.pixels.zero_()
-    right(tmp_path, pictures)
+    right(tmp_path, images)
 
 
-def test_pixels_outlive_their_file(tmp_path, folder, pictures):
-    found = decode(tmp_path, pictures, CONFIG)
+def test_pixels_outlive_their_file(tmp_path, folder, images):
+    found = decode(tmp_path, images, CONFIG)
     for path in folder.iterdir():
         path.unlink()
-    same(found, decode(tmp_path, pictures, CONFIG, cache_size=0))
+    same(found, decode(tmp_path, images, CONFIG, cache_size=0))
 
 
-def test_the_least_recently_used_go_first(tmp_path, folder, pictures):
+def test_the_least_recently_used_go_first(tmp_path, folder, images):
     paths = []
     for size in (32, 31, 30):
-        right(tmp_path, pictures, CONFIG, size, cache_size=3 * ONE)
+        right(tmp_path, images, CONFIG, size, cache_size=3 * ONE)
         paths += [path for path in folder.iterdir() if path not in paths]
         age(paths[-1], 1000 - 100 * len(paths))
-    decode(tmp_path, pictures, CONFIG, 32, cache_size=3 * ONE)  # the oldest is used again
-    right(tmp_path, pictures, CONFIG, 29, cache_size=3 * ONE)
+    decode(tmp_path, images, CONFIG, 32, cache_size=3 * ONE)  # the oldest is used again
+    right(tmp_path, images, CONFIG, 29, cache_size=3 * ONE)
     assert not paths[1].exists()
     assert paths[0].exists()
     assert paths[2].exists()
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 3 * ONE
-    decode(tmp_path, pictures, CONFIG, 32, cache_size=ONE)  # a smaller bound counts at once
+    decode(tmp_path, images, CONFIG, 32, cache_size=ONE)  # a smaller bound counts at once
     assert files(folder) == [paths[0].name]
 
 
-def test_files_of_others_are_left_alone(tmp_path, folder, pictures):
+def test_files_of_others_are_left_alone(tmp_path, folder, images):
     folder.mkdir()
     others = ["model.safetensors", "notes.tmp", ".notes.tmp"]
     for name in others:
         (folder / name).write_bytes(bytes(10 * ONE))
         age(folder / name, 10_000)
-    right(tmp_path, pictures, CONFIG, cache_size=ONE)
+    right(tmp_path, images, CONFIG, cache_size=ONE)
     assert set(others) < set(files(folder))
 
 
-def test_a_set_larger_than_the_bound_is_not_cached(tmp_path, folder, pictures):
-    right(tmp_path, pictures[:2], CONFIG, cache_size=ONE - 1)
+def test_a_set_larger_than_the_bound_is_not_cached(tmp_path, folder, images):
+    right(tmp_path, images[:2], CONFIG, cache_size=ONE - 1)
     kept = files(folder)
     with pytest.warns(CacheWarning, match="--cache-size"):
-        right(tmp_path, pictures, CONFIG, cache_size=ONE - 1)
+        right(tmp_path, images, CONFIG, cache_size=ONE - 1)
     assert files(folder) == kept
 
 
-def test_without_a_cache_nothing_is_read_or_written(tmp_path, folder, pictures, monkeypatch):
-    decode(tmp_path, pictures, CONFIG)
+def test_without_a_cache_nothing_is_read_or_written(tmp_path, folder, images, monkeypatch):
+    decode(tmp_path, images, CONFIG)
     before = {path: path.stat() for path in folder.iterdir()}
-    monkeypatch.setattr(images, "load", None)
-    monkeypatch.setattr(images, "build", None)
-    decode(tmp_path, pictures, CONFIG, cache_size=0)
+    monkeypatch.setattr(decoding, "load", None)
+    monkeypatch.setattr(decoding, "build", None)
+    decode(tmp_path, images, CONFIG, cache_size=0)
     assert {path: path.stat() for path in folder.iterdir()} == before
 
 
@@ -266,22 +266,22 @@ def no_space(*arguments):
 
 
 @pytest.mark.parametrize("call", ["posix_fallocate", "fsync", "replace"])
-def test_a_full_disk_costs_the_cache_and_not_the_run(call, tmp_path, folder, pictures, monkeypatch):
+def test_a_full_disk_costs_the_cache_and_not_the_run(call, tmp_path, folder, images, monkeypatch):
     seen = []
     with monkeypatch.context() as patch:
         patch.setattr(f"os.{call}" if call != "replace" else "pathlib.Path.replace", no_space)
         with pytest.warns(CacheWarning, match=f"not cached in {folder}: No space left on device") as caught:
-            found = decode(tmp_path, pictures, CONFIG, progress=lambda *done: seen.append(done))
+            found = decode(tmp_path, images, CONFIG, progress=lambda *done: seen.append(done))
         assert len(caught) == 1
-    assert len(seen) == 5  # each picture was decoded once, also where the disk was full at the end
-    same(found, decode(tmp_path, pictures, CONFIG, cache_size=0))
+    assert len(seen) == 5  # each image was decoded once, also where the disk was full at the end
+    same(found, decode(tmp_path, images, CONFIG, cache_size=0))
     assert files(folder) == []
-    right(tmp_path, pictures)
+    right(tmp_path, images)
     assert len(files(folder)) == 1
 
 
 @pytest.mark.parametrize("how", ["file", "forbidden", "no home"])
-def test_a_cache_that_cannot_be_made_costs_nothing_else(how, tmp_path, folder, pictures, monkeypatch):
+def test_a_cache_that_cannot_be_made_costs_nothing_else(how, tmp_path, folder, images, monkeypatch):
     if how == "file":
         folder.write_text("")
     elif how == "forbidden":
@@ -290,8 +290,8 @@ def test_a_cache_that_cannot_be_made_costs_nothing_else(how, tmp_path, folder, p
         monkeypatch.delenv("RECAST_CACHE")
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    with pytest.warns(CacheWarning, match="decoded pictures are not cached in"):
-        right(tmp_path, pictures)
+    with pytest.warns(CacheWarning, match="decoded images are not cached in"):
+        right(tmp_path, images)
     assert not (tmp_path / "~").exists()
 
 
@@ -307,16 +307,16 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
-def test_an_interrupt_stops_at_once_and_leaves_nothing(error, tmp_path, folder, pictures, monkeypatch):
-    decoded, open_image = [], images.open_image
+def test_an_interrupt_stops_at_once_and_leaves_nothing(error, tmp_path, folder, images, monkeypatch):
+    decoded, open_image = [], decoding.open_image
 
     def slow(*given):
         decoded.append(given)
         time.sleep(0.01)
         return open_image(*given)
 
-    monkeypatch.setattr(images, "open_image", slow)
-    monkeypatch.setattr(images, "cores", lambda: 1)
+    monkeypatch.setattr(decoding, "open_image", slow)
+    monkeypatch.setattr(decoding, "cores", lambda: 1)
 
     def stop(done, total, text):
         raise error
@@ -324,12 +324,12 @@ def test_an_interrupt_stops_at_once_and_leaves_nothing(error, tmp_path, folder, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(error):
-            decode(tmp_path, pictures * 40, CONFIG, progress=stop)
+            decode(tmp_path, images * 40, CONFIG, progress=stop)
     assert len(decoded) < 20
     assert files(folder) == []
 
 
-def test_ctrl_c_in_a_process_leaves_nothing(tmp_path, folder, pictures, worker):
+def test_ctrl_c_in_a_process_leaves_nothing(tmp_path, folder, images, worker):
     process = worker(tmp_path / "a.pt")
     assert process.stdout.readline() == "building\n"
     assert len(files(folder)) == 1
@@ -345,22 +345,22 @@ sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
 import torch
 from fixtures.images import CONFIG
-from recast_cli.engine.images import decode as images
-items = [images.Item(f"{i}.png", i) for i in range(5)]
+from recast_cli.engine.images import decode as decoding
+items = [decoding.Item(f"{i}.png", i) for i in range(5)]
 def wait(done, total, text):
     if done == 1:
         print("building", flush=True)
         # not in one long read: a signal that comes just before it would not end it
         while not select.select([sys.stdin], [], [], 0.1)[0]:
             pass
-found = images.decode(Path(sys.argv[2]), items, CONFIG, progress=wait)
+found = decoding.decode(Path(sys.argv[2]), items, CONFIG, progress=wait)
 torch.save(found.pixels, sys.argv[3])
 """
 
 
 @pytest.fixture
 def worker(tmp_path):
-    """Start a process that decodes `pictures` and waits for a line on its stdin after the first."""
+    """Start a process that decodes `images` and waits for a line on its stdin after the first."""
     started = []
 
     def start(output):
@@ -378,7 +378,7 @@ def worker(tmp_path):
         process.stdout.close()
 
 
-def test_two_processes_that_build_at_once(tmp_path, folder, pictures, worker):
+def test_two_processes_that_build_at_once(tmp_path, folder, images, worker):
     outputs = [tmp_path / "a.pt", tmp_path / "b.pt"]
     both = [worker(output) for output in outputs]
     assert [process.stdout.readline() for process in both] == ["building\n"] * 2
@@ -390,23 +390,23 @@ def test_two_processes_that_build_at_once(tmp_path, folder, pictures, worker):
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.wait(timeout=60) == 0
-    expected = decode(tmp_path, pictures, CONFIG, cache_size=0).pixels
+    expected = decode(tmp_path, images, CONFIG, cache_size=0).pixels
     assert all(torch.equal(torch.load(output), expected) for output in outputs)
     assert len(files(folder)) == 1
-    right(tmp_path, pictures)
+    right(tmp_path, images)
 
 
-def test_what_a_killed_run_left_is_swept_out(tmp_path, folder, pictures, worker):
+def test_what_a_killed_run_left_is_swept_out(tmp_path, folder, images, worker):
     process = worker(tmp_path / "a.pt")
     assert process.stdout.readline() == "building\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
     (left,) = folder.iterdir()
     assert left.suffix == ".tmp"
-    right(tmp_path, pictures)
+    right(tmp_path, images)
     assert left.exists()  # so young that its run may be about to lock it
     age(left, cache.STALE + 1)
-    right(tmp_path, pictures)
+    right(tmp_path, images)
     assert len(files(folder)) == 1
     assert not left.exists()
 

@@ -8,14 +8,14 @@ from PIL import Image
 from timm.data import create_transform
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images import decode as images
+from recast_cli.engine.images import decode as decoding
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.folders import Item, list_items
 from recast_cli.engine.images.transforms import normalise
 
 
 def by_timm(path, config, size=None):
-    """Normalised picture, as timm evaluates it."""
+    """Normalised image, as timm evaluates it."""
     shape = (3, size, size) if size else tuple(config["input_size"])
     transform = create_transform(
         input_size=shape,
@@ -62,7 +62,7 @@ def test_of_16_bits_the_high_ones_count(name, kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_numbers_of_no_known_range_are_no_picture(kind, tmp_path):
+def test_numbers_of_no_known_range_are_no_image(kind, tmp_path):
     Image.fromarray((np.arange(1200).reshape(30, 40) * 1e5).astype(kind)).save(tmp_path / "a.tif")
     draw(tmp_path / "b.png")
     assert decode(tmp_path, [Item("a.tif", 0), Item("b.png", 0)], CONFIG).skipped == ["a.tif"]
@@ -80,7 +80,7 @@ def test_a_network_of_other_channels(tmp_path):
         decode(tmp_path, [Item("a.png", 0)], CONFIG | {"input_size": (1, 32, 32)})
 
 
-def test_links_and_hidden_folders_give_no_picture_twice(tmp_path):
+def test_links_and_hidden_folders_give_no_image_twice(tmp_path):
     for name in ("a/0.png", "a/deep/1.png", "a/.ipynb_checkpoints/0.png", "b/2.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         draw(tmp_path / name)
@@ -92,7 +92,7 @@ def test_links_and_hidden_folders_give_no_picture_twice(tmp_path):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Three good pictures, and one each that is empty, text, cut short, and gone."""
+    """Three good images, and one each that is empty, text, cut short, and gone."""
     for i in range(3):
         draw(tmp_path / f"good{i}.png", seed=i)
     (tmp_path / "empty.png").write_bytes(b"")
@@ -126,7 +126,7 @@ def test_nothing_readable_is_an_error(damaged, tmp_path):
 
 def test_many_images_go_to_a_file_that_is_mapped(damaged, tmp_path, monkeypatch):
     expected = decode(tmp_path, damaged, CONFIG)
-    monkeypatch.setattr(images, "IN_MEMORY", 100)
+    monkeypatch.setattr(decoding, "IN_MEMORY", 100)
     found = decode(tmp_path, damaged, CONFIG)
     assert torch.equal(found.pixels, expected.pixels)
     assert found.paths == expected.paths

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import draw_images, perturbed, pictures
+from helpers import draw_images, perturbed, random_images
 from PIL import Image
 from timm.data import create_transform
 
@@ -31,12 +31,12 @@ def task(vit_base, data, weak_probe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """Other pictures of the same classes, noisier, so that some are mistaken."""
+    """Other images of the same classes, noisier, so that some are mistaken."""
     return draw_images(tmp_path_factory.mktemp("data") / "other", count=9, seed=7, noise=200)
 
 
 def by_timm(base, path):
-    """One picture through timm's own evaluation pipeline."""
+    """One image through timm's own evaluation pipeline."""
     config = base.known_architecture().data
     keys = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
     transform = create_transform(tuple(config["input_size"]), **{key: config[key] for key in keys})
@@ -45,7 +45,7 @@ def by_timm(base, path):
 
 @torch.no_grad()
 def guessed(base, task, path):
-    """Probabilities of one picture: the source's network with weights W, and the task's head."""
+    """Probabilities of one image: the source's network with weights W, and the task's head."""
     model = create(base.known_architecture())
     model.load_state_dict(base.state(task.vector))
     found = model.forward_head(model.forward_features(by_timm(base, path)), pre_logits=True)[0]
@@ -140,7 +140,7 @@ def test_unreadable_images_are_reported_or_raised(task, vit_base, other, tmp_pat
 
 @torch.no_grad()
 def source_guesses(base, root, labels):
-    """Share of pictures whose folder's label comes first under the source's own classifier."""
+    """Share of images whose folder's label comes first under the source's own classifier."""
     model = merge(base)
     paths = sorted(root.glob("*/*.png"))
     return sum(int(model(by_timm(base, path)).argmax()) == labels[path.parent.name] for path in paths) / len(paths)
@@ -148,7 +148,7 @@ def source_guesses(base, root, labels):
 
 @torch.no_grad()
 def test_the_sources_classifier_by_index_and_by_map(vit_base, other, tmp_path):
-    # folders named so that some pictures are right: by what the classifier itself says of the first of each class
+    # folders named so that some images are right: by what the classifier itself says of the first of each class
     model = merge(vit_base)
     names = ("blue", "green", "red")
     by_index = {name: int(model(by_timm(vit_base, other / name / "000.png")).argmax()) for name in names}
@@ -193,6 +193,6 @@ def test_a_source_without_classifier(tmp_path, other):
 
     source = open_source(str(save_folder(tmp_path / "m", VIT, VIT_ARGS | {"num_classes": 0})))
     base = mimic(source, plan_layout(source.modules))
-    assert merge(base)(pictures()).shape == (2, 32)
+    assert merge(base)(random_images()).shape == (2, 32)
     with pytest.raises(RecastError, match="no classifier"):
         evaluate_source(base, other, device="cpu")

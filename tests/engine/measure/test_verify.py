@@ -58,7 +58,7 @@ def test_a_source_without_classifier_has_no_agreement(tmp_path, data):
     assert list(found.feature_cosine.values()) == pytest.approx([1.0] * 48)
 
 
-def test_pictures_without_classes_will_do(vit_source, data, tmp_path):
+def test_images_without_classes_will_do(vit_source, data, tmp_path):
     base = mimic(vit_source, plan_layout(vit_source.modules))
     (tmp_path / "flat").mkdir()
     for number, file in enumerate(sorted(data.rglob("*.png"))):

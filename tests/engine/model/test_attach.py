@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import perturbed, pictures
+from helpers import perturbed, random_images
 from torch import nn
 
 from recast_cli.engine.mimic.decompose.decompose import mimic
@@ -18,7 +18,7 @@ def base(request):
 
 @torch.no_grad()
 def test_merged_and_attached_give_the_same_logits(base):
-    vector, images = perturbed(base), pictures(3)
+    vector, images = perturbed(base), random_images(3)
     attached, merged, source = attach(base, vector)(images), merge(base, vector)(images), merge(base)(images)
     torch.testing.assert_close(merged, attached, atol=1e-5, rtol=1e-5)
     assert (merged - source).abs().max() > 1e-2  # the coefficients that were moved do matter
@@ -28,7 +28,7 @@ def test_merged_and_attached_give_the_same_logits(base):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_bases_too(dtype, vit_source, vit_base):
-    half, images = mimic(vit_source, vit_base.layout, dtype=dtype), pictures()
+    half, images = mimic(vit_source, vit_base.layout, dtype=dtype), random_images()
     vector = perturbed(half)
     attached, merged = attach(half, vector)(images), merge(half, vector)(images)
     assert attached.dtype == merged.dtype == torch.float32
@@ -41,7 +41,7 @@ def test_only_the_coefficients_learn(base):
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert learning == {f"{module}.parametrizations.weight.original" for module in base.layout.modules}
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == base.layout.coefficients
-    model(pictures()).square().sum().backward()
+    model(random_images()).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in coefficient_parameters(model, base))
     assert not any(module.training for module in model.modules())
 

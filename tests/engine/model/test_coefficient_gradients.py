@@ -5,7 +5,7 @@ import importlib
 import pytest
 import timm
 import torch
-from helpers import pictures
+from helpers import random_images
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -158,7 +158,7 @@ def test_a_whole_network_has_the_gradients_of_autograd(kind, templates, vit_sour
     base = mimic(source, layout)
     model = attach(base).double()
     parameters = coefficient_parameters(model, base)
-    images, target = pictures(3).double(), torch.tensor([0, 1, 2])
+    images, target = random_images(3).double(), torch.tensor([0, 1, 2])
     wanted = torch.autograd.grad(F.cross_entropy(model(images), target), parameters)
     with cheap_gradients(model):
         assert any("forward" in vars(each) for each in model.modules())
@@ -207,7 +207,7 @@ def test_nothing_is_kept_below_the_first_adapted_module(vit_source):
             lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor
         ),
     ):
-        model(pictures()).sum().backward()
+        model(random_images()).sum().backward()
     assert reached == [0]
     assert kept
 
@@ -274,7 +274,7 @@ def test_architectures_of_all_kinds_pass_through(name):
 
     source = from_model(name, timm.create_model(name, num_classes=3), {"num_classes": 3})
     base = mimic(source, plan_layout(source.modules))
-    model, images = attach(base), pictures(2, 64)
+    model, images = attach(base), random_images(2, 64)
     wanted = model(images)
     with cheap_gradients(model):
         torch.testing.assert_close(model(images), wanted, rtol=1e-4, atol=1e-5)

@@ -29,10 +29,10 @@ def everything(root):
 
 
 def guesses(root):
-    """Class and probability of some pictures under each of the six tasks, everything read from disk."""
+    """Class and probability of some images under each of the six tasks, everything read from disk."""
     base = load_base(root / "base")
-    pictures = sorted((root / "data0").rglob("*.png"))[:4]
-    return [predict(base, load_task(root / "tasks" / f"t{n}", base), pictures, device="cpu") for n in range(6)]
+    images = sorted((root / "data0").rglob("*.png"))[:4]
+    return [predict(base, load_task(root / "tasks" / f"t{n}", base), images, device="cpu") for n in range(6)]
 
 
 def test_a_seventh_task_changes_nothing_of_the_other_six(six, vit_base):

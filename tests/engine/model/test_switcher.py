@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import VIT_ARGS, network, perturbed, pictures
+from helpers import VIT_ARGS, network, perturbed, random_images
 
 import recast_cli.engine.model.switcher as switch_module
 from recast_cli.engine.architecture.build import create
@@ -90,7 +90,7 @@ def test_networks_of_two_image_sizes_hold_the_same_task(vit_base):
     assert switcher.switch(vector) is own
     for model, size in ((own, None), (large, 48)):
         same(model, merge(vit_base, vector, size), exactly=False)
-        images = pictures(size=size or 32)
+        images = random_images(size=size or 32)
         torch.testing.assert_close(model(images), merge(vit_base, vector, size)(images))
 
 

@@ -21,7 +21,7 @@ def report(*options):
 
 
 def plain(text):
-    """What a reader sees, without pictures."""
+    """What a reader sees, without plots."""
     return " ".join(re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]+>", " ", text, flags=re.DOTALL).split())
 
 

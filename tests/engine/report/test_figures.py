@@ -1,4 +1,4 @@
-"""Pictures of bases and tasks: the three formats, equal bytes, undefined values, and nothing half-written."""
+"""Plots of bases and tasks: the three formats, equal bytes, undefined values, and nothing half-written."""
 
 import math
 import re
@@ -76,7 +76,7 @@ formats = pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
 
 
 @both
-def test_png_is_a_picture_of_reasonable_size(draw, tmp_path):
+def test_png_is_a_plot_of_reasonable_size(draw, tmp_path):
     draw(tmp_path / "a.PNG")
     with Image.open(tmp_path / "a.PNG") as image:
         image.load()

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import perturbed, pictures
+from helpers import perturbed, random_images
 from torch import distributed, nn
 
 from recast_cli.engine.adapt.adapt import adapt
-from recast_cli.engine.images.unlabelled import read_pictures
+from recast_cli.engine.images.unlabelled import read_images
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.evaluate import evaluate
 from recast_cli.engine.mimic.compress.fisher import curvatures
@@ -44,7 +44,7 @@ def test_adapting_moves_the_coefficients(kind, request, data, every_epoch_counts
 def test_small_steps_are_not_rounded_away(vit_base):
     model = attach(vit_base).cuda()
     coefficients = coefficient_parameters(model, vit_base)
-    images = pictures(4).cuda()
+    images = random_images(4).cuda()
     with precision(torch.device("cuda")):
         model(images).float().square().mean().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in coefficients)
@@ -59,7 +59,7 @@ def test_small_steps_are_not_rounded_away(vit_base):
 def test_merged_networks_agree_with_the_cpu(vit_base, data, every_epoch_counts, tmp_path):
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(epochs=3), device="cuda")
     assert not torch.equal(task.vector, vit_base.vector)
-    model, images = merge(vit_base, task.vector), pictures(8)
+    model, images = merge(vit_base, task.vector), random_images(8)
     with torch.no_grad():
         expected = model(images)
         found = model.cuda()(images.cuda()).cpu()
@@ -73,7 +73,7 @@ def test_merged_networks_agree_with_the_cpu(vit_base, data, every_epoch_counts, 
 def test_cheap_gradients_are_those_of_autograd(kind, request):
     base = request.getfixturevalue(f"{kind}_base")
     model = ready(attach(base), torch.device("cuda"))
-    parameters, images = coefficient_parameters(model, base), pictures(8).cuda()
+    parameters, images = coefficient_parameters(model, base), random_images(8).cuda()
 
     def gradients():
         with precision(torch.device("cuda")):
@@ -164,9 +164,7 @@ def test_nccl_carries_what_processes_tell_each_other(vit_base, data, every_epoch
     torch.testing.assert_close(joined.vector, alone.vector, atol=1e-3, rtol=0)
 
 
-def test_pictures_that_do_not_fit_the_card_come_batch_by_batch(
-    vit_base, data, every_epoch_counts, tmp_path, monkeypatch
-):
+def test_images_that_do_not_fit_the_card_come_batch_by_batch(vit_base, data, every_epoch_counts, tmp_path, monkeypatch):
     options = AdaptOptions(epochs=3, batch_size=8, precision="float32")
     resident = adapt(vit_base, data, "a", tmp_path / "tasks" / "a", options, device="cuda")
     monkeypatch.setattr("recast_cli.engine.adapt.loop.resident", lambda pixels, device: pixels)
@@ -209,7 +207,7 @@ def test_switching_writes_what_merging_gives(templates, vit_source):
 
 def test_healing_brings_decisions_nearer(vit_source, data):
     layout = plan_layout(vit_source.modules, patterns=["blocks.*"], groups=1, templates=6, sets=1)
-    pixels = read_pictures(data, vit_source.architecture)
+    pixels = read_images(data, vit_source.architecture)
     healed = heal(vit_source, mimic(vit_source, layout), pixels, device="cuda")
     steps = healed.solver["healed"]["divergence"]
     assert steps["healed"] <= steps["layers"] < 0.5 * steps["mimicked"]
@@ -218,7 +216,7 @@ def test_healing_brings_decisions_nearer(vit_source, data):
 
 def test_calibrating_sees_what_the_cpu_sees(vit_source, data):
     base = mimic(vit_source, plan_layout(vit_source.modules))
-    pixels = read_pictures(data, vit_source.architecture)[:4]
+    pixels = read_images(data, vit_source.architecture)[:4]
     shapes = {name: matrices(name, base.tensors[name].shape) for name in ("head.weight", "patch_embed.proj.weight")}
     there, here = (curvatures(base, pixels, shapes, device) for device in ("cuda", "cpu"))
     for name, expected in here.items():

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from helpers import pictures, save_folder
+from helpers import random_images, save_folder
 from torch import nn
 
 from recast_cli.engine.adapt.adapt import adapt
@@ -75,7 +75,7 @@ def test_a_cpu_measures_in_full_precision():
 
 def test_attention_is_put_back_as_it_was_and_computes_the_same(vit_base):
     model = ready(attach(vit_base), CPU)
-    parameters, images = coefficient_parameters(model, vit_base), pictures(4)
+    parameters, images = coefficient_parameters(model, vit_base), random_images(4)
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
 
     def gradients():
@@ -96,7 +96,7 @@ def test_attention_is_put_back_as_it_was_and_computes_the_same(vit_base):
 
 
 def test_convolutions_are_laid_out_channels_last_and_compute_the_same(conv_base):
-    images = pictures(4)
+    images = random_images(4)
     plain, model = attach(conv_base), ready(attach(conv_base), CPU)
     kernels = [tensor for tensor in model.parameters() if tensor.ndim == 4 and tensor.shape[1] > 1]
     assert kernels

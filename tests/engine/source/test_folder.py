@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from helpers import MEAN, STD, VIT, pictures, save_folder
+from helpers import MEAN, STD, VIT, random_images, save_folder
 from safetensors.torch import load_file, save_file
 
 from recast_cli.engine.errors import RecastError
@@ -36,7 +36,7 @@ def test_the_folders_own_arguments_and_data_config_are_kept(vit_folder, vit_sour
 @torch.no_grad()
 def test_the_network_is_timms_own(vit_folder, vit_base):
     model = timm.create_model(f"local-dir:{vit_folder}", pretrained=True).eval()
-    images = pictures()
+    images = random_images()
     assert torch.equal(merge(vit_base)(images), model(images))
 
 

@@ -13,7 +13,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.codec.code import Code, Encode, Fixed, nearest
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images.unlabelled import list_pictures, read_pictures
+from recast_cli.engine.images.unlabelled import list_images, read_images
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.mimic.compress.fisher import Curvature, curvatures
 from recast_cli.engine.mimic.compress.matrices import is_large, matrices, tensors_of_base, tensors_of_source
@@ -45,7 +45,7 @@ def compress(
     size: int | None = None,
     bits: int | None = None,
     group: int | None = None,
-    pictures: Path | None = None,
+    calibrate: Path | None = None,
     options: SolverOptions = None,
     base: Base | None = None,
     path: Path | None = None,
@@ -55,7 +55,7 @@ def compress(
 ) -> Base:
     """A base whose tensors are stored in few bits.
 
-    With the exact solver and without pictures one bank is in memory at a time, as in `mimic`, else the whole network.
+    With the exact solver and without images one bank is in memory at a time, as in `mimic`, else the whole network.
 
     Args:
         source: From `open_source`.
@@ -64,34 +64,37 @@ def compress(
             `Deflated`.
         bits: Of every weight, instead of a size: 2 to 8, see `Fixed`, or 16 for float16.
         group: Weights a scale, with bits; default 64.
-        pictures: Folder to calibrate with: by `curvatures`, steps are as fine as decisions ask for, and errors are fed
-            back.
+        calibrate: Folder of images to calibrate with, labelled or not: by `curvatures`, steps are as fine as decisions
+            ask for, and errors are fed back.
         options: Solver and recipe, as of `mimic`.
         base: What is rounded; default: what `mimic` makes.
         path: Where the base goes; without it it stays in memory, and `save_base` writes the same file.
-        device: Where pictures are looked at; default: CUDA where it is.
+        device: Where images are looked at; default: CUDA where it is.
         announce: Called with the plan before it is carried out.
         progress: Called as the work goes on.
 
     Raises:
-        RecastError: A number is out of range, the size cannot be met, there are no pictures, or pictures are given and
+        RecastError: A number is out of range, the size cannot be met, there are no images, or images are given and
             nobody knows the network.
         OSError: The base cannot be written.
     """
     check(size, bits, group)
     if size is not None and is_enough(source, layout, options, size):
         size, bits = None, HALF
-    if pictures is not None:
-        check_pictures(source, pictures, bits)  # before a solver may run for long
-    if base is None and (pictures is not None or options is not None):
+    if calibrate is not None:
+        check_calibration(source, calibrate, bits)  # before a solver may run for long
+    if base is None and (calibrate is not None or options is not None):
         base = mimic(source, layout, options=options, progress=progress)
     calibrated = None
     curves: Mapping[str, Curvature] = {}
-    if pictures is not None:
+    if calibrate is not None:
         assert base is not None
-        pixels = read_pictures(pictures, base.known_architecture(), progress)
+        pixels = read_images(calibrate, base.known_architecture(), progress)
         shapes = {name: matrices(name, t.shape) for name, t in tensors_of_base(base) if is_large(t.shape)}
-        curves, calibrated = curvatures(base, pixels, shapes, device, progress), {"pictures": len(pixels)}
+        curves, calibrated = (
+            curvatures(base, pixels, shapes, device, progress),
+            {"images": len(pixels), "pictures": len(pixels)},
+        )
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         return tensors_of_source(source, layout) if base is None else tensors_of_base(base)
@@ -122,10 +125,10 @@ def encode_fixed(curves: Mapping[str, Curvature], name: str, tensor: Tensor, cod
     return to_bits(name, tensor, code, curves.get(name)) if isinstance(code, Fixed) else nearest(name, tensor, code)
 
 
-def check_pictures(source: Source, pictures: Path, bits: int | None) -> None:
-    """Raise RecastError where a source cannot be calibrated with these pictures, or nothing would be rounded."""
+def check_calibration(source: Source, calibrate: Path, bits: int | None) -> None:
+    """Raise RecastError where a source cannot be calibrated with these images, or nothing would be rounded."""
     if source.architecture is None:
         raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --calibrate.")
     if bits == HALF:
         raise RecastError("16 bits a weight will do, so nothing is rounded", "Leave out --calibrate, or ask for less.")
-    list_pictures(pictures)
+    list_images(calibrate)

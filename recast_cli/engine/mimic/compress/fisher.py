@@ -1,4 +1,4 @@
-"""How much each value of a base matters to the source's decisions, from unlabelled pictures: Fisher information."""
+"""How much each value of a base matters to the source's decisions, from unlabelled images: Fisher information."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device, ready
 
 VIEWS = 4
-"""Of each picture: as it is, and flipped and cropped at random. A few hundred pictures are few for as many columns."""
+"""Of each image: as it is, and flipped and cropped at random. A few hundred images are few for as many columns."""
 DAMPING = 0.3
-"""Added to the diagonal of products of columns, as a share of its mean, for what so few pictures do not tell."""
+"""Added to the diagonal of products of columns, as a share of its mean, for what so few images do not tell."""
 ROW_DAMPING = 0.85
 """The same of rows: that they go with columns is an assumption, and only half of what it promises comes true."""
 TURNS = 8
@@ -108,7 +108,7 @@ def curvatures(
 ) -> dict[str, Curvature]:
     """The Fisher information of some tensors of a base, as products of rows and columns.
 
-    For small errors d of all values, KL(source | base) is 1/2 d^T F d with F the mean over pictures of
+    For small errors d of all values, KL(source | base) is 1/2 d^T F d with F the mean over images of
     J^T (diag(p) - p p^T) J, J the derivatives of the logits and p the source's own probabilities (Amari 1998,
     doi:10.1162/089976698300017746), which is E[g g^T] for the gradients g of `drawn_loss`. Of the gradient G of one
     matrix, E[G G^T] and E[G^T G] are kept, whose Kronecker product stands for it (YAQA, Tseng et al. 2025,
@@ -120,7 +120,7 @@ def curvatures(
         pixels: (N, 3, H, W) uint8, without labels.
         shapes: Names of tensors, each seen as so many matrices.
         device: cpu, cuda, …; default: CUDA where it is.
-        progress: Called after every picture.
+        progress: Called after every image.
     """
     architecture = base.known_architecture()
     where = choose_device(device)
@@ -128,8 +128,8 @@ def curvatures(
     gradients = {name: gradient_of(base, model, name) for name in shapes}
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
-    for number, picture in enumerate(pixels):
-        image = normalise(picture[None].to(where), architecture.data)
+    for number, each in enumerate(pixels):
+        image = normalise(each[None].to(where), architecture.data)
         for view in range(VIEWS):
             seen = augment(image, draw_windows(1, generator).to(where)) if view else image
             model.zero_grad()
@@ -167,7 +167,7 @@ def template_gradient(base: Base, model: nn.Module, bank: Bank) -> Callable[[], 
 
 
 def drawn_loss(found: Tensor, classifies: bool, generator: torch.Generator) -> Tensor:
-    """A loss, summed over pictures, whose gradients' outer products have the Fisher information for a mean.
+    """A loss, summed over images, whose gradients' outer products have the Fisher information for a mean.
 
     That is the product of logits with a root of diag(p) - p p^T times random signs: the same mean as with gradients of
     -log p(y), y drawn from p, but where the source is sure those are next to nothing, and now and then enormous. Or the

@@ -1,4 +1,4 @@
-"""End to end: the base's templates, coefficients and vectors trained to give the source's outputs on pictures."""
+"""End to end: the base's templates, coefficients and vectors trained to give the source's outputs on images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from recast_cli.engine.runtime.inference import batches, infer, take
 from recast_cli.engine.runtime.precision import precision, quick_attention, training_precision
 
 Judge = Callable[[nn.Module], float]
-"""The `distance` of a network from the source on pictures that it was not trained on."""
+"""The `distance` of a network from the source on images that it was not trained on."""
 BATCH = 16
-"""Pictures a step."""
+"""Images a step."""
 EPOCHS = 60
 """At most."""
 
@@ -39,7 +39,7 @@ def distil(
     keep: Callable[[State], None],
     progress: Progress | None = None,
 ) -> State:
-    """Train what is shared, and all vectors, until pictures that were held out see no better result.
+    """Train what is shared, and all vectors, until images that were held out see no better result.
 
     The loss is the divergence of the base's decisions from the source's (Hinton et al. 2015, arXiv:1503.02531; of
     features their relative squared distance, where there is no classifier), plus the mean relative squared distance of
@@ -126,7 +126,7 @@ def trainable(model: nn.Module, base: Base) -> dict[str, Tensor]:
 
 
 def distance(found: Tensor, wanted: Tensor, classifies: bool) -> Tensor:
-    """KL(wanted | found) of decisions in nats, mean over pictures; of features the relative squared distance."""
+    """KL(wanted | found) of decisions in nats, mean over images; of features the relative squared distance."""
     found, wanted = found.float(), wanted.float()
     if not classifies:
         return relative(found, wanted)

@@ -22,9 +22,9 @@ from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.digest import digest, hashed
 
 MOST = 4096
-"""Pictures that are used of a large folder; each takes as much memory as its values."""
+"""Images that are used of a large folder; each takes as much memory as its values."""
 HELD_OUT = 8
-"""Every eighth picture is not fitted to: it says when to stop."""
+"""Every eighth image is not fitted to: it says when to stop."""
 
 
 def heal(
@@ -36,9 +36,9 @@ def heal(
     state_path: Path | None = None,
     progress: Progress | None = None,
 ) -> Base:
-    """Fit the shared templates and their coefficients to what the source makes of pictures.
+    """Fit the shared templates and their coefficients to what the source makes of images.
 
-    `heal_layers` first, then `distil`. The base never gets worse on the pictures that are held out than it was after
+    `heal_layers` first, then `distil`. The base never gets worse on the images that are held out than it was after
     the first.
 
     Args:
@@ -54,11 +54,11 @@ def heal(
         The healed base, with an id and errors of its own; `solver["healed"]` says what was done and measured.
 
     Raises:
-        RecastError: As of `check_healable`, or there are too few pictures.
+        RecastError: As of `check_healable`, or there are too few images.
     """
     check_healable(source, base.layout)
     if len(pixels) < 2 * HELD_OUT:
-        raise RecastError(f"--heal needs {2 * HELD_OUT} pictures that can be read", "Give some hundreds.")
+        raise RecastError(f"--heal needs {2 * HELD_OUT} images that can be read", "Give some hundreds.")
     architecture = base.known_architecture()
     where = choose_device(device)
     teacher = ready(source.network(), where)
@@ -81,7 +81,8 @@ def heal(
     state = distil(teacher, base, pixels[~held], state, judge, keep=keep, progress=progress)
     tensors = {name: tensor.to(base.tensors[name].dtype) for name, tensor in state.best.items()}
     healed = {
-        "pictures": len(pixels),
+        "images": len(pixels),
+        "pictures": len(pixels),  # the name of this key before; goes with format 6 or version 0.3
         "epochs": len(state.losses) - 1,
         "best_epoch": state.best_epoch,
         "divergence": {"mimicked": mimicked, "layers": state.losses[0], "healed": state.losses[state.best_epoch]},

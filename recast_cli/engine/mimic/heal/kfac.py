@@ -16,11 +16,11 @@ from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.inference import batches
 
 BATCH = 16
-"""Pictures at a time."""
+"""Images at a time."""
 MOST = 256
-"""More pictures than that change little."""
+"""More images than that change little."""
 DAMPING = 0.05
-"""Added to the diagonal of either factor, as a share of its mean: few pictures leave directions without any."""
+"""Added to the diagonal of either factor, as a share of its mean: few images leave directions without any."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def curvature(
     generator = torch.Generator().manual_seed(0)
     try:
         for part in batches(len(chosen), BATCH):
-            # the network is frozen: gradients reach the outputs of its layers because the pictures want theirs
+            # the network is frozen: gradients reach the outputs of its layers because the images want theirs
             images = normalise(chosen[part].to(device), data).requires_grad_(True)
             with torch.enable_grad():
                 loss = drawn_loss(model(images), classifies, generator)

@@ -28,7 +28,7 @@ def groups_of(module: nn.Module) -> int:
 
 
 def samples(module: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
-    """What each output is a product with: (G, columns, samples), a few pictures at a time."""
+    """What each output is a product with: (G, columns, samples), a few images at a time."""
     if isinstance(module, nn.Linear):
         rows = inputs.reshape(-1, inputs.shape[-1])
         for part in rows[:: max(1, len(rows) // SAMPLES)].split(max(1, CHUNK // inputs.shape[-1])):

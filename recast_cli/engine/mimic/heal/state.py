@@ -26,7 +26,7 @@ class State:
     Attributes:
         values: By name of a tensor of the base.
         best: The same at the best epoch.
-        losses: On pictures that were held out, from epoch 0, which is before training.
+        losses: On images that were held out, from epoch 0, which is before training.
         best_epoch: Number of that epoch.
         rate: Learning rate of the next epoch.
         tries: Epochs since the best one, or since the rate was lowered.
@@ -58,7 +58,7 @@ def advance(state: State, trained: dict[str, Tensor], loss: float, optimizer: to
 
 
 def save(path: Path, identity: str, state: State) -> None:
-    """Keep the state, bound to base and pictures by `identity`."""
+    """Keep the state, bound to base and images by `identity`."""
     buffer = io.BytesIO()
     torch.save({"identity": identity, **vars(state)}, buffer)
     with atomic(path) as temporary:
@@ -66,7 +66,7 @@ def save(path: Path, identity: str, state: State) -> None:
 
 
 def load(path: Path, identity: str) -> State | None:
-    """The state to go on from; None where there is none, one of another base or other pictures, or a damaged one."""
+    """The state to go on from; None where there is none, one of another base or other images, or a damaged one."""
     if not path.exists():
         return None
     try:

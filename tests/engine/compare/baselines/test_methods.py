@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from fixtures.baselines import OF_PEFT, apply, frozen, perturb
-from helpers import CONV, CONV_ARGS, pictures
+from helpers import CONV, CONV_ARGS, random_images
 from torch import nn
 
 from recast_cli.engine.architecture.modules import features
@@ -30,7 +30,7 @@ def floats(parameters):
 @torch.no_grad()
 @pytest.mark.parametrize("name", METHODS)
 def test_starts_as_the_network_it_was_given(name):
-    model, images = frozen(), pictures()
+    model, images = frozen(), random_images()
     before = features(model, images)
     parameters = apply(name, model)
     # Uni-LoRA cannot start at zero, where its gradients vanish
@@ -54,7 +54,7 @@ def test_only_what_is_returned_learns(name):
 def test_no_method_starts_where_nothing_pulls(name):
     model = frozen()
     parameters = apply(name, model)
-    features(model, pictures()).square().mean().backward()
+    features(model, random_images()).square().mean().backward()
     assert max(parameter.grad.abs().max() for parameter in parameters) > 1e-4
 
 
@@ -65,7 +65,7 @@ def test_gradients_reach_every_parameter(name, dtype):
     parameters = apply(name, model)
     perturb(parameters)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        found = features(model, pictures())
+        found = features(model, random_images())
     found.float().square().mean().backward()
     for parameter in parameters:
         assert parameter.grad.dtype == torch.float32
@@ -82,7 +82,7 @@ def test_equal_seeds_draw_equal_values_and_disturb_no_others(name):
         start = [parameter.detach().clone() for parameter in parameters]
         perturb(parameters)
         with torch.no_grad():
-            return [*start, features(model, pictures())]
+            return [*start, features(model, random_images())]
 
     state = torch.get_rng_state()
     first, again, other = changed(3), changed(3), changed(4)
@@ -146,7 +146,7 @@ def test_one_dimensional_norms_of_timm_count_as_norms():
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_pointwise_convolutions_too(name):
-    model, images = frozen(MOBILE, MOBILE_ARGS), pictures()
+    model, images = frozen(MOBILE, MOBILE_ARGS), random_images()
     shapes = [m.weight.shape[:2] for key, m in model.named_modules() if key.endswith("conv_pw")]
     with torch.no_grad():
         before = features(model, images)

@@ -1,4 +1,4 @@
-"""Calibrated bases: nearer to their source than rounding to the nearest, on pictures they never saw."""
+"""Calibrated bases: nearer to their source than rounding to the nearest, on images they never saw."""
 
 import itertools
 import shutil
@@ -13,7 +13,7 @@ from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.transforms import normalise
-from recast_cli.engine.images.unlabelled import MOST, list_pictures, read_pictures
+from recast_cli.engine.images.unlabelled import MOST, list_images, read_images
 from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.compress import fisher as curving
@@ -31,9 +31,9 @@ def unseen(tmp_path_factory):
 
 
 def divergence(source, base, folder):
-    """Mean KL(source | base), in nats, on pictures of a folder."""
+    """Mean KL(source | base), in nats, on images of a folder."""
     architecture = base.known_architecture()
-    images = normalise(read_pictures(folder, architecture), architecture.data)
+    images = normalise(read_images(folder, architecture), architecture.data)
     with torch.no_grad():
         wanted = build(architecture, dict(source.tensors))(images).double().log_softmax(1)
         found = merge(base)(images).double().log_softmax(1)
@@ -48,10 +48,10 @@ def test_it_is_nearer_to_the_source_than_the_nearest_at_equal_bytes(numbers, kin
     if "times" in numbers:
         numbers = {"size": source_bytes(source) // numbers["times"]}
     plain = compress(source, layout, **numbers)
-    better = compress(source, layout, pictures=data, **numbers)
+    better = compress(source, layout, calibrate=data, **numbers)
     assert divergence(source, better, unseen) < 0.7 * divergence(source, plain, unseen)
     assert better.base_id != plain.base_id
-    assert better.compression["calibrated"] == {"pictures": 36}
+    assert better.compression["calibrated"] == {"images": 36}
 
 
 @pytest.mark.parametrize("numbers", [{"bits": 3, "group": 16}, {"size": 130_000}])
@@ -59,7 +59,7 @@ def test_templates_that_several_layers_share(numbers, vit_source, data, unseen):
     for groups, templates, sets in ((6, 2, 2), (4, 2, 1)):
         layout = plan_layout(vit_source.modules, groups=groups, templates=templates, sets=sets)
         exact = mimic(vit_source, layout)
-        plain, better = (compress(vit_source, layout, pictures=each, **numbers) for each in (None, data))
+        plain, better = (compress(vit_source, layout, calibrate=each, **numbers) for each in (None, data))
         assert template_key(layout.banks[0]) in better.codes
 
         class Mimicked:
@@ -81,7 +81,7 @@ def test_a_curvature_is_of_the_gradients_of_drawn_decisions(vit_source, data, cl
         tensors[f"coefficients.{module}"] = vector[place].reshape(shape)
     base = replace(base, tensors=tensors)
     bank = base.layout.banks[0]
-    pixels = read_pictures(data, vit_source.architecture)[:3]
+    pixels = read_images(data, vit_source.architecture)[:3]
     if not classifies:
         monkeypatch.setattr(type(base.architecture), "classifies", False)
     names = (template_key(bank), "head.weight", "pos_embed")
@@ -96,8 +96,8 @@ def test_a_curvature_is_of_the_gradients_of_drawn_decisions(vit_source, data, cl
     generator = torch.Generator().manual_seed(0)
     sums = dict.fromkeys(names, 0)
     rows = dict.fromkeys(names, 0)
-    for picture in normalise(pixels, base.architecture.data):
-        logits = torch.func.functional_call(model, mixed, (picture[None],))
+    for image in normalise(pixels, base.architecture.data):
+        logits = torch.func.functional_call(model, mixed, (image[None],))
         vector = 2.0 * torch.randint(0, 2, logits.shape, generator=generator)[0] - 1
         if classifies:
             p = logits.detach().softmax(1)[0]
@@ -139,7 +139,7 @@ def test_half_of_the_form_is_the_divergence(vit_source, data):
     """1/2 d^T F d of small random changes of one matrix, against the divergence that they make."""
     base = mimic(vit_source, plan_layout(vit_source.modules))
     key = template_key(base.layout.banks[0])
-    pixels = read_pictures(data, vit_source.architecture)
+    pixels = read_images(data, vit_source.architecture)
     curve = curvatures(base, pixels, {key: matrices(key, base.tensors[key].shape)})[key]
     # what damping adds is known exactly: diagonals are larger by it on average
     columns = damped(curve.columns, -DAMPING / (1 + DAMPING)).double()
@@ -162,7 +162,7 @@ def test_half_of_the_form_is_the_divergence(vit_source, data):
 def test_what_no_decision_depends_on_is_still_stored(vit_source, data, monkeypatch):
     """As finely as if a value of it mattered 1/20 of the mean one."""
     base = mimic(vit_source, plan_layout(vit_source.modules))
-    pixels = read_pictures(data, vit_source.architecture)[:2]
+    pixels = read_images(data, vit_source.architecture)[:2]
     shapes = {name: matrices(name, base.tensors[name].shape) for name in ("head.weight", "pos_embed")}
     before = curvatures(base, pixels, shapes)
     read = curving.gradient_of
@@ -180,7 +180,7 @@ def test_what_no_decision_depends_on_is_still_stored(vit_source, data, monkeypat
 
 def test_a_matrix_of_many_rows_or_columns_has_a_diagonal_alone(vit_source, data, monkeypatch):
     base = mimic(vit_source, plan_layout(vit_source.modules))
-    pixels = read_pictures(data, vit_source.architecture)[:2]
+    pixels = read_images(data, vit_source.architecture)[:2]
     shapes = {"head.weight": matrices("head.weight", base.tensors["head.weight"].shape)}
     whole = curvatures(base, pixels, shapes)["head.weight"]
     monkeypatch.setattr(curving, "WIDEST", 8)
@@ -189,34 +189,34 @@ def test_a_matrix_of_many_rows_or_columns_has_a_diagonal_alone(vit_source, data,
     assert torch.allclose(found.columns, squares(whole.columns), rtol=1e-4)
     assert whole.rows.ndim == 3  # five classes
     for numbers in ({"bits": 3}, {"size": source_bytes(vit_source) // 4}):
-        assert compress(vit_source, plan_layout(vit_source.modules), pictures=data, **numbers).codes
+        assert compress(vit_source, plan_layout(vit_source.modules), calibrate=data, **numbers).codes
 
 
-def test_pictures_are_found_however_they_lie(data, tmp_path):
+def test_images_are_found_however_they_lie(data, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, path in enumerate(sorted(data.rglob("*.png"))):
         shutil.copy(path, flat / f"{number:03}.png")
-    assert len(list_pictures(data)) == len(list_pictures(flat)) == 36
+    assert len(list_images(data)) == len(list_images(flat)) == 36
     for number in range(MOST):
         (flat / f"more-{number}.png").touch()
-    chosen = [item.path for item in list_pictures(flat)]
+    chosen = [item.path for item in list_images(flat)]
     assert len(chosen) == len(set(chosen)) == MOST
     assert chosen == sorted(chosen)
 
 
-def test_bits_that_round_nothing_need_no_pictures(vit_source, data):
+def test_bits_that_round_nothing_need_no_images(vit_source, data):
     with pytest.raises(RecastError, match="nothing is rounded"):
-        compress(vit_source, plan_layout(vit_source.modules), bits=16, pictures=data)
+        compress(vit_source, plan_layout(vit_source.modules), bits=16, calibrate=data)
 
 
-def test_the_same_pictures_give_the_same_file(vit_source, data, tmp_path):
+def test_the_same_images_give_the_same_file(vit_source, data, tmp_path):
     layout, size = plan_layout(vit_source.modules), source_bytes(vit_source) // 4
-    first = compress(vit_source, layout, size=size, pictures=data, path=tmp_path / "1")
-    second = compress(vit_source, layout, size=size, pictures=data, path=tmp_path / "2")
+    first = compress(vit_source, layout, size=size, calibrate=data, path=tmp_path / "1")
+    second = compress(vit_source, layout, size=size, calibrate=data, path=tmp_path / "2")
     assert first.path.read_bytes() == second.path.read_bytes()
     assert first.path.stat().st_size <= size
-    assert load_base(first.path).compression["calibrated"]["pictures"] == 36
+    assert load_base(first.path).compression["calibrated"]["images"] == 36
 
 
 @pytest.mark.parametrize("block", [1, 3, 192])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import perturbed, pictures
+from helpers import perturbed, random_images
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -119,7 +119,7 @@ def test_more_bits_err_less_and_the_errors_are_those_of_the_weights(source, layo
 
 
 def test_everything_else_sees_floats(small):
-    model, merged, x = attach(small), merge(small), pictures()
+    model, merged, x = attach(small), merge(small), random_images()
     with torch.no_grad():
         assert torch.allclose(model(x), merged(x), atol=1e-5)
         vector = perturbed(small)

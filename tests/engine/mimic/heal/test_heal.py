@@ -9,7 +9,7 @@ from torch import nn
 
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.transforms import normalise
-from recast_cli.engine.images.unlabelled import read_pictures
+from recast_cli.engine.images.unlabelled import read_images
 from recast_cli.engine.layout.layout import coefficient_key, template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.compress.fisher import drawn_loss
@@ -115,10 +115,10 @@ def test_outer_products_of_gradients(groups):
     convolution = nn.Conv2d(4, 6, 3, groups=groups)
     gradient = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(0))
     expected = torch.zeros(groups, 6 // groups, 6 // groups)
-    for picture in gradient:
+    for image in gradient:
         for row in range(5):
             for column in range(5):
-                for group, values in enumerate(picture[:, row, column].split(6 // groups)):
+                for group, values in enumerate(image[:, row, column].split(6 // groups)):
                     expected[group] += torch.outer(values, values)
     assert torch.allclose(outer(convolution, gradient), expected, atol=1e-4)
     rows = gradient[:, :, 0]
@@ -130,8 +130,8 @@ def test_outer_products_of_gradients(groups):
 
 
 def test_curvature_against_autograd_of_the_weight(vit_source, data):
-    """A layer that is called with one token a picture: there the Kronecker product of one picture is exact."""
-    pixels = read_pictures(data, vit_source.architecture)[:1]
+    """A layer that is called with one token an image: there the Kronecker product of one image is exact."""
+    pixels = read_images(data, vit_source.architecture)[:1]
     model = vit_source.network()
     name = "blocks.11.mlp.fc2"
     found = curvature(model, [name], pixels, vit_source.architecture.data)[name]
@@ -153,9 +153,9 @@ def shared(source):
 
 
 def divergence(source, base, folder):
-    """KL of the source's decisions from the base's, on pictures of a folder."""
+    """KL of the source's decisions from the base's, on images of a folder."""
     architecture = base.known_architecture()
-    images = normalise(read_pictures(folder, architecture), architecture.data)
+    images = normalise(read_images(folder, architecture), architecture.data)
     with torch.no_grad():
         mine, its = merge(base)(images).softmax(1), source.network()(images).softmax(1)
     return float((its * (its.log() - mine.log())).sum(1).mean())
@@ -166,8 +166,8 @@ def unseen(tmp_path_factory):
     return draw_images(tmp_path_factory.mktemp("unseen"), count=8, seed=7)
 
 
-def test_a_healed_base_decides_like_its_source_on_pictures_it_never_saw(vit_source, data, unseen):
-    base, pixels = shared(vit_source), read_pictures(data, vit_source.architecture)
+def test_a_healed_base_decides_like_its_source_on_images_it_never_saw(vit_source, data, unseen):
+    base, pixels = shared(vit_source), read_images(data, vit_source.architecture)
     layers = heal_layers(vit_source, base, vit_source.network(), pixels)
     healed = heal(vit_source, base, pixels)
     far, nearer, nearest = (divergence(vit_source, each, unseen) for each in (base, layers, healed))
@@ -175,7 +175,7 @@ def test_a_healed_base_decides_like_its_source_on_pictures_it_never_saw(vit_sour
     assert nearest < nearer
     assert healed.base_id != base.base_id
     found = healed.solver["healed"]
-    assert found["pictures"] == len(pixels)
+    assert found["images"] == len(pixels)
     assert found["divergence"]["healed"] <= found["divergence"]["layers"] < found["divergence"]["mimicked"]
     assert 0 < found["best_epoch"] <= found["epochs"]
     classifier = {"head.weight", "head.bias"}
@@ -186,7 +186,7 @@ def test_convolutions_and_features_without_a_classifier(conv_source, data, unsee
     monkeypatch.setattr(distil, "EPOCHS", 6)
     layout = plan_layout(conv_source.modules, patterns=["layer?.?.conv2"], groups=1, templates=1, sets=1)
     base = mimic(conv_source, layout)
-    pixels = read_pictures(data, conv_source.architecture)
+    pixels = read_images(data, conv_source.architecture)
     healed = heal(conv_source, base, pixels)
     assert divergence(conv_source, healed, unseen) < divergence(conv_source, base, unseen)
     architecture = replace(conv_source.architecture, args={**conv_source.architecture.args, "num_classes": 0})
@@ -200,7 +200,7 @@ def test_convolutions_and_features_without_a_classifier(conv_source, data, unsee
 
 def test_a_run_that_was_killed_goes_on_to_the_same_base(vit_source, data, tmp_path, monkeypatch):
     monkeypatch.setattr(distil, "EPOCHS", 5)
-    base, pixels = shared(vit_source), read_pictures(data, vit_source.architecture)
+    base, pixels = shared(vit_source), read_images(data, vit_source.architecture)
     whole = heal(vit_source, base, pixels)
     path = tmp_path / "state"
 
@@ -215,8 +215,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_base(vit_source, data, tmp_pa
     assert again.base_id == whole.base_id
     assert again.solver == whole.solver
     assert not any("fitting" in text or "epoch 2" in text for text in steps)
-    other = heal(vit_source, base, pixels[:-1], state_path=path)  # a state of other pictures is not gone on from
-    assert other.solver["healed"]["pictures"] == len(pixels) - 1
+    other = heal(vit_source, base, pixels[:-1], state_path=path)  # a state of other images is not gone on from
+    assert other.solver["healed"]["images"] == len(pixels) - 1
     path.write_bytes(b"no state")
     assert heal(vit_source, base, pixels, state_path=path).base_id == whole.base_id
 
@@ -237,10 +237,10 @@ def test_without_a_better_epoch_training_goes_back_and_slows_down_until_it_ends(
 
 
 def test_what_cannot_be_healed(vit_source, data):
-    pixels = read_pictures(data, vit_source.architecture)
+    pixels = read_images(data, vit_source.architecture)
     with pytest.raises(RecastError, match="a template of its own"):
         heal(vit_source, mimic(vit_source, plan_layout(vit_source.modules)), pixels)
-    with pytest.raises(RecastError, match="needs 16 pictures"):
+    with pytest.raises(RecastError, match="needs 16 images"):
         heal(vit_source, shared(vit_source), pixels[:15])
     with pytest.raises(RecastError, match="no known architecture"):
         heal(replace(vit_source, architecture=None), shared(vit_source), pixels)
@@ -249,7 +249,7 @@ def test_what_cannot_be_healed(vit_source, data):
 def test_only_what_is_shared_and_vectors_move(vit_source, data, monkeypatch):
     monkeypatch.setattr(distil, "EPOCHS", 2)
     layout = plan_layout(vit_source.modules, patterns=["blocks.*.mlp.fc1"], groups=6, templates=1)
-    base, pixels = mimic(vit_source, layout), read_pictures(data, vit_source.architecture)
+    base, pixels = mimic(vit_source, layout), read_images(data, vit_source.architecture)
     before = {name: tensor.clone() for name, tensor in base.tensors.items()}
     healed = heal(vit_source, base, pixels)
     assert all(torch.equal(base.tensors[name], tensor) for name, tensor in before.items())
@@ -261,14 +261,14 @@ def test_only_what_is_shared_and_vectors_move(vit_source, data, monkeypatch):
     assert judge(merge(healed)) == pytest.approx(healed.solver["healed"]["divergence"]["healed"], rel=1e-3)
 
 
-def test_nothing_is_fitted_to_pictures_that_judge(vit_source, data, monkeypatch):
+def test_nothing_is_fitted_to_images_that_judge(vit_source, data, monkeypatch):
     seen = {}
 
     def watch(name, place):
         own = getattr(healing, name)
 
         def wrapped(*arguments, **options):
-            seen[name] = {picture.numpy().tobytes() for picture in arguments[place]}
+            seen[name] = {image.numpy().tobytes() for image in arguments[place]}
             return own(*arguments, **options)
 
         monkeypatch.setattr(healing, name, wrapped)
@@ -276,7 +276,7 @@ def test_nothing_is_fitted_to_pictures_that_judge(vit_source, data, monkeypatch)
     monkeypatch.setattr(distil, "EPOCHS", 1)
     for name, place in (("judge_by", 1), ("heal_layers", 3), ("distil", 2)):
         watch(name, place)
-    heal(vit_source, shared(vit_source), read_pictures(data, vit_source.architecture))
+    heal(vit_source, shared(vit_source), read_images(data, vit_source.architecture))
     assert len(seen["judge_by"]) == 5
     assert len(seen["distil"]) == 31
     assert seen["heal_layers"] == seen["distil"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import perturbed, pictures
+from helpers import perturbed, random_images
 from scipy.signal import correlate
 from torch import nn
 from torch.nn.utils import skip_init
@@ -159,8 +159,8 @@ def test_adaptformer_adds_a_bottleneck_beside_the_mlp(vit_base, joined):
 def test_adaptformer_takes_the_stream_of_every_pass_anew(vit_base):
     model, _ = put_into(vit_base, "adaptformer", True)
     with torch.no_grad():
-        first, second = model(pictures(seed=1)), model(pictures(seed=2))
-        assert torch.equal(model(pictures(seed=1)), first)
+        first, second = model(random_images(seed=1)), model(random_images(seed=2))
+        assert torch.equal(model(random_images(seed=1)), first)
         assert not torch.equal(first, second)
 
 
@@ -215,7 +215,7 @@ def test_at_the_start_nothing_is_changed(name, vit_base, conv_base, joined):
     before = torch.get_rng_state()
     Installed(model, name, GIVEN)
     assert torch.equal(torch.get_rng_state(), before)
-    images = pictures(3)
+    images = random_images(3)
     torch.testing.assert_close(model(images), merge(base, perturbed(base))(images), atol=1e-5, rtol=1e-5)
 
 
@@ -225,7 +225,7 @@ def test_merged_gives_the_logits_of_the_attached_network(name, vit_base, conv_ba
     base = base_of(name, vit_base, conv_base)
     model, installed = put_into(base, name, joined, moved=0.05)
     adapter = installed.learned([value.detach() for value in installed.parameters.values()])
-    merged, images = merge(base, perturbed(base), adapter=adapter), pictures(3)
+    merged, images = merge(base, perturbed(base), adapter=adapter), random_images(3)
     wanted = model(images)
     torch.testing.assert_close(merged(images), wanted, atol=1e-5, rtol=1e-5)
     assert (wanted - merge(base, perturbed(base))(images)).abs().max() > 1e-3  # what was learned does matter
@@ -242,7 +242,7 @@ def test_gradients_reach_every_parameter(name, dtype, vit_base, conv_base, joine
     # a narrow bottleneck may be dead: below 0 for every token, as may happen with ReLU
     model, installed = put_into(base, name, joined, moved=0.05, rank=16)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        found = model(pictures())
+        found = model(random_images())
     found.float().square().mean().backward()
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert len(learning) == len(installed.parameters) + joined * len(base.layout.modules)
@@ -340,6 +340,6 @@ def test_rows_of_zeros_stay_finite(vit_base):
     with torch.no_grad():
         model.get_submodule(MODULE).weight[5] = 0
     installed = Installed(model, "dora", {})
-    model(pictures(2)).square().sum().backward()
+    model(random_images(2)).square().sum().backward()
     assert all(value.grad.isfinite().all() for value in installed.parameters.values())
     close(weight(model, MODULE)[5], 0)
