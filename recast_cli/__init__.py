@@ -15,6 +15,7 @@ Paper: RECAST, ICLR 2025.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from recast_cli.version import __version__
@@ -42,7 +43,7 @@ PUBLIC = {
     "export.export": ("Exported", "export", "export_all"),
     "compare.spec": ("read_comparison",),
     "compare.runner": ("compare",),
-    "compare.leaderboard": ("standings",),
+    "compare.leaderboard": ("leaderboard",),
     "measure.diagnose": ("BankDiagnosis", "compare_to_base", "diagnose", "similarity"),
     "report.figures": ("plot_base", "plot_tasks"),
 }
@@ -52,7 +53,14 @@ HOME = {name: module for module, names in PUBLIC.items() for name in names}
 __all__ = [*sorted(HOME), "__version__"]
 
 
+RENAMED = {"standings": "leaderboard"}
+"""Names of version 0.1.0 before its release -> today's; they go with version 0.3."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in RENAMED:
+        warnings.warn(f"recast_cli.{name} is now recast_cli.{RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = RENAMED[name]
     if name not in HOME:
         raise AttributeError(f"module 'recast_cli' has no attribute '{name}'")
     return getattr(importlib.import_module(f"recast_cli.engine.{HOME[name]}"), name)
@@ -66,7 +74,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.adapt.adapt import adapt
     from recast_cli.engine.base.base import Base
     from recast_cli.engine.base.file import load_base, save_base
-    from recast_cli.engine.compare.leaderboard import standings
+    from recast_cli.engine.compare.leaderboard import leaderboard
     from recast_cli.engine.compare.runner import compare
     from recast_cli.engine.compare.spec import read_comparison
     from recast_cli.engine.errors import RecastError

@@ -20,7 +20,7 @@ class RecastError(Exception):
         super().__init__(f"{self.what}. {self.hint}" if self.hint else self.what)
 
 
-def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
+def suggest(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """`Did you mean 'x'?` for the known word closest to `word`; else `otherwise`, or the known words (at most 12)."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.base.codec.code import BITS, Code, Fixed, code_bytes, nearest
+from recast_cli.engine.base.codec.code import BITS, Code, Fixed, code_bytes, round_to_nearest
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode
@@ -42,7 +42,7 @@ from recast_cli.engine.mimic.compress.compress import compress
 from recast_cli.engine.mimic.compress.matrices import is_large, tensors_of_base
 from recast_cli.engine.mimic.compress.plan import HALF, fixed_code, planned, small_codes, source_bytes
 from recast_cli.engine.mimic.decompose.decompose import mimic
-from recast_cli.engine.mimic.decompose.finalize import finished
+from recast_cli.engine.mimic.decompose.finalize import finalize
 from recast_cli.engine.mimic.heal.heal import heal
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.runtime.inference import infer
@@ -207,9 +207,9 @@ def plain(source: Source, layout: Layout, size: int, path: Path) -> Base:
         stored |= (
             widest(name, base.tensors[name], code)
             if isinstance(code, Fixed)
-            else nearest(name, base.tensors[name], code)
+            else round_to_nearest(name, base.tensors[name], code)
         )
-    return save_base(finished(replace(base, tensors=stored, codes=codes), source), path)
+    return save_base(finalize(replace(base, tensors=stored, codes=codes), source), path)
 
 
 def widest(name: str, tensor: Tensor, code: Fixed) -> dict[str, Tensor]:

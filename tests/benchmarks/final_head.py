@@ -21,7 +21,7 @@ from layouts import Task, fit, open_task
 from torch import Tensor
 from torch.nn import functional as F
 
-from recast_cli.engine.adapt.fit import look_at
+from recast_cli.engine.adapt.fit import extract_features
 from recast_cli.engine.adapt.linear_probe import halfway, solve_head
 from recast_cli.engine.adapt.loop import Loop
 from recast_cli.engine.base.base import Base
@@ -63,14 +63,14 @@ def logits_of(base: Base, task: Task, seed: int, options: Any) -> dict[str, list
     device, data = choose_device(), base.known_architecture().data
     model = ready(attach(base, image_size=options.image_size), device)
     parameters = coefficient_parameters(model, base)
-    _, (start, _) = look_at(model, task.images, data, device)
+    _, (start, _) = extract_features(model, task.images, data, device)
     probe = F.linear(start, task.probe.weight, task.probe.bias)
     found = {"trained": [probe], "solved": [probe], "mean of both": [probe]}
     measure = Loop.measure
 
     def noted(loop: Loop, penalty: float) -> float:
         trained = [part.detach().cpu() for part in loop.head]
-        (features, labels), (seen, _) = look_at(model, task.images, data, device)
+        (features, labels), (seen, _) = extract_features(model, task.images, data, device)
         solved = solve_head(features, labels, penalty, trained)
         for name, head in zip(found, (trained, solved, halfway(trained, solved)), strict=True):
             found[name].append(F.linear(seen, *head))

@@ -28,16 +28,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.adapt.fit import learn, look_at, probe_rows, start_state
+from recast_cli.engine.adapt.fit import extract_features, learn, probe_rows, start_state
 from recast_cli.engine.adapt.linear_probe import Probe
-from recast_cli.engine.adapt.loop import Lesson, Part
+from recast_cli.engine.adapt.loop import Part, TrainingData
 from recast_cli.engine.adapt.state import State
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import split_folder
-from recast_cli.engine.images.transforms import augment, draw_windows, normalise
+from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.runtime.precision import precision, training_precision
@@ -117,7 +117,7 @@ def open_task(base: Base, data: Path, seed: int, options: Any) -> Task:
     }
     device = choose_device()
     model = ready(merge(base, image_size=size), device)
-    probe = probe_rows(*look_at(model, images, config, device), len(split.classes), None)
+    probe = probe_rows(*extract_features(model, images, config, device), len(split.classes), None)
     return Task(data.name, images, probe)
 
 
@@ -147,7 +147,7 @@ def fit(
     """What `adapt` does, from the linear probe to the head that is solved once more."""
     recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr, head_lr=options.head_lr, seed=seed)
     data, state = base.known_architecture().data, start_state(parameters, task.probe, recipe)
-    return learn(model, [Part(parameters, lr)], state, Lesson(task.images, data, recipe))
+    return learn(model, [Part(parameters, lr)], state, TrainingData(task.images, data, recipe))
 
 
 def learned(base: Base, others: list[Task], options: Any, rank: int = 4) -> Candidate:
@@ -213,7 +213,7 @@ def fit_templates(base: Base, tasks: list[Task], options: Any, rank: int) -> dic
         for task, head in zip(tasks, heads, strict=True):
             images = task.images["train"]
             rows = torch.randint(len(images), (24,), generator=generator)
-            pixels = augment(normalise(images.pixels[rows], data), draw_windows(24, generator))
+            pixels = augment(normalise(images.pixels[rows], data), draw_crops(24, generator))
             with precision(device, dtype):
                 F.cross_entropy(F.linear(features(model, pixels), *head), images.labels[rows]).backward()
         optimizer.step()

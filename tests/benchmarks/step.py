@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.images.transforms import augment, draw_windows, normalise
+from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
@@ -98,7 +98,7 @@ def cases(batch: Batch) -> dict[str, Step]:
         "bare loop": lambda: bare(batch, products=False),
         "bare loop, one more product for each qkv": lambda: bare(batch, products=True),
         "recast, 1 template, qkv proj fc1 fc2": lambda: recast(batch, one | {"patterns": four}),
-        "the same from uint8, with windows and flips": lambda: recast(batch, one | {"patterns": four}, prepare=True),
+        "the same from uint8, with crops and flips": lambda: recast(batch, one | {"patterns": four}, prepare=True),
         "recast, 1 template, qkv alone": lambda: recast(batch, one | {"patterns": four[:1]}),
         "recast, 1 template, qkv fc2": lambda: recast(batch, one | {"patterns": four[::3]}),  # the default of 24 blocks
         TWO: lambda: recast(batch, {"layout": "paper-attention"}),
@@ -227,7 +227,7 @@ def bare(batch: Batch, products: bool, names: str = "attn.qkv") -> Step:
 
 
 def recast(batch: Batch, layout: dict[str, Any], prepare: bool = False) -> Step:
-    """What `adapt` does for a batch: coefficients and head; `prepare` from uint8, with windows and flips."""
+    """What `adapt` does for a batch: coefficients and head; `prepare` from uint8, with crops and flips."""
     base = batch.base(**layout)
     model = ready(attach(base, image_size=batch.pixels.shape[-1]), batch.device)
     return learn(batch, model, coefficient_parameters(model, base), prepare)
@@ -243,9 +243,9 @@ def learn(batch: Batch, model: nn.Module, parameters: list[nn.Parameter], prepar
     if not prepare:
         return batch.step(loss, parameters, batch.images)
     generator = torch.Generator().manual_seed(0)
-    windows = draw_windows(len(batch.pixels), generator).to(batch.device)
+    crops = draw_crops(len(batch.pixels), generator).to(batch.device)
     return batch.step(
-        lambda pixels, windows: loss(augment(normalise(pixels, batch.data), windows)), parameters, batch.pixels, windows
+        lambda pixels, crops: loss(augment(normalise(pixels, batch.data), crops)), parameters, batch.pixels, crops
     )
 
 

@@ -49,13 +49,13 @@ def test_the_same_command_ends_with_the_bytes_of_an_unbroken_run(how, status, fr
 def test_other_options_do_not_go_on(fresh, monkeypatch):
     from recast_cli.engine.adapt import resume
 
-    kept = resume.save
+    kept = resume.save_state
 
     def stop(*arguments):
         kept(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recast_cli.engine.adapt.resume.save", stop)
+    monkeypatch.setattr("recast_cli.engine.adapt.resume.save_state", stop)
     assert recast(*COMMAND).exit_code == 130
     result = recast("adapt", "--task", "colours", "--epochs", 3)
     assert result.exit_code == 2

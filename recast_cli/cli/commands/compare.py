@@ -16,7 +16,7 @@ from recast_cli.cli.startup import import_torch
 from recast_cli.engine.errors import RecastError
 
 if TYPE_CHECKING:
-    from recast_cli.engine.compare.leaderboard import Standing
+    from recast_cli.engine.compare.leaderboard import Row
     from recast_cli.engine.compare.spec import Plan
     from recast_cli.engine.compare.sweep import Results, Run
 
@@ -49,7 +49,7 @@ def compare(
         recast compare methods.yaml --jobs 4 -o results
     """
     out = Output(as_json, quiet)
-    from recast_cli.engine.compare.leaderboard import markdown, standings
+    from recast_cli.engine.compare.leaderboard import leaderboard, markdown
     from recast_cli.engine.compare.runner import compare as do_runs
     from recast_cli.engine.compare.runner import read_results
     from recast_cli.engine.compare.spec import read_comparison
@@ -83,7 +83,7 @@ def compare(
                 out.warn(f"{what}: {trouble}")
                 return
             lines[run.key] = line
-            write_text(folder / TABLE, markdown(plan, standings(plan, lines)))  # to be read while others are trained
+            write_text(folder / TABLE, markdown(plan, leaderboard(plan, lines)))  # to be read while others are trained
             if line.get("error"):
                 out.note(f"{what}: cannot run: {line['error']}")
             else:
@@ -91,10 +91,10 @@ def compare(
                 out.note(f"{what}  val {percent(line['val_top1'])}{test}  {line['seconds']:.1f} s")
 
         results, failed = do_runs(plan, folder, jobs, device, cache_size, on_run=on_run)
-    rows = standings(plan, results)
+    rows = leaderboard(plan, results)
     if all(row.error for row in rows):
         raise RecastError(f"{file}: nothing of it can run: {rows[0].error}", "Mend the file.")
-    write(plan, rows, folder, markdown(plan, rows))
+    write_results(plan, rows, folder, markdown(plan, rows))
     value = {
         "directory": str(folder),
         "standings": [asdict(row) for row in rows],
@@ -113,14 +113,14 @@ def describe(run: Run) -> str:
     return f"{run.source}  {run.task}  {run.method}{rate}  seed {run.seed}"
 
 
-def write(plan: Plan, rows: list[Standing], folder: Path, table: str) -> None:
+def write_results(plan: Plan, rows: list[Row], folder: Path, table: str) -> None:
     """Write table and plot."""
-    from recast_cli.engine.compare.figure import plot_standings
+    from recast_cli.engine.compare.figure import plot_leaderboard
     from recast_cli.engine.storage.atomic import write_text
 
     folder.mkdir(exist_ok=True)
     write_text(folder / TABLE, table)
-    plot_standings(rows, folder / PLOT)
+    plot_leaderboard(rows, folder / PLOT)
 
 
 def planned(plan: Plan, folder: Path, results: Results) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def show_plan(console: Console, value: dict[str, Any]) -> None:
     console.print(Text(f"{value['runs']} runs, {value['done']} done; a sweep may grow where an end of it is the best."))
 
 
-def show(console: Console, plan: Plan, rows: list[Standing]) -> None:
+def show(console: Console, plan: Plan, rows: list[Row]) -> None:
     """The table for people; what a narrow terminal has no room for stands in table.md."""
     from recast_cli.engine.compare.leaderboard import cells, headings, legend, remark, smallest_lora
 

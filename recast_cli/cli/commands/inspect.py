@@ -11,7 +11,7 @@ from rich.console import Console
 from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
 from recast_cli.cli.output import Output, columns
 from recast_cli.cli.views.inspect import number, show_one
-from recast_cli.cli.views.subjects import Look, look, look_at_task
+from recast_cli.cli.views.subjects import Subject, open_subject, open_task
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.folder import RECORD, files_of, read_record
 from recast_cli.workspace import Workspace, find_workspace
@@ -43,49 +43,51 @@ def inspect(
     """
     out = Output(as_json, quiet)
     workspace = find_workspace()
-    looks = [look(item, workspace, base) for item in items]
-    vectors = [each.vector for each in looks if each.vector is not None]
+    subjects = [open_subject(item, workspace, base) for item in items]
+    vectors = [each.vector for each in subjects if each.vector is not None]
     matrix = None
-    if len(looks) > 1 and len(vectors) == len(looks):
+    if len(subjects) > 1 and len(vectors) == len(subjects):
         if len({len(vector) for vector in vectors}) > 1:
             raise RecastError("These tasks belong to bases of different layouts", "Inspect them one by one.")
         from recast_cli.engine.measure.diagnose import similarity
 
         matrix = similarity(vectors)
     if plot is not None:
-        draw(looks, matrix, plot, workspace)
+        draw(subjects, matrix, plot, workspace)
         out.note(f"wrote {plot}")
-    value = looks[0].value if len(looks) == 1 else {"items": [each.value for each in looks], "similarity": matrix}
+    value = (
+        subjects[0].value if len(subjects) == 1 else {"items": [each.value for each in subjects], "similarity": matrix}
+    )
 
     def show(console: Console) -> None:
-        for place, each in enumerate(looks):
+        for place, each in enumerate(subjects):
             if place:
                 console.print()
             show_one(console, each.value)
         if matrix is not None:
             console.print()
-            table = columns("similarity", *(str(each.value["task"]) for each in looks))
-            for each, row in zip(looks, matrix, strict=True):
+            table = columns("similarity", *(str(each.value["task"]) for each in subjects))
+            for each, row in zip(subjects, matrix, strict=True):
                 table.add_row(str(each.value["task"]), *(number(entry) for entry in row))
             console.print(table)
 
     out.result(value, show)
 
 
-def draw(looks: list[Look], matrix: Any, path: Path, workspace: Workspace) -> None:
+def draw(subjects: list[Subject], matrix: Any, path: Path, workspace: Workspace) -> None:
     """The plot of one base, or of tasks; of one base as HTML, the report."""
     from recast_cli.engine.report.figures import plot_base, plot_tasks
 
-    first = looks[0]
-    if len(looks) == 1 and first.base and first.banks is not None and path.suffix.lower() == ".html":
+    first = subjects[0]
+    if len(subjects) == 1 and first.base and first.banks is not None and path.suffix.lower() == ".html":
         from recast_cli.engine.report.base_page import write_report
 
         return write_report(first.base, first.banks, first.roles or [], tasks_of(first.base, workspace), path)
-    if len(looks) == 1 and first.base is not None and first.banks is not None:
+    if len(subjects) == 1 and first.base is not None and first.banks is not None:
         return plot_base(first.base, first.banks, path, first.roles or [])
-    if all(each.changes is not None for each in looks):
-        return plot_tasks([(str(each.value["task"]), each.changes or []) for each in looks], matrix, path)
-    if any(each.value["kind"] == "task" and each.changes is None for each in looks):
+    if all(each.changes is not None for each in subjects):
+        return plot_tasks([(str(each.value["task"]), each.changes or []) for each in subjects], matrix, path)
+    if any(each.value["kind"] == "task" and each.changes is None for each in subjects):
         raise RecastError("The base of these tasks is not here, so nothing can be drawn", "Give it with --base FILE.")
     raise RecastError("--plot draws one base, or tasks of one base", "Give only those.")
 
@@ -101,7 +103,7 @@ def tasks_of(base: Base, workspace: Workspace) -> list[Learned]:
             record = read_record(folder)
             if record["base_id"] != base.base_id:
                 continue
-            seen = look_at_task(folder, workspace, base.path)
+            seen = open_task(folder, workspace, base.path)
         except RecastError as error:
             Output().warn(f"left out the task {name}: {error}")
             continue

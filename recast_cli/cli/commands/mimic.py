@@ -127,11 +127,11 @@ def mimic(
     with out.progress() as progress:
         if heal is not None:
             from recast_cli.engine.images.unlabelled import read_images
-            from recast_cli.engine.mimic.heal.heal import MOST
+            from recast_cli.engine.mimic.heal.heal import HEALING_IMAGES
             from recast_cli.engine.mimic.heal.heal import heal as heal_base
 
             assert opened.architecture is not None
-            pixels = read_images(heal, opened.architecture, progress, most=MOST)
+            pixels = read_images(heal, opened.architecture, progress, most=HEALING_IMAGES)
             healed = make_base(opened, plan, options=options, dtype=dtype, progress=progress)
             healed = heal_base(opened, healed, pixels, device=device, state_path=unfinished, progress=progress)
         if compressing:
@@ -195,10 +195,10 @@ def check_unlabelled(source: Source, layout: Layout, heal: Path | None, verify: 
         check_verifiable(source, verify)
     if heal is not None:
         from recast_cli.engine.images.unlabelled import list_images
-        from recast_cli.engine.mimic.heal.heal import MOST, check_healable
+        from recast_cli.engine.mimic.heal.heal import HEALING_IMAGES, check_healable
 
         check_healable(source, layout)
-        list_images(heal, MOST)
+        list_images(heal, HEALING_IMAGES)
 
 
 def verify_with(

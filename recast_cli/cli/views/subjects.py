@@ -15,11 +15,11 @@ from recast_cli.workspace import Workspace, read_base_id
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base
-    from recast_cli.engine.base.header import Outline
+    from recast_cli.engine.base.header import BaseHeader
     from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis
 
 
-class Look:
+class Subject:
     """One inspected thing: its JSON, and what is needed to show, compare and draw it."""
 
     def __init__(
@@ -39,23 +39,23 @@ class Look:
         self.changes = changes
 
 
-def look(item: str, workspace: Workspace, base: Path | None) -> Look:
+def open_subject(item: str, workspace: Workspace, base: Path | None) -> Subject:
     """Open what `item` names: a task by name, a task's folder, or a file."""
     path = Path(item)
     if item in workspace.task_names() or (path.name == item and path.suffix == "" and not path.exists()):
-        return look_at_task(workspace.task_folder(item), workspace, base)
+        return open_task(workspace.task_folder(item), workspace, base)
     if path.is_dir() and ((path / RECORD).is_file() or not (path / "config.json").is_file()):
-        return look_at_task(path, workspace, base)
+        return open_task(path, workspace, base)
     if path.is_dir() or path.name.endswith(INDEX):
-        return look_at_weights(path)
+        return open_weights(path)
     header = read_header(path)
     metadata = read_metadata(path, header)
     if metadata is not None and metadata["kind"] == "base":
-        return look_at_base(path)
-    return look_at_file(path, header)
+        return open_base(path)
+    return open_file(path, header)
 
 
-def look_at_base(path: Path) -> Look:
+def open_base(path: Path) -> Subject:
     """A base: layout, parameters, savings, and the diagnosis of every bank."""
     import_torch()
     from recast_cli.engine.base.base import parameters
@@ -86,10 +86,10 @@ def look_at_base(path: Path) -> Look:
         "banks": [{**asdict(bank), "modules": list(bank.modules)} for bank in banks],
         "roles": [{**asdict(role), "shape": list(role.shape), "banks": list(role.banks)} for role in roles],
     }
-    return Look(value, base=base, banks=banks, roles=roles)
+    return Subject(value, base=base, banks=banks, roles=roles)
 
 
-def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
+def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
     """A task: its coefficients by module beside the base's, where the base is at hand."""
     from recast_cli.engine.storage.header import read_floats
     from recast_cli.engine.task.folder import COEFFICIENTS, check_bound, check_parts, read_record
@@ -112,7 +112,7 @@ def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
         "banks": None,
     }
     if base is None:
-        return Look({**value, "vector": vector}, vector=vector)
+        return Subject({**value, "vector": vector}, vector=vector)
     from recast_cli.engine.measure.diagnose import compare_to_base
 
     check_bound(record["base_id"], len(vector), base, "the task")
@@ -122,23 +122,23 @@ def look_at_task(folder: Path, workspace: Workspace, flag: Path | None) -> Look:
         {"name": bank.name, "group": bank.group, "modules": [moved[module] for module in bank.modules]}
         for bank in base.layout.banks
     ]
-    return Look(value, vector=vector, changes=changes)
+    return Subject(value, vector=vector, changes=changes)
 
 
-def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> Outline | None:
+def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> BaseHeader | None:
     """The base that the flag names, else the workspace's where its id is `base_id`."""
-    from recast_cli.engine.base.header import read_outline
+    from recast_cli.engine.base.header import read_base_header
 
     if flag is not None:
-        return read_outline(flag)
+        return read_base_header(flag)
     try:
         path = workspace.base_file(None, base_id)
     except RecastError:
         return None
-    return read_outline(path) if read_base_id(path) == base_id else None
+    return read_base_header(path) if read_base_id(path) == base_id else None
 
 
-def look_at_file(path: Path, header: dict[str, Any]) -> Look:
+def open_file(path: Path, header: dict[str, Any]) -> Subject:
     """Any other safetensors file: names, shapes, types, metadata."""
     tensors = [
         {"name": name, "shape": entry["shape"], "dtype": entry["dtype"]}
@@ -153,10 +153,10 @@ def look_at_file(path: Path, header: dict[str, Any]) -> Look:
         "shards": 1,
         "tensors": tensors,
     }
-    return Look(value)
+    return Subject(value)
 
 
-def look_at_weights(path: Path) -> Look:
+def open_weights(path: Path) -> Subject:
     """Shards by their index, or whatever weight file is in a folder with a config.json."""
     file: Path | None = path
     if path.is_dir():
@@ -166,11 +166,11 @@ def look_at_weights(path: Path) -> Look:
     if file is None:
         raise RecastError(f"{path} holds no weights", "Give a file.")
     if not file.name.endswith(INDEX):
-        return look_at_file(file, read_header(file))
+        return open_file(file, read_header(file))
     shards = {shard: read_header(file.parent / shard) for shard in sorted(set(read_index(file).values()))}
     header = {name: shards[shard].get(name) for name, shard in read_index(file).items()}
     if lost := [name for name, entry in header.items() if entry is None]:
         raise RecastError(f"{lost[0]} is not in the shard that {file} names", "Fetch both again.")
-    found = look_at_file(file, header)
+    found = open_file(file, header)
     size = sum((file.parent / shard).stat().st_size for shard in shards)
-    return Look({**found.value, "bytes": size, "shards": len(shards)})
+    return Subject({**found.value, "bytes": size, "shards": len(shards)})

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recast_cli.engine.adapt import resume
-from recast_cli.engine.adapt.fit import class_weights, learn, look_at, probe_rows
+from recast_cli.engine.adapt.fit import class_weights, extract_features, learn, probe_rows
 from recast_cli.engine.adapt.learner import begin, make_learner
-from recast_cli.engine.adapt.loop import Lesson
+from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.adapt.record import check_same, describe_split, describe_training, identity_of, now, versions
 from recast_cli.engine.adapt.state import Epoch, State
 from recast_cli.engine.base.base import Base
@@ -91,7 +91,7 @@ def adapt(
             )
 
     with distributed.join(where):
-        read_state = resume.load_begun if restart else resume.load
+        read_state = resume.load_begun if restart else resume.load_state
         state = distributed.from_first(lambda: read_state(folder, identity))
         with timed(timings, "build"):
             learner = make_learner(base, options, where)
@@ -103,7 +103,7 @@ def adapt(
         distributed.from_first(lambda: resume.prepare(folder, restart and state is None))
         if state is None:
             with timed(timings, "probe"):
-                rows = look_at(model, images, architecture.data, where, progress)
+                rows = extract_features(model, images, architecture.data, where, progress)
                 probe = probe_rows(*rows, len(split.classes), weights)
             state = begin(learner, base, options, images["train"], probe)
         elif learner.adapter:
@@ -113,7 +113,7 @@ def adapt(
                 on_epoch(epoch)
 
         def after_epoch(reached: State) -> None:
-            distributed.from_first(lambda: resume.save(folder, identity, reached))
+            distributed.from_first(lambda: resume.save_state(folder, identity, reached))
             if on_epoch:
                 on_epoch(reached.history[-1])
 
@@ -122,7 +122,7 @@ def adapt(
                 model,
                 learner.parts(options),
                 state,
-                Lesson(images, architecture.data, options, weights),
+                TrainingData(images, architecture.data, options, weights),
                 compiled=compiled,
                 after_epoch=after_epoch,
                 progress=progress,
@@ -167,11 +167,11 @@ def adapt(
             "split": identity["split"],
         }
         task = Task(name, base.base_id, vector, weight, bias, record, adapter)
-        distributed.from_first(lambda: write(task, folder))
+        distributed.from_first(lambda: save_finished(task, folder))
     return task
 
 
-def write(task: Task, folder: Path) -> None:
+def save_finished(task: Task, folder: Path) -> None:
     """Put the finished task in place of what a resumed run would need."""
     save_task(task, folder)
     resume.forget(folder)

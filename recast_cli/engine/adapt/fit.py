@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.adapt.linear_probe import Probe, fit_probe, halfway
-from recast_cli.engine.adapt.loop import Lesson, Part, train
+from recast_cli.engine.adapt.loop import Part, TrainingData, train
 from recast_cli.engine.adapt.state import Epoch, State
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.measure.metrics import top_k
@@ -38,7 +38,7 @@ def class_weights(labels: Tensor, classes: int, options: AdaptOptions) -> Tensor
     return torch.where(counts > 0, len(labels) / (classes * counts.clamp_min(1)), torch.zeros(()))
 
 
-def look_at(
+def extract_features(
     model: nn.Module,
     images: dict[str, Images],
     data: dict[str, Any],
@@ -104,7 +104,7 @@ def learn(
     model: nn.Module,
     parts: Sequence[Part],
     state: State,
-    lesson: Lesson,
+    training_data: TrainingData,
     progress: Progress | None = None,
     **training: Any,
 ) -> State:
@@ -114,24 +114,24 @@ def learn(
         model: Frozen but for what `parts` hold, on its device, in eval mode.
         parts: What is trained beside the head; none where it is the head alone.
         state: From `start_state`, or of a run to be continued.
-        lesson: What is learned.
+        training_data: What is learned.
         progress: Called after every step, and after every batch that is looked at.
         training: Further options of `train`.
 
     Raises:
         RecastError: The loss is no longer finite.
     """
-    state = train(model, parts, state, lesson, progress=progress, **training)
-    if RECIPES[lesson.options.recipe].head == "random":
+    state = train(model, parts, state, training_data, progress=progress, **training)
+    if RECIPES[training_data.options.recipe].head == "random":
         return state
     with torch.no_grad():
         for parameter, tensor in zip([each for part in parts for each in part.parameters], state.best, strict=False):
             parameter.copy_(tensor)
-    rows = look_at(model, lesson.images, lesson.data, next(model.parameters()).device, progress)
-    return settle(state, *rows, lesson.class_weights)
+    rows = extract_features(model, training_data.images, training_data.data, next(model.parameters()).device, progress)
+    return refit_head(state, *rows, training_data.class_weights)
 
 
-def settle(state: State, train: Rows, val: Rows, class_weights: Tensor | None) -> State:
+def refit_head(state: State, train: Rows, val: Rows, class_weights: Tensor | None) -> State:
     """The head of the chosen epoch, half trained and half solved: the mean of both.
 
     The trained one lags behind features that moved under it, the solved one, a linear probe, knows the training images

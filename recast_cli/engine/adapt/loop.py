@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.adapt.linear_probe import halfway, solve_head
-from recast_cli.engine.adapt.state import Epoch, State, advance, finished
+from recast_cli.engine.adapt.state import Epoch, State, advance, is_finished
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images
-from recast_cli.engine.images.transforms import augment, draw_windows, normalise
+from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.measure.metrics import top_k
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.frozen_norms import frozen_norms
@@ -38,7 +38,7 @@ class Part(NamedTuple):
     lr: float
 
 
-class Lesson(NamedTuple):
+class TrainingData(NamedTuple):
     """What is learned from, and how.
 
     Attributes:
@@ -58,7 +58,7 @@ def train(
     model: nn.Module,
     parts: Sequence[Part],
     state: State,
-    lesson: Lesson,
+    training_data: TrainingData,
     *,
     compiled: bool = False,
     after_epoch: Callable[[State], None] | None = None,
@@ -70,7 +70,7 @@ def train(
         model: Frozen but for what `parts` hold, on its device, in eval mode: batch norm learns nothing.
         parts: Parameters of the model: coefficients (K, n), an adapter's; none where the head alone is trained.
         state: Where to start.
-        lesson: What is learned.
+        training_data: What is learned.
         compiled: Compile the network first, which pays in long runs.
         after_epoch: Called with the state after every epoch.
         progress: Called after every step.
@@ -78,13 +78,13 @@ def train(
     Raises:
         RecastError: The loss is no longer finite.
     """
-    loop, options = Loop(model, parts, state, lesson, compiled), lesson.options
+    loop, options = Loop(model, parts, state, training_data, compiled), training_data.options
     with cheap_gradients(model), frozen_norms(model), quick_attention(model, loop.device, loop.dtype):
         if state.batch_size is None:
             state = replace(state, batch_size=choose_batch(options, loop.try_batch, loop.count, loop.device))
         assert state.batch_size is not None
         accumulator = Accumulator(loop.share_of_loss, loop.trained, math.ceil(state.batch_size / distributed.world()))
-        while not finished(state, options):
+        while not is_finished(state, options):
             start, number = time.perf_counter(), state.history[-1].number + 1
             loss = loop.steps(number, state.batch_size, accumulator, progress)
             training = time.perf_counter() - start
@@ -111,9 +111,9 @@ class Loop:
     """
 
     def __init__(
-        self, model: nn.Module, parts: Sequence[Part], state: State, lesson: Lesson, compiled: bool = False
+        self, model: nn.Module, parts: Sequence[Part], state: State, training_data: TrainingData, compiled: bool = False
     ) -> None:
-        images, self.data, self.options, self.class_weights = lesson
+        images, self.data, self.options, self.class_weights = training_data
         options = self.options
         self.model, self.recipe = model, RECIPES[options.recipe]
         self.device = device = next(model.parameters()).device
@@ -147,17 +147,17 @@ class Loop:
 
         self.outputs = compile_function(outputs) if compiled else outputs
 
-    def share_of_loss(self, pixels: Tensor, labels: Tensor, windows: Tensor, shares: Tensor, rows: Tensor) -> Tensor:
+    def share_of_loss(self, pixels: Tensor, labels: Tensor, crops: Tensor, shares: Tensor, rows: Tensor) -> Tensor:
         """What some images of a batch add to its loss.
 
         Args:
             pixels: (B, 3, H, W) uint8.
             labels: (B,).
-            windows: (B, 2, 3), as `draw_windows` gives them.
+            crops: (B, 2, 3), as `draw_crops` gives them.
             shares: (B,), of each image in the batch's mean.
             rows: (B,), which images they are.
         """
-        images = augment(normalise(pixels, self.data), windows)
+        images = augment(normalise(pixels, self.data), crops)
         with precision(self.device, self.dtype):
             found, logits = self.outputs(images)
             loss = (F.cross_entropy(logits, labels, reduction="none") * shares).sum()
@@ -165,23 +165,23 @@ class Loop:
             self.seen[rows] = found.detach().float()
         return loss
 
-    def batch(self, rows: Tensor, windows: Tensor, weight: Tensor) -> list[Tensor]:
+    def batch(self, rows: Tensor, crops: Tensor, weight: Tensor) -> list[Tensor]:
         """What `share_of_loss` takes of the images `rows`, on the device.
 
         Args:
             rows: (B,), where the images are.
-            windows: (B, 2, 3).
+            crops: (B, 2, 3).
             weight: Sum of the weights of all images of the batch, whichever process has them.
         """
-        parts = [self.labels[rows], windows, self.image_weights[rows] / weight, rows]
+        parts = [self.labels[rows], crops, self.image_weights[rows] / weight, rows]
         return [take(self.pixels, rows, self.device), *(each.to(self.device, non_blocking=True) for each in parts)]
 
     def steps(self, number: int, batch_size: int, accumulator: Accumulator, progress: Progress | None) -> float:
         """One epoch of steps; returns the mean loss over its images."""
-        # one generator an epoch: a run that was killed draws the same order and windows as one that was not
+        # one generator an epoch: a run that was killed draws the same order and crops as one that was not
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + number)
         order = torch.randperm(self.count, generator=generator).to(self.pixels.device)
-        windows = draw_windows(self.count, generator).to(self.pixels.device)
+        crops = draw_crops(self.count, generator).to(self.pixels.device)
         steps, epochs = math.ceil(self.count / batch_size), self.options.epochs
         total = torch.zeros((), device=self.device)
         if self.seen is not None:
@@ -192,7 +192,7 @@ class Loop:
                 group["lr"] = own.lr * factor
             weight = self.image_weights[order[part]].sum()
             value, gradients = accumulator.gradients(
-                *self.batch(distributed.mine(order[part]), distributed.mine(windows[part]), weight)
+                *self.batch(distributed.mine(order[part]), distributed.mine(crops[part]), weight)
             )
             distributed.add([value, *gradients])
             for parameter, gradient in zip(self.trained, gradients, strict=True):
@@ -204,7 +204,7 @@ class Loop:
         return float(total) / self.count  # here the CPU waits for the device, once an epoch
 
     def measure(self, penalty: float) -> float:
-        """Validation accuracy after an epoch, of nearly the head that a run would have which ended here, see `settle`.
+        """Validation accuracy after an epoch, of nearly the head of a run that ended here, see `refit_head`.
 
         Its solved half is for the features that the epoch's steps saw, which need no pass over the images.
 
@@ -222,8 +222,8 @@ class Loop:
     def try_batch(self, size: int) -> None:
         """The work of a step of so many images, which changes nothing."""
         rows = torch.arange(size, device=self.pixels.device) % self.count
-        windows = draw_windows(size, torch.Generator()).to(self.pixels.device)
-        loss = self.share_of_loss(*self.batch(rows, windows, torch.ones((), device=self.pixels.device)))
+        crops = draw_crops(size, torch.Generator()).to(self.pixels.device)
+        loss = self.share_of_loss(*self.batch(rows, crops, torch.ones((), device=self.pixels.device)))
         torch.autograd.grad(loss, self.trained, materialize_grads=True)
 
 

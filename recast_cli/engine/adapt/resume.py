@@ -18,7 +18,7 @@ from recast_cli.engine.task.folder import RECORD
 FILE = "resume.pt"
 
 
-def save(folder: Path, identity: dict[str, Any], state: State) -> None:
+def save_state(folder: Path, identity: dict[str, Any], state: State) -> None:
     """Write the state after an epoch, bound to base, data, split and options by `identity`."""
     content = {
         "identity": to_json(identity),
@@ -39,7 +39,7 @@ def save(folder: Path, identity: dict[str, Any], state: State) -> None:
         temporary.write_bytes(buffer.getbuffer())  # a full disk is an OSError here, as everywhere
 
 
-def load(folder: Path, identity: dict[str, Any]) -> State | None:
+def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
     """The state to go on from; None where there is none.
 
     Raises:
@@ -76,7 +76,7 @@ def load(folder: Path, identity: dict[str, Any]) -> State | None:
 def load_begun(folder: Path, identity: dict[str, Any]) -> State | None:
     """The state of an equal run that was to replace a finished task, and was killed; None where there is none."""
     try:
-        return load(folder, identity) if (folder / RECORD).exists() else None
+        return load_state(folder, identity) if (folder / RECORD).exists() else None
     except RecastError:
         return None
 

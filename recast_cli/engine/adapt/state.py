@@ -69,7 +69,7 @@ class State:
         return round(sum(rates) / len(rates), 1) if rates else None
 
 
-def finished(state: State, options: AdaptOptions) -> bool:
+def is_finished(state: State, options: AdaptOptions) -> bool:
     """Whether the last epoch is reached, or validation has not improved for as long as patience lasts."""
     number = state.history[-1].number
     peak = max(state.history, key=accuracy_of).number

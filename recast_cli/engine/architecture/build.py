@@ -74,7 +74,7 @@ def build(architecture: Architecture, state: dict[str, Tensor], image_size: int 
     size = image_size or architecture.image_size
     if size == architecture.image_size:
         model = create(architecture)
-        load(model, state, architecture.name)
+        load_weights(model, state, architecture.name)
         return model
     refusal = RecastError(
         f"{architecture.name} does not take images of {size} px: its weights or its strides fix the image size "
@@ -86,7 +86,7 @@ def build(architecture: Architecture, state: dict[str, Tensor], image_size: int 
         model = create(architecture, pretrained=True, overlay=overlay, img_size=size)
     except TypeError:
         model = create(architecture)  # takes no img_size: either any size will do, or the trial below says no
-        load(model, state, architecture.name)
+        load_weights(model, state, architecture.name)
     except (RuntimeError, ValueError, AssertionError, KeyError, IndexError):
         raise refusal from None
     try:
@@ -97,7 +97,7 @@ def build(architecture: Architecture, state: dict[str, Tensor], image_size: int 
     return model
 
 
-def load(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Load `state` strictly. Raises RecastError as `check_fit` does."""
     check_fit(model, state, name)
     model.load_state_dict(state)

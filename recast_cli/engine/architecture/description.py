@@ -12,7 +12,7 @@ from typing import Any, cast
 import timm
 from torch import nn
 
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, suggest
 
 SOURCE_FIELDS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "label_names")
 """Fields of timm's pretrained config that say where weights come from; a base has its own."""
@@ -63,7 +63,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 def check_name(name: str) -> None:
     """Raise RecastError unless timm knows `name`, with the nearest name it does know."""
     if not timm.is_model(name.split(".")[0]):
-        hint = nearest(name, timm.list_models(), "Give a timm name (timm.list_models() has them all) or a weight file.")
+        hint = suggest(name, timm.list_models(), "Give a timm name (timm.list_models() has them all) or a weight file.")
         raise RecastError(f"timm {timm.__version__} has no model '{name}'", hint)
 
 

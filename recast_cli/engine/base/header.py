@@ -11,7 +11,7 @@ from recast_cli.engine.storage.header import read_floats, read_metadata
 
 
 @dataclass(frozen=True)
-class Outline:
+class BaseHeader:
     """What is known of a base without its weights.
 
     Attributes:
@@ -29,7 +29,7 @@ class Outline:
     path: Path
 
 
-def read_outline(path: Path) -> Outline:
+def read_base_header(path: Path) -> BaseHeader:
     """Read the outline of a base file.
 
     Raises:
@@ -42,4 +42,4 @@ def read_outline(path: Path) -> Outline:
     vector = read_floats(path, [coefficient_key(module) for module in layout.modules])
     if len(vector) != layout.coefficients or not {"base_id", "source"} <= metadata.keys():
         raise RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.")
-    return Outline(layout, vector, metadata["base_id"], metadata["source"], path)
+    return BaseHeader(layout, vector, metadata["base_id"], metadata["source"], path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recast_cli.engine.adapt.fit import class_weights, look_at, probe_rows
+from recast_cli.engine.adapt.fit import class_weights, extract_features, probe_rows
 from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
@@ -140,7 +140,7 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
         model = ready(attach(base, image_size=options.image_size), device)
     data = base.known_architecture().data
     weights = class_weights(images["train"].labels, classes, options)
-    probe = probe_rows(*look_at(model, images, data, device), classes, weights)
+    probe = probe_rows(*extract_features(model, images, data, device), classes, weights)
     metadata = {
         "kind": "probe",
         "format": FORMAT_VERSION,

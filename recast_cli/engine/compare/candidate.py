@@ -14,7 +14,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.compare.artifacts import CannotRun, applying
 from recast_cli.engine.compare.baselines.registry import METHODS
 from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, suggest
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.runtime.device import ready
@@ -58,7 +58,7 @@ def check_methods(plan: Plan) -> None:
             known = method_options(method.kind)
             for key in method.options:
                 if key not in known:
-                    raise RecastError(f"{plan.path}: unknown key 'methods.{name}.{key}'", nearest(key, known))
+                    raise RecastError(f"{plan.path}: unknown key 'methods.{name}.{key}'", suggest(key, known))
 
 
 def used(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
-from recast_cli.engine.compare.leaderboard import BUDGET, Standing
+from recast_cli.engine.compare.leaderboard import BUDGET, Row
 from recast_cli.engine.report.figures import COLOURS, MARKERS, STYLE
 from recast_cli.engine.report.heat_maps import short
 from recast_cli.engine.storage.atomic import atomic
@@ -34,7 +34,7 @@ SHIFTS = [
 """Where a label may stand beside its point, in typographic points, the best place first."""
 
 
-def plot_standings(rows: Sequence[Standing], path: Path) -> None:
+def plot_leaderboard(rows: Sequence[Row], path: Path) -> None:
     """Mean test top-1 against floats with the standard deviation over seeds; RECAST stands out in orange."""
     sources = list(dict.fromkeys(row.source for row in rows))
     # equal kinds look alike in all panels
@@ -57,7 +57,7 @@ def plot_standings(rows: Sequence[Standing], path: Path) -> None:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
 
 
-def draw_panel(axis: Axes, rows: list[Standing], source: str, looks: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+def draw_panel(axis: Axes, rows: list[Row], source: str, looks: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     """Points, error bars and lines of one source.
 
     Returns:
@@ -109,7 +109,7 @@ def draw_panel(axis: Axes, rows: list[Standing], source: str, looks: dict[str, A
     return points, texts
 
 
-def beside(row: Standing, rows: list[Standing]) -> float:
+def beside(row: Row, rows: list[Row]) -> float:
     """Where a row stands: at its floats, the best of equal ones in the middle, the others beside it in turns."""
     rivals = sorted((each for each in rows if each.floats == row.floats), key=lambda each: -(each.mean or 0.0))
     rank = rivals.index(row)

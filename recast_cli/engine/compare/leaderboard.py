@@ -24,7 +24,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Row:
     """One row.
 
     Attributes:
@@ -63,16 +63,16 @@ class Standing:
     best: bool = False
 
 
-def standings(plan: Plan, results: Results) -> list[Standing]:
+def leaderboard(plan: Plan, results: Results) -> list[Row]:
     """All rows, those of one source together: best mean first, then those that lack a task, then those without any."""
-    found: list[Standing] = []
+    found: list[Row] = []
     for source in plan.sources:
         rows = [row_of(plan, source, name, results) for name in plan.methods]
         found += compared(rows)
     return found
 
 
-def row_of(plan: Plan, source: str, name: str, results: Results) -> Standing:
+def row_of(plan: Plan, source: str, name: str, results: Results) -> Row:
     """The row of a method as far as its own runs say it."""
     method = plan.methods[name]
     seeds = plan.seeds[:1] if method.kind == "linear-probe" else plan.seeds
@@ -81,7 +81,7 @@ def row_of(plan: Plan, source: str, name: str, results: Results) -> Standing:
     row["wanted"] = len(seeds) * len(plan.tasks)
     row["error"] = next(iter(refusals(plan, source, name, results).values()), None)
     if not settled:
-        return Standing(**row)
+        return Row(**row)
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     for task in plan.tasks:
         for seed in seeds:
@@ -91,14 +91,14 @@ def row_of(plan: Plan, source: str, name: str, results: Results) -> Standing:
             elif line is not None and line["test_top1"] is not None:
                 lines[task, seed] = line
     if not lines:
-        return Standing(**{**row, "lr": None if row["error"] else rate})
+        return Row(**{**row, "lr": None if row["error"] else rate})
     some = next(iter(lines.values()))
     tops = {place: line["test_top1"] for place, line in lines.items()}
     tasks = {task: [tops[task, seed] for seed in seeds if (task, seed) in tops] for task in plan.tasks}
     tasks = {task: values for task, values in tasks.items() if values}
     whole = [[tops[task, seed] for task in tasks] for seed in seeds if all((task, seed) in tops for task in tasks)]
     peaks = [line["peak_memory_mb"] for line in lines.values() if line["peak_memory_mb"] is not None]
-    return Standing(
+    return Row(
         **row,
         **{name: some[name] for name in ("floats", "degrees_of_freedom", "file_bytes")},
         tasks={task: Score(statistics.fmean(values), spread(values), len(values)) for task, values in tasks.items()},
@@ -115,7 +115,7 @@ def spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def compared(rows: list[Standing]) -> list[Standing]:
+def compared(rows: list[Row]) -> list[Row]:
     """The rows of one source in order, with what they gain over the linear probe and close of the gap to LoRA."""
     probe = next((row for row in rows if row.kind == "linear-probe" and row.mean is not None), None)
     lora = smallest_lora(rows)
@@ -130,7 +130,7 @@ def compared(rows: list[Standing]) -> list[Standing]:
             gain = statistics.fmean(both) if both else None
             if lora and row in whole and lora in whole and probe in whole:
                 gap = share_of_gap(row.mean, probe.mean, lora.mean)
-        found.append(Standing(**{**vars(row), "gain": gain, "gap": gap, "best": row in small and row.mean == best}))
+        found.append(Row(**{**vars(row), "gain": gain, "gap": gap, "best": row in small and row.mean == best}))
     most = max((len(row.tasks) for row in found), default=0)
     # a mean over fewer tasks is another quantity, so such a row does not stand among the others
     return sorted(found, key=lambda row: (row.mean is None, len(row.tasks) < most, -(row.mean or 0.0)))
@@ -143,20 +143,20 @@ def share_of_gap(mean: float | None, low: float | None, high: float | None) -> f
     return (mean - low) / (high - low)
 
 
-def smallest_lora(rows: Sequence[Standing]) -> Standing | None:
+def smallest_lora(rows: Sequence[Row]) -> Row | None:
     """The LoRA of fewest floats among rows of one source that were measured."""
     loras = [row for row in rows if row.kind == "lora" and row.mean is not None]
     return min(loras, key=lambda row: row.floats or 0, default=None)
 
 
-def headings(plan: Plan, rows: Sequence[Standing]) -> list[str]:
+def headings(plan: Plan, rows: Sequence[Row]) -> list[str]:
     """Of the table of one source."""
     lora = smallest_lora(rows)
     names = ["method", "floats", "degrees of freedom", "file bytes", "learning rate", *plan.tasks, "mean"]
     return [*names, "over the probe", *([f"of the gap to {lora.method}"] if lora else []), "seconds", "peak MB"]
 
 
-def cells(plan: Plan, row: Standing, lora: bool) -> list[str]:
+def cells(plan: Plan, row: Row, lora: bool) -> list[str]:
     """The row in words; accuracies in percent, ± a standard deviation over seeds."""
     facts = [counted(row.floats), counted(row.degrees_of_freedom), counted(row.file_bytes)]
     facts.append("–" if row.lr is None else f"{row.lr:.3g}")
@@ -169,7 +169,7 @@ def cells(plan: Plan, row: Standing, lora: bool) -> list[str]:
     return [row.method, *facts, *scores, mean, gain, *gap, seconds, peak]
 
 
-def remark(row: Standing) -> str:
+def remark(row: Row) -> str:
     """What is to be said of a row that is not whole; empty for one that is."""
     if row.mean is None:
         return f"cannot run: {row.error}" if row.error else "not finished"
@@ -188,7 +188,7 @@ def percent(mean: float, std: float | None) -> str:
     return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
 
-def markdown(plan: Plan, rows: Sequence[Standing]) -> str:
+def markdown(plan: Plan, rows: Sequence[Row]) -> str:
     """table.md: one table a source."""
     parts = [f"# {plan.path.stem}\n"]
     for source in plan.sources:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recast_cli.engine.compare.baselines.rates import LEARNING_RATES
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, suggest
 from recast_cli.engine.layout.plan import PICK
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.storage.yaml_file import as_number, check_keys, read_yaml, typename, with_underscores
@@ -51,7 +51,7 @@ PROBED = ("image_size", "split", "split_seed", "class_weights", "on_bad_image")
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskSpec:
     """Images as the file names them, and how they are trained on; seed and learning rate are a run's."""
 
     name: str
@@ -98,7 +98,7 @@ class Plan:
     path: Path
     seeds: tuple[int, ...]
     sources: dict[str, dict[str, Any]]
-    tasks: dict[str, Task]
+    tasks: dict[str, TaskSpec]
     methods: dict[str, Method]
     keys: dict[tuple[Any, ...], str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -216,7 +216,7 @@ def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[typ
 
 def read_task(
     path: Path, name: str, given: Any, shared: dict[str, Any], known: dict[str, tuple[type, ...]]
-) -> tuple[str, Task]:
+) -> tuple[str, TaskSpec]:
     """A task by name; text alone is its image folder."""
     given = {"data": given} if isinstance(given, str) else given
     check_keys(path, f"tasks.{name}", given, {"data": (str,), **known})
@@ -225,7 +225,7 @@ def read_task(
     if not data:
         raise RecastError(f"{path}: tasks.{name} names no images", "Write `data: ` and an image folder.")
     try:
-        return name, Task(name, data, AdaptOptions(**{**shared, **values}))
+        return name, TaskSpec(name, data, AdaptOptions(**{**shared, **values}))
     except RecastError as error:
         raise RecastError(f"{path}: {error.what} (tasks.{name}, or for all)", error.hint) from None
 
@@ -240,7 +240,7 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
     kind, lr = str(options.pop("method", None) or name), options.pop("lr", None)
     known = dict.fromkeys((*OWN_KINDS, *rates))
     if kind not in known:
-        hint = f"{nearest(kind, known, ' ')} Known: {', '.join(known)}."
+        hint = f"{suggest(kind, known, ' ')} Known: {', '.join(known)}."
         raise RecastError(f"{path}: {where}: unknown method '{kind}'", hint)
     for key in options:
         if key in option_types().keys() - set(A_METHODS_OWN) or (key == "seed" and kind not in OWN_KINDS):
@@ -250,7 +250,7 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
             )
     adapter: dict[str, Any] = {}
     if kind in OWN_KINDS:
-        adapter = read_adapter(path, where, kind, {key: options.pop(key) for key in [*options] if key in ADAPTER})
+        adapter = adapter_options(path, where, kind, {key: options.pop(key) for key in [*options] if key in ADAPTER})
         options = mimic_options(path, where, options, {"method": (str,), "lr": (float,), **MIMIC})
     if adapter:
         rates = {**rates, kind: ADAPTERS[adapter["adapter"]].lr}
@@ -265,7 +265,7 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
     return Method(name, kind, options, tuple(read_rates(path, where, lr)), start, 1, adapter)
 
 
-def read_adapter(path: Path, where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
+def adapter_options(path: Path, where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
     """The adapter of a method of ours, as options of adapt; empty where there is none."""
     check_keys(path, where, given, ADAPTER)
     given = {key: value for key, value in given.items() if value is not None}

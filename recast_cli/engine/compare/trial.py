@@ -16,12 +16,12 @@ from torch import Tensor
 
 from recast_cli.engine.adapt.fit import class_weights, learn
 from recast_cli.engine.adapt.learner import begin
-from recast_cli.engine.adapt.loop import Lesson
+from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.adapt.record import now, type_name, versions
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.compare.artifacts import CannotRun, base_of, peak_mb, probe_of, reset_peak, task_images
 from recast_cli.engine.compare.candidate import prepare, put
-from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan, Task
+from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan, TaskSpec
 from recast_cli.engine.compare.sweep import Run
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.measure.evaluate import measure
@@ -55,7 +55,7 @@ class Work:
         return self.plan.methods[self.run.method]
 
     @property
-    def task(self) -> Task:
+    def task(self) -> TaskSpec:
         """Of the run."""
         return self.plan.tasks[self.run.task]
 
@@ -180,7 +180,7 @@ def train_line(work: Work) -> Line:
     about, degrees, base_id, vector = shared(work, base), base.layout.degrees_of_freedom, base.base_id, base.vector
     del base  # the network has what it needs: no method is charged for a second one
     try:
-        state = learn(model, learner.parts(options), state, Lesson(images, data, options, weights))
+        state = learn(model, learner.parts(options), state, TrainingData(images, data, options, weights))
     except RecastError as error:  # the loss is no longer finite: another rate may do
         return {"error": str(error), "diverged": True, "val_top1": None, "test_top1": None}
     seconds, peak = time.perf_counter() - start, peak_mb(device)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, suggest
 from recast_cli.engine.export.merged import Merged, merge_task
 from recast_cli.engine.export.onnx import check_extra, write_onnx
 from recast_cli.engine.export.restore import write_source
@@ -70,7 +70,7 @@ def export(base: Base, path: Path, format: str, task: Task | None = None) -> Exp
     check_target(path, format)
     names = [f"{path.name}{NOTES}", path.name] if format == "onnx" else [path.name]
     with staged(path.parent, names) as folder:
-        found = write(base, task, format, folder / path.name, path)
+        found = write_one(base, task, format, folder / path.name, path)
     return moved(found, folder, path.parent)
 
 
@@ -84,7 +84,7 @@ def export_all(base: Base, tasks: Sequence[Task], format: str, folder: Path) -> 
         inside.mkdir()
         names = [f"{task.name}{SUFFIXES[format]}" for task in tasks]
         found = [
-            write(base, task, format, inside / name, folder / name) for task, name in zip(tasks, names, strict=True)
+            write_one(base, task, format, inside / name, folder / name) for task, name in zip(tasks, names, strict=True)
         ]
     return [moved(each, inside, folder) for each in found]
 
@@ -92,7 +92,7 @@ def export_all(base: Base, tasks: Sequence[Task], format: str, folder: Path) -> 
 def check_format(format: str) -> None:
     """Raise RecastError for a format that is unknown, or whose extra is missing."""
     if format not in SUFFIXES:
-        raise RecastError(f"--format {format} is unknown", nearest(format, SUFFIXES))
+        raise RecastError(f"--format {format} is unknown", suggest(format, SUFFIXES))
     if format == "onnx":
         check_extra()
 
@@ -108,7 +108,7 @@ def check_target(path: Path, format: str) -> None:
         check_writable(path)
 
 
-def write(base: Base, task: Task | None, format: str, path: Path, final: Path) -> Exported:
+def write_one(base: Base, task: Task | None, format: str, path: Path, final: Path) -> Exported:
     """Write one export to `path` and compare it; `final` is where it will be, for the line that opens it."""
     if base.architecture is None and format == "safetensors" and task is None:
         identical = write_source(base, path)

@@ -21,7 +21,7 @@ from recast_cli.engine.export.merged import Merged
 from recast_cli.engine.storage.atomic import write_text
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
-INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+INPUT, OUTPUT, BATCH_AXIS = "images", "logits", "batch"
 LARGEST = 2**31 - 2**20
 """Bytes of all tensors that fit into one ONNX file: protobuf counts them in 31 bits."""
 
@@ -99,7 +99,7 @@ def of_graph(network: nn.Module, images: Tensor) -> bytes:
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+            dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS)},),
             verbose=False,
         )
         return found.model_proto.SerializeToString()
@@ -122,7 +122,7 @@ def of_trace(network: nn.Module, images: Tensor) -> bytes:
             into,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: BATCH}, OUTPUT: {0: BATCH}},
+            dynamic_axes={INPUT: {0: BATCH_AXIS}, OUTPUT: {0: BATCH_AXIS}},
             **options,
         )
         return stream.getvalue()

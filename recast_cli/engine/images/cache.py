@@ -67,7 +67,7 @@ def cache_file(root: Path, paths: Sequence[str], preparation: Any) -> Path:
     return cache_folder() / f"images-{digest.hexdigest()[:32]}.safetensors"
 
 
-def load(path: Path) -> tuple[Tensor, list[bool]] | None:
+def load_cached(path: Path) -> tuple[Tensor, list[bool]] | None:
     """What `path` caches, or None where it is no whole file of this format; reads no pixels.
 
     Returns:
@@ -89,7 +89,7 @@ def load(path: Path) -> tuple[Tensor, list[bool]] | None:
 def build(
     path: Path, shape: tuple[int, ...], bound: int, fill: Callable[[np.ndarray], list[bool]]
 ) -> tuple[Tensor, list[bool]] | None:
-    """Make the file `path`, and return what `load` does; None, after a CacheWarning, where it cannot be made.
+    """Make the file `path`, and return what `load_cached` does; None, after a CacheWarning, where it cannot be made.
 
     Args:
         path: From `cache_file`.
@@ -119,7 +119,7 @@ def build(
             reserve(file.fileno(), size)
             readable = fill(np.memmap(file, np.uint8, "r+", HEADER, shape))
             seal(file.fileno(), path.stem.removeprefix("images-"), shape, readable)
-            result = load(temporary)
+            result = load_cached(temporary)
             os.fsync(file.fileno())  # without it, a power cut may leave a whole file of black images
     except OSError as error:  # where `fill` is to blame, it fails again without a cache
         warn(path.parent, error)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, suggest
 
 if TYPE_CHECKING:
     from recast_cli.engine.progress import Progress
@@ -86,7 +86,7 @@ def fetch_known(name: str, destination: Path, progress: Progress | None = None) 
     """
     destination = Path(destination)
     if not is_known(name):
-        raise RecastError(f"No known image set is called '{name}'", nearest(name, known_names()))
+        raise RecastError(f"No known image set is called '{name}'", suggest(name, known_names()))
     if is_filled(destination):
         return destination
     if name in BY_HAND:

@@ -16,7 +16,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images.cache import DEFAULT_CACHE_SIZE, build, cache_file, keep, load, reserve
+from recast_cli.engine.images.cache import DEFAULT_CACHE_SIZE, build, cache_file, keep, load_cached, reserve
 from recast_cli.engine.images.folders import Item
 from recast_cli.engine.progress import Progress
 
@@ -136,7 +136,7 @@ def decode(
     path = found = None
     if cache_size and items and os.name == "posix":  # elsewhere there is no flock
         path = cache_file(root, paths, preparation(data, size))
-        found = load(path)
+        found = load_cached(path)
     if path and found:
         # only an image that still cannot be read may be missing; where that is an error, reading it says so again
         if any(isinstance(read(place), Tensor) for place, good in enumerate(found[1]) if not good):

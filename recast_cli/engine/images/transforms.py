@@ -23,12 +23,12 @@ def statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
         return torch.tensor(mean, device=device).view(1, -1, 1, 1), torch.tensor(std, device=device).view(1, -1, 1, 1)
 
 
-def draw_windows(count: int, generator: torch.Generator) -> Tensor:
-    """For each of `count` images a window of 80-100 % of its area, mirrored with probability 1/2.
+def draw_crops(count: int, generator: torch.Generator) -> Tensor:
+    """For each of `count` images a crop of 80-100 % of its area, mirrored with probability 1/2.
 
     Args:
         count: N.
-        generator: On the CPU, so that equal seeds give equal windows on every device.
+        generator: On the CPU, so that equal seeds give equal crops on every device.
 
     Returns:
         (N, 2, 3): the maps from output to input coordinates that `affine_grid` takes.
@@ -38,12 +38,12 @@ def draw_windows(count: int, generator: torch.Generator) -> Tensor:
     flip = torch.where(draws[1] < 0.5, -1.0, 1.0)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = scale * flip, scale
-    # the window's centre may move as far as the window stays inside the image, whose half width is 1
+    # the crop's centre may move as far as the crop stays inside the image, whose half width is 1
     theta[:, :, 2] = ((2 * draws[2:] - 1) * (1 - scale)).T
     return theta
 
 
-def augment(pixels: Tensor, windows: Tensor) -> Tensor:
-    """Flips and light crops: each image (B, 3, H, W, float) replaced by its window (B, 2, 3), enlarged."""
-    grid = F.affine_grid(windows, list(pixels.shape), align_corners=False)
+def augment(pixels: Tensor, crops: Tensor) -> Tensor:
+    """Flips and light crops: each image (B, 3, H, W, float) replaced by its crop (B, 2, 3), enlarged."""
+    grid = F.affine_grid(crops, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)

@@ -12,11 +12,11 @@ from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.folders import Item, list_files
 from recast_cli.engine.progress import Progress
 
-MOST = 512
+CALIBRATION_IMAGES = 512
 """More images to calibrate with take longer, fewer calibrate worse: at 8x 400 leave 0.86 of the divergence of 200."""
 
 
-def list_images(folder: Path, most: int | None = MOST) -> list[Item]:
+def list_images(folder: Path, most: int | None = CALIBRATION_IMAGES) -> list[Item]:
     """All images, or at most so many, in a folder and below it, by name, however they lie in there.
 
     Of more than that they are taken at even distances.
@@ -38,7 +38,7 @@ def read_images(
     architecture: Architecture,
     progress: Progress | None = None,
     *,
-    most: int = MOST,
+    most: int = CALIBRATION_IMAGES,
 ) -> Tensor:
     """The images of `list_images` as the network sees them: (N, 3, H, W) uint8."""
     return decode(folder, list_images(folder, most), architecture.data, progress=progress).pixels

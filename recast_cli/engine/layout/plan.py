@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, suggest
 from recast_cli.engine.layout.families import (
     Family,
     Modules,
@@ -67,7 +67,7 @@ def plan_layout(
     free = bool(patterns) or any(value is not None for value in (groups, templates, sets))
     if layout is not None:
         if layout not in PAPER_LAYOUTS:
-            raise RecastError(f"Unknown layout '{layout}'", nearest(layout, PAPER_LAYOUTS))
+            raise RecastError(f"Unknown layout '{layout}'", suggest(layout, PAPER_LAYOUTS))
         if free:
             raise RecastError(
                 f"--layout {layout} fixes modules, groups, templates and sets",

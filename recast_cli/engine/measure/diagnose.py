@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recast_cli.engine.base.base import Base
-    from recast_cli.engine.base.header import Outline
+    from recast_cli.engine.base.header import BaseHeader
     from recast_cli.engine.layout.layout import Bank
 
 Matrix = list[list[float | None]]
@@ -160,7 +160,7 @@ class ModuleChange:
     moved: float
 
 
-def compare_to_base(base: Base | Outline, vector: Iterable[float]) -> list[ModuleChange]:
+def compare_to_base(base: Base | BaseHeader, vector: Iterable[float]) -> list[ModuleChange]:
     """What a task changed, module by module, in layout order.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, suggest
 from recast_cli.engine.images.decode import Images, decode, open_image, preprocessing
 from recast_cli.engine.images.folders import Item, list_classes, list_items
 from recast_cli.engine.images.splits import measured_part
@@ -202,7 +202,7 @@ def labelled_items(data: Path, labels: dict[str, int]) -> list[Item]:
     names = list_classes(data / folder)
     for name in names:
         if name not in labels:
-            hint = f"{nearest(name, labels)} Or say with --class-map which class it is."
+            hint = f"{suggest(name, labels)} Or say with --class-map which class it is."
             raise RecastError(f"{data / folder / name} is a class that is not known here", hint)
     return [Item(item.path, labels[names[item.label]]) for item in list_items(data, folder, names, names)]
 

@@ -5,7 +5,7 @@ arguments. Hence
 
     dL/dc_i = <dL/dW, T_i> = <dL/dY, op(X, T_i)> = <op'(dL/dY, T_i), X>
 
-where op' maps output gradients back to inputs. The three expressions are three roads to the same numbers:
+where op' maps output gradients back to inputs. The three expressions are three strategies for the same numbers:
 
 * `weight`: one weight-gradient product, then one pass over the bank. It is what autograd does with the parametrization,
   so such a module is left as it is.
@@ -13,8 +13,8 @@ where op' maps output gradients back to inputs. The three expressions are three 
 * `input`: backward computes op'(dL/dY, T_i), whose mixture is the gradient that the module below wants anyway; n - 1
   products more as well, or n where the module below wants none.
 
-With one template the last two need no extra product at all, and neither road has parts to mix: c goes into the weight,
-and c times the gradient is <dL/dX, X> or <dL/dY, op(X, W)>. `choose_road` picks by shape.
+With one template the last two need no extra product at all, and neither strategy has parts to mix: c goes into the
+weight, and c times the gradient is <dL/dX, X> or <dL/dY, op(X, W)>. `choose_strategy` picks by shape.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INTENSITY = 16
 """Multiply-adds of a product in the time that one number takes to or from memory: 4 to 20 on CPUs, 160 on an H200."""
 
 
-def choose_road(
+def choose_strategy(
     inputs: int,
     outputs: int,
     shape: torch.Size,
@@ -44,7 +44,7 @@ def choose_road(
     half: bool = False,
     bias: bool = True,
 ) -> str:
-    """The road with the least work beyond what the frozen module does, in numbers moved.
+    """The strategy with the least work beyond what the frozen module does, in numbers moved.
 
     Args:
         inputs: Numbers in X.
@@ -66,12 +66,12 @@ def choose_road(
     }
     if (half and templates > 1) or (templates == 1 and not bias):
         del costs["output"]
-    return min(costs, key=lambda road: costs[road])
+    return min(costs, key=lambda strategy: costs[strategy])
 
 
 @contextmanager
 def cheap_gradients(model: nn.Module) -> Iterator[None]:
-    """Within it, the attached modules of `model` take the cheapest road to their coefficient gradients.
+    """Within it, the attached modules of `model` take the cheapest strategy to their coefficient gradients.
 
     Only modules whose forward is torch's own are replaced: a subclass may do more with its weight than op (weight
     standardisation, padding that depends on the input). The parametrization stays where it is and stays the definition.
@@ -92,7 +92,7 @@ def read_geometry(module: Any) -> tuple[Geometry | None] | None:
     """The geometry of a plain convolution, or None in its place for a plain linear module; nothing for any other."""
     first, *others = module.parametrizations.weight
     # an adapter on the same weight wants the weight's gradient anyway, and the mixture's is a pass over it
-    # no road is for means of kernels, which are small
+    # no strategy is for means of kernels, which are small
     if (
         not isinstance(first, Mixture)
         or first.means
@@ -114,25 +114,25 @@ def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], 
     coefficients = module.parametrizations.weight.original
     templates = module.parametrizations.weight[0].templates.get_buffer("tensor")
     first, kind, own = templates[0], templates.device.type, type(module).forward
-    roads: dict[tuple[torch.Size, bool, bool], str] = {}
+    strategies: dict[tuple[torch.Size, bool, bool], str] = {}
     biases: dict[torch.dtype, Tensor | None] = {}
 
-    def compute(x: Tensor, road: str) -> Tensor:
+    def compute(x: Tensor, strategy: str) -> Tensor:
         if x.dtype not in biases:  # it is frozen
             biases[x.dtype] = None if module.bias is None else module.bias.detach().to(x.dtype)
         bias = biases[x.dtype]
         if len(templates) == 1:
-            return Scaled.apply(x, coefficients, first, bias, geometry, road)
-        return Products.apply(x, coefficients, templates, bias, geometry, road)
+            return Scaled.apply(x, coefficients, first, bias, geometry, strategy)
+        return Products.apply(x, coefficients, templates, bias, geometry, strategy)
 
     def forward(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return own(module, x)
         autocast = torch.is_autocast_enabled(kind)
         key = (x.shape, x.requires_grad, autocast)
-        if key not in roads:
+        if key not in strategies:
             outputs = count_outputs(x, first, geometry)
-            roads[key] = choose_road(
+            strategies[key] = choose_strategy(
                 x.numel(),
                 outputs,
                 first.shape,
@@ -141,14 +141,14 @@ def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], 
                 half=autocast or x.itemsize < 4,
                 bias=module.bias is not None,
             )
-        road = roads[key]
-        if road == "weight":
+        strategy = strategies[key]
+        if strategy == "weight":
             return own(module, x)
         if not autocast:
-            return compute(x, road)
+            return compute(x, strategy)
         x = x.to(torch.get_autocast_dtype(kind))
         with torch.autocast(kind, enabled=False):
-            return compute(x, road)
+            return compute(x, strategy)
 
     return forward
 

@@ -1,6 +1,6 @@
 """Products of a module with its mixed weight whose backward pass makes coefficient gradients without a product for W.
 
-The roads of engine/gradients.py as functions of autograd: `Scaled` of one template, `Products` of several.
+The strategies of engine/gradients.py as functions of autograd: `Scaled` of one template, `Products` of several.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Scaled(torch.autograd.Function):
         template: Tensor,
         bias: Tensor | None,
         geometry: Geometry | None,
-        road: str,
+        strategy: str,
     ) -> Tensor:
         """x and bias in the precision to compute in; coefficients (K, 1) and template (*shape) in the bank's."""
         # dividing by a small c loses nothing, only by 0; to ask whether it is 0 would make a graphics card wait
@@ -62,8 +62,8 @@ class Scaled(torch.autograd.Function):
         c = (coefficients.view(()) if len(coefficients) == 1 else coefficients.mean()).add(SMALL)
         # a graphics card rounds as it writes, a CPU in another pass
         weight = torch.mul(c, template, out=torch.empty_like(template, dtype=x.dtype))
-        ctx.geometry, ctx.road, ctx.shape, ctx.sets = geometry, road, x.shape, len(coefficients)
-        if road == "input":
+        ctx.geometry, ctx.strategy, ctx.shape, ctx.sets = geometry, strategy, x.shape, len(coefficients)
+        if strategy == "input":
             ctx.save_for_backward(x, weight, c)
             return apply(x, weight, bias, geometry)
         assert bias is not None, "what is kept may be changed in place by who gets it"
@@ -76,7 +76,7 @@ class Scaled(torch.autograd.Function):
         check_once()
         kept, weight, c = ctx.saved_tensors
         by_x = None
-        if ctx.road == "input":
+        if ctx.strategy == "input":
             by_x = transpose(gradient, weight, ctx.shape, ctx.geometry)
             product = inner(by_x, kept, channel(ctx.geometry))
         else:
@@ -90,7 +90,7 @@ class Scaled(torch.autograd.Function):
 
 
 class Products(torch.autograd.Function):
-    """op(X, sum_i c_i T_i) + b, with gradients by X and C alone, on the `output` or the `input` road."""
+    """op(X, sum_i c_i T_i) + b, with gradients by X and C alone, on the `output` or the `input` strategy."""
 
     @staticmethod
     def forward(
@@ -100,11 +100,11 @@ class Products(torch.autograd.Function):
         templates: Tensor,
         bias: Tensor | None,
         geometry: Geometry | None,
-        road: str,
+        strategy: str,
     ) -> Tensor:
         """x and bias in the precision to compute in; coefficients (K, n), templates (n, *shape) in the bank's."""
-        ctx.geometry, ctx.road, ctx.shape = geometry, road, x.shape
-        if road == "input":
+        ctx.geometry, ctx.strategy, ctx.shape = geometry, strategy, x.shape
+        if strategy == "input":
             ctx.save_for_backward(coefficients, templates, x)
             return apply(x, mix(coefficients, templates).to(x.dtype), bias, geometry)
         parts = [apply(x, template.to(x.dtype), None, geometry) for template in templates]
@@ -116,7 +116,7 @@ class Products(torch.autograd.Function):
         check_once()
         coefficients, templates, *kept = ctx.saved_tensors
         by_x = None
-        if ctx.road == "output":
+        if ctx.strategy == "output":
             by_c = [inner(gradient, part, channel(ctx.geometry)) for part in kept]
             if ctx.needs_input_grad[0]:
                 weight = mix(coefficients, templates).to(gradient.dtype)

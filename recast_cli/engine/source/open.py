@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recast_cli.engine.architecture.build import check_fit, skeleton
 from recast_cli.engine.architecture.description import check_name, quiet
-from recast_cli.engine.errors import RecastError, nearest, one_line
+from recast_cli.engine.errors import RecastError, one_line, suggest
 from recast_cli.engine.source.checkpoint import WEIGHT_FILES, read_weights, weights_in
 from recast_cli.engine.source.source import (
     Source,
@@ -157,7 +157,7 @@ def from_timm(name: str) -> Source:
         except Exception as error:
             if "Invalid pretrained tag" in str(error):
                 tags = timm.list_pretrained(name.split(".")[0] + ".*")
-                raise RecastError(f"timm has no weights '{name}'", nearest(name, tags)) from None
+                raise RecastError(f"timm has no weights '{name}'", suggest(name, tags)) from None
             local = "a weight file with --architecture NAME" if from_hub else "local weights with --weights FILE"
             raise RecastError(
                 f"Cannot get the weights of {name}: {one_line(error)}", f"Go online, or give {local}."

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-BATCH = 2**21
+BATCH_BYTES = 2**21
 """Bytes of tensors from which the thread begins with them: to wake it takes as long as to hash a tenth of them."""
 LARGE = 2**27
 """Bytes of tensors of which `settle` leaves none in memory."""
 
 
-class Behind:
+class Background:
     """Jobs on tensors that nobody else changes, done while the next tensors are made.
 
     At most two batches are in memory for them: the one that is worked on and the one that is gathered.
 
-        with Behind() as behind:
+        with Background() as background:
             for tensor in tensors:
-                behind.add(tensor.nbytes, partial(work, tensor))
+                background.add(tensor.nbytes, partial(work, tensor))
         # here all jobs are done
     """
 
@@ -33,7 +33,7 @@ class Behind:
         """Do `job` in a while, which keeps `size` bytes in memory until then. Raises what an earlier job raised."""
         self.jobs.append(job)
         self.size += size
-        if self.size >= BATCH:
+        if self.size >= BATCH_BYTES:
             self.begin()
 
     def begin(self) -> None:
@@ -52,7 +52,7 @@ class Behind:
         if self.running_size >= LARGE:
             self.wait()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> Background:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:

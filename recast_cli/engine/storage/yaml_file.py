@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, suggest
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "keys", list: "a list"}
 """What a value of a type is called."""
@@ -68,7 +68,7 @@ def check_keys(path: Path, where: str, values: Any, known: dict[str, tuple[type,
         name = f"{where}.{key}" if where else str(key)
         kinds = known.get(str(key).replace("-", "_"))
         if kinds is None:
-            raise RecastError(f"{path}: unknown key '{name}'", nearest(str(key), known))
+            raise RecastError(f"{path}: unknown key '{name}'", suggest(str(key), known))
         if kinds == (float,) and isinstance(value, str):
             value = values[key] = as_number(value)  # YAML 1.1 reads 2e-3 as text
         right = isinstance(value, (int, float) if kinds == (float,) else kinds)

@@ -14,7 +14,7 @@ from recast_cli.engine.storage.header import FORMAT_VERSION, read_header, read_m
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base
-    from recast_cli.engine.base.header import Outline
+    from recast_cli.engine.base.header import BaseHeader
 
 
 COEFFICIENTS, HEAD, ADAPTER, RECORD = (
@@ -116,7 +116,7 @@ def read_part(path: Path, kind: str, base_id: str) -> dict[str, Any]:
     return header
 
 
-def check_bound(base_id: str, coefficients: int, base: Base | Outline, what: str) -> None:
+def check_bound(base_id: str, coefficients: int, base: Base | BaseHeader, what: str) -> None:
     """Raise RecastError unless a task of the base called `base_id`, with so many coefficients, is one of `base`."""
     if base_id != base.base_id:
         raise RecastError(

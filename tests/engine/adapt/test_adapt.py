@@ -104,7 +104,9 @@ def test_no_epoch_is_chosen_that_is_clearly_worse_than_another(task):
 
 def test_the_task_is_what_the_best_epoch_ended_with(vit_base, data, tmp_path, monkeypatch):
     states = []
-    monkeypatch.setattr("recast_cli.engine.adapt.resume.save", lambda folder, identity, state: states.append(state))
+    monkeypatch.setattr(
+        "recast_cli.engine.adapt.resume.save_state", lambda folder, identity, state: states.append(state)
+    )
     accuracies = iter([0.5, 0.9, 0.1])
     monkeypatch.setattr("recast_cli.engine.adapt.loop.top_k", lambda logits, labels: next(accuracies))
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", OPTIONS, device="cpu")

@@ -9,10 +9,10 @@ from helpers import drawn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from recast_cli.engine.adapt.loop import Lesson, Part, train
+from recast_cli.engine.adapt.loop import Part, TrainingData, train
 from recast_cli.engine.adapt.state import Epoch, State
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.images.transforms import augment, draw_windows, normalise, statistics
+from recast_cli.engine.images.transforms import augment, draw_crops, normalise, statistics
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.model.attach import attach, coefficient_parameters
 from recast_cli.engine.runtime.accumulate import Accumulator
@@ -22,8 +22,8 @@ from recast_cli.engine.task.options import AdaptOptions, with_rate
 module = importlib.import_module("recast_cli.engine.adapt.loop")
 
 
-def lesson(data, options, images, val_images):
-    return Lesson({"train": images, "val": val_images}, data, options)
+def training_data(data, options, images, val_images):
+    return TrainingData({"train": images, "val": val_images}, data, options)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(accuracies
         model,
         [Part(coefficients, options.lr)],
         state,
-        lesson(data, options, drawn(8, 0), drawn(4, 1)),
+        training_data(data, options, drawn(8, 0), drawn(4, 1)),
         after_epoch=states.append,
     )
     assert [epoch.val_top1 for epoch in end.history] == [0.5, *accuracies]
@@ -85,7 +85,7 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
         model,
         [Part(coefficients[:5], 0.5), Part(coefficients[5:], 0.125)],
         state,
-        lesson(data, options, drawn(10, 0), drawn(4, 1)),
+        training_data(data, options, drawn(10, 0), drawn(4, 1)),
     )
     shares = [0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 6)).item()) for step in range(6)]
     for rates, start in zip(zip(*seen, strict=True), (0.5, 0.125, 0.25), strict=True):
@@ -112,7 +112,7 @@ def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
             images.mean((2, 3)) @ torch.zeros(3, 32) + sum(coefficient.sum() for coefficient in coefficients)
         ),
     )
-    train(model, [Part(coefficients, options.lr)], state, lesson(data, options, drawn(4, 0), drawn(2, 1)))
+    train(model, [Part(coefficients, options.lr)], state, training_data(data, options, drawn(4, 0), drawn(2, 1)))
     assert len(seen) == 100
     plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
     schedule = torch.optim.lr_scheduler.StepLR(plain, 33, 0.1)
@@ -131,9 +131,9 @@ def test_training_stops_when_validation_has_not_improved(accuracies, patience, e
     script = iter(accuracies)
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     options = AdaptOptions(epochs=6, batch_size=8, patience=patience, lr=0.05)
-    end = train(model, [Part(coefficients, options.lr)], state, lesson(data, options, drawn(8, 0), drawn(4, 1)))
+    end = train(model, [Part(coefficients, options.lr)], state, training_data(data, options, drawn(8, 0), drawn(4, 1)))
     assert end.history[-1].number == epochs
-    again = train(model, [Part(coefficients, options.lr)], end, lesson(data, options, drawn(8, 0), drawn(4, 1)))
+    again = train(model, [Part(coefficients, options.lr)], end, training_data(data, options, drawn(8, 0), drawn(4, 1)))
     assert again is end  # a run that was killed after its last epoch does not begin another
 
 
@@ -142,13 +142,13 @@ def test_an_epoch_is_judged_by_a_head_half_of_which_is_solved_for_what_it_saw(cu
     """Images are not changed and coefficients hardly, so the features are those of the network at the start."""
     judged = []
     monkeypatch.setattr(module, "top_k", lambda logits, labels: judged.append(logits) or 0.6)
-    monkeypatch.setattr(module, "augment", lambda pixels, windows: pixels)
+    monkeypatch.setattr(module, "augment", lambda pixels, crops: pixels)
     model, coefficients, state, data = setting
     images, val_images = drawn(24, 0), drawn(8, 1)
     options = AdaptOptions(epochs=2, batch_size=8, lr=1e-12, head_lr=0.05, precision="float32")
     if cut:  # the last part of a batch is not the whole of it
         monkeypatch.setattr(module, "Accumulator", lambda loss, parameters, size: Accumulator(loss, parameters, 3))
-    end = train(model, [Part(coefficients, options.lr)], state, lesson(data, options, images, val_images))
+    end = train(model, [Part(coefficients, options.lr)], state, training_data(data, options, images, val_images))
     with torch.no_grad():
         found, val = (features(model, normalise(each.pixels, data)).double() for each in (images, val_images))
     scaler = StandardScaler().fit(found.numpy())
@@ -167,7 +167,9 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
     model, coefficients, state, data = setting
     # in bfloat16 products are rounded otherwise in batches of another size
     options = AdaptOptions(epochs=2, batch_size=8, lr=0.05, precision="float32")
-    whole = train(model, [Part(coefficients, options.lr)], state, lesson(data, options, drawn(10, 0), drawn(4, 1)))
+    whole = train(
+        model, [Part(coefficients, options.lr)], state, training_data(data, options, drawn(10, 0), drawn(4, 1))
+    )
     own = torch.nn.functional.cross_entropy
 
     def tight(logits, *rest, **options):
@@ -176,7 +178,7 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
         return own(logits, *rest, **options)
 
     monkeypatch.setattr(module.F, "cross_entropy", tight)
-    cut = train(model, [Part(coefficients, options.lr)], state, lesson(data, options, drawn(10, 0), drawn(4, 1)))
+    cut = train(model, [Part(coefficients, options.lr)], state, training_data(data, options, drawn(10, 0), drawn(4, 1)))
     for one, other in zip(whole.trained, cut.trained, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
@@ -187,14 +189,14 @@ def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
     images.pixels[:] = torch.arange(10, dtype=torch.uint8)[:, None, None, None]
     seen = []
 
-    def spy(pixels, windows):
+    def spy(pixels, crops):
         levels = pixels * torch.tensor(data["std"]).view(1, 3, 1, 1) + torch.tensor(data["mean"]).view(1, 3, 1, 1)
         seen.extend((levels[:, 0, 0, 0] * 255).round().int().tolist())
         return pixels
 
     monkeypatch.setattr(module, "augment", spy)
     options = AdaptOptions(epochs=2, batch_size=4, lr=0.05)
-    train(model, [Part(coefficients, options.lr)], state, lesson(data, options, images, drawn(4, 1)))
+    train(model, [Part(coefficients, options.lr)], state, training_data(data, options, images, drawn(4, 1)))
     first, second = seen[:10], seen[10:]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
@@ -202,22 +204,22 @@ def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
 
 def test_augmenting_depends_on_the_generator_alone():
     pixels = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    once, again = (augment(pixels, draw_windows(len(pixels), torch.Generator().manual_seed(4))) for _ in range(2))
+    once, again = (augment(pixels, draw_crops(len(pixels), torch.Generator().manual_seed(4))) for _ in range(2))
     assert torch.equal(once, again)
-    assert not torch.equal(once, augment(pixels, draw_windows(len(pixels), torch.Generator().manual_seed(5))))
+    assert not torch.equal(once, augment(pixels, draw_crops(len(pixels), torch.Generator().manual_seed(5))))
     assert once.shape == pixels.shape
-    # a window that lies inside the image: constants stay constants, and nothing exceeds the image's own values
-    windows = draw_windows(len(pixels), torch.Generator())
-    torch.testing.assert_close(augment(torch.full_like(pixels, 0.3), windows), torch.full_like(pixels, 0.3))
+    # a crop that lies inside the image: constants stay constants, and nothing exceeds the image's own values
+    crops = draw_crops(len(pixels), torch.Generator())
+    torch.testing.assert_close(augment(torch.full_like(pixels, 0.3), crops), torch.full_like(pixels, 0.3))
     assert once.abs().max() <= pixels.abs().max() + 1e-6
 
 
 def test_about_half_of_the_images_are_mirrored():
     ramp = torch.linspace(0, 1, 16).expand(200, 3, 16, 16).contiguous()
-    augmented = augment(ramp, draw_windows(len(ramp), torch.Generator().manual_seed(0)))
+    augmented = augment(ramp, draw_crops(len(ramp), torch.Generator().manual_seed(0)))
     slopes = augmented[:, 0, 8, 12] - augmented[:, 0, 8, 3]
     assert 70 < int((slopes < 0).sum()) < 130
-    # a window of 80 to 100 % of the area shows 89 to 100 % of the ramp's width
+    # a crop of 80 to 100 % of the area shows 89 to 100 % of the ramp's width
     assert (slopes.abs() / (9 / 15)).min() > 0.8**0.5 - 0.02
     assert (slopes.abs() / (9 / 15)).max() < 1.02
 

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine.adapt.adapt import adapt
-from recast_cli.engine.adapt.fit import settle
+from recast_cli.engine.adapt.fit import refit_head
 from recast_cli.engine.adapt.linear_probe import fit_probe
 from recast_cli.engine.adapt.state import Epoch, State
 from recast_cli.engine.architecture.modules import features
@@ -30,7 +30,7 @@ def test_the_final_head_is_the_mean_of_the_trained_and_the_solved_one():
     trained = [torch.full((1, 1), 2.0), torch.randn(3, 6, generator=torch.Generator().manual_seed(2)), torch.zeros(3)]
     history = [Epoch(0, None, 0.4), Epoch(1, 0.5, 0.3)]
     state = State(trained, trained, (trained[1], trained[2]), 0.4, 0.1, 1, history=history)
-    after = settle(state, train, val, None)
+    after = refit_head(state, train, val, None)
     assert torch.equal(after.best[0], trained[0])
     scaler = StandardScaler().fit(train[0].numpy())
     penalty = fit_probe(train, val, 3).penalty
@@ -51,7 +51,9 @@ def states(monkeypatch):
     """What a run has come to after each epoch, of which the third is worse than the others."""
     found, accuracies = [], iter([1.0, 1.0, 0.1])
     monkeypatch.setattr("recast_cli.engine.adapt.loop.top_k", lambda logits, labels: next(accuracies))
-    monkeypatch.setattr("recast_cli.engine.adapt.resume.save", lambda folder, identity, state: found.append(state))
+    monkeypatch.setattr(
+        "recast_cli.engine.adapt.resume.save_state", lambda folder, identity, state: found.append(state)
+    )
     return found
 
 

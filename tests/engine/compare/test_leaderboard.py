@@ -5,8 +5,8 @@ import pytest
 from fixtures.compare import YAML, plan_of
 from matplotlib.figure import Figure
 
-from recast_cli.engine.compare.figure import overlap, plot_standings
-from recast_cli.engine.compare.leaderboard import Standing, cells, headings, markdown, remark, standings
+from recast_cli.engine.compare.figure import overlap, plot_leaderboard
+from recast_cli.engine.compare.leaderboard import Row, cells, headings, leaderboard, markdown, remark
 
 pytest_plugins = ["fixtures.compare"]
 METHODS = """methods:
@@ -55,7 +55,7 @@ def lines_of(plan, numbers):
 
 
 def test_the_numbers_are_numpy_s(plan, numbers):
-    rows = {row.method: row for row in standings(plan, lines_of(plan, numbers))}
+    rows = {row.method: row for row in leaderboard(plan, lines_of(plan, numbers))}
     assert list(rows) == ["lora-2", "lora-1", "recast", "linear-probe", "broken"]
     means = {name: table.mean(1).mean() for name, table in numbers.items()}
     for name, table in numbers.items():
@@ -85,7 +85,7 @@ def test_the_numbers_are_numpy_s(plan, numbers):
 def test_rows_that_are_not_whole_say_so_and_are_compared_with_none(plan, numbers):
     results = lines_of(plan, numbers)
     del results[plan.key("vit", "shades", "recast", 2, 0.02)]
-    rows = {row.method: row for row in standings(plan, results)}
+    rows = {row.method: row for row in leaderboard(plan, results)}
     row = rows["recast"]
     assert remark(row) == "rests on 5 of 6 runs"
     assert (row.gap, row.best, row.tasks["shades"].runs) == (None, False, 2)
@@ -101,20 +101,20 @@ def test_a_row_that_lacks_a_task_does_not_stand_among_those_that_have_all(plan, 
     results = lines_of(plan, numbers)
     for seed in plan.seeds:
         del results[plan.key("vit", "shades", "recast", seed, 0.02)]
-    order = [row.method for row in standings(plan, results)]
+    order = [row.method for row in leaderboard(plan, results)]
     assert order.index("recast") == len(order) - 2
     assert order[-1] == "broken"
 
 
 def test_without_results_all_rows_are_there(plan):
-    rows = standings(plan, {})
+    rows = leaderboard(plan, {})
     assert [row.method for row in rows] == list(plan.methods)
     assert {remark(row) for row in rows} == {"not finished"}
     assert "| lora-1 (not finished) | – |" in markdown(plan, rows)
 
 
 def test_the_table_in_markdown(plan, numbers):
-    rows = standings(plan, lines_of(plan, numbers))
+    rows = leaderboard(plan, lines_of(plan, numbers))
     lines = markdown(plan, rows).splitlines()
     head = next(line for line in lines if line.startswith("| method"))
     assert head.endswith("| colours | shades | mean | over the probe | of the gap to lora-1 | seconds | peak MB |")
@@ -129,7 +129,7 @@ def test_the_table_in_markdown(plan, numbers):
 
 def test_without_a_lora_there_is_no_gap(plan, numbers):
     del numbers["lora-1"], numbers["lora-2"]
-    rows = standings(plan, lines_of(plan, numbers))
+    rows = leaderboard(plan, lines_of(plan, numbers))
     assert "gap" not in markdown(plan, rows)
 
 
@@ -145,21 +145,21 @@ def crowd(sources=("one", "two")):
     """Rows as close together as real ones are."""
     rows = []
     for source in sources:
-        rows += [Standing(source, "linear-probe", "linear-probe", None, 1, floats=0, mean=0.76)]
-        rows += [Standing(source, "head", "head", None, 1, floats=0, mean=0.762, std=0.001)]
+        rows += [Row(source, "linear-probe", "linear-probe", None, 1, floats=0, mean=0.76)]
+        rows += [Row(source, "head", "head", None, 1, floats=0, mean=0.762, std=0.001)]
         names = ("recast", "recast-paper", "lora-xs", "unilora", "tinylora", "fourierft", "waveft")
         for place, name in enumerate(names):
             kind = name.split("-paper")[0]
-            rows.append(Standing(source, name, kind, 0.1, 3, floats=48, mean=0.79 - 0.003 * place, std=0.003))
+            rows.append(Row(source, name, kind, 0.1, 3, floats=48, mean=0.79 - 0.003 * place, std=0.003))
         for place, floats in enumerate((4608, 5000, 5500, 9600)):
-            rows.append(Standing(source, f"lora-{place}", "lora", 0.1, 3, floats=floats, mean=0.8, std=0.003))
-        rows.append(Standing(source, "broken", "lora", 0.1, 3))
+            rows.append(Row(source, f"lora-{place}", "lora", 0.1, 3, floats=floats, mean=0.8, std=0.003))
+        rows.append(Row(source, "broken", "lora", 0.1, 3))
     return rows
 
 
 def test_each_method_of_the_plot_has_a_label_that_covers_no_other(figures, tmp_path):
     rows = crowd()
-    plot_standings(rows, tmp_path / "plot.png")
+    plot_leaderboard(rows, tmp_path / "plot.png")
     (figure,) = figures
     assert [axis.get_title() for axis in figure.axes] == ["one", "two"]
     for axis in figure.axes:
@@ -175,12 +175,12 @@ def test_each_method_of_the_plot_has_a_label_that_covers_no_other(figures, tmp_p
 
 
 def test_a_plot_of_next_to_nothing(tmp_path):
-    for rows in ([Standing("one", "recast", "recast", None, 1)], crowd(("one",))[:2]):
-        plot_standings(rows, tmp_path / "plot.png")
+    for rows in ([Row("one", "recast", "recast", None, 1)], crowd(("one",))[:2]):
+        plot_leaderboard(rows, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_equal_rows_give_equal_bytes(tmp_path):
     for name in ("a.png", "b.png"):
-        plot_standings(crowd(), tmp_path / name)
+        plot_leaderboard(crowd(), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -35,7 +35,7 @@ def folder(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def random_images(tmp_path):
+def images(tmp_path):
     """Five good images."""
     return [Item(draw(tmp_path / f"{i}.png", seed=i).name, i) for i in range(5)]
 
@@ -255,7 +255,7 @@ def test_a_set_larger_than_the_bound_is_not_cached(tmp_path, folder, images):
 def test_without_a_cache_nothing_is_read_or_written(tmp_path, folder, images, monkeypatch):
     decode(tmp_path, images, CONFIG)
     before = {path: path.stat() for path in folder.iterdir()}
-    monkeypatch.setattr(decoding, "load", None)
+    monkeypatch.setattr(decoding, "load_cached", None)
     monkeypatch.setattr(decoding, "build", None)
     decode(tmp_path, images, CONFIG, cache_size=0)
     assert {path: path.stat() for path in folder.iterdir()} == before

@@ -8,7 +8,7 @@ import torch
 from helpers import perturbed
 
 from recast_cli.engine.base.file import save_base
-from recast_cli.engine.base.header import read_outline
+from recast_cli.engine.base.header import read_base_header
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.diagnose import (
     compare_to_base,
@@ -118,7 +118,7 @@ def test_coefficients_are_those_of_the_module_set_by_set(conv_base):
 
 def test_an_outline_does_for_coefficients(vit_base, tmp_path):
     save_base(vit_base, tmp_path / "base")
-    outline = read_outline(tmp_path / "base")
+    outline = read_base_header(tmp_path / "base")
     assert (outline.base_id, outline.source, outline.layout) == (vit_base.base_id, vit_base.source, vit_base.layout)
     assert torch.equal(torch.tensor(outline.vector), vit_base.vector)
     vector = perturbed(vit_base)

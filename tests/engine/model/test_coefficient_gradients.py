@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import Mixture, Templates, attach, coefficient_parameters
-from recast_cli.engine.model.coefficient_gradients import cheap_gradients, choose_road
+from recast_cli.engine.model.coefficient_gradients import cheap_gradients, choose_strategy
 from recast_cli.engine.model.mixed_products import SMALL, Products, Scaled, inner
 
 module = importlib.import_module("recast_cli.engine.model.coefficient_gradients")
@@ -47,23 +47,23 @@ def run(made, x, downstream):
 
 
 ROADS = [
-    (name, templates, sets, road)
+    (name, templates, sets, strategy)
     for name in MODULES
     for templates, sets in ((1, 1), (1, 2), (2, 2), (3, 1))
-    for road in ("input", "output")
-    if not (templates == 1 and road == "output" and "no bias" in name)
+    for strategy in ("input", "output")
+    if not (templates == 1 and strategy == "output" and "no bias" in name)
 ]
 
 
 @pytest.mark.parametrize("input_gradient", [True, False])
-@pytest.mark.parametrize(("name", "templates", "sets", "road"), ROADS)
-def test_every_road_gives_the_gradients_of_autograd(name, templates, sets, road, input_gradient, monkeypatch):
+@pytest.mark.parametrize(("name", "templates", "sets", "strategy"), ROADS)
+def test_every_road_gives_the_gradients_of_autograd(name, templates, sets, strategy, input_gradient, monkeypatch):
     make, shape = MODULES[name]
     made = mixed(make, templates, sets)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=input_gradient)
     downstream = torch.randn_like(made(x))
     wanted = run(made, x, downstream)
-    monkeypatch.setattr(module, "choose_road", lambda *arguments, **options: road)
+    monkeypatch.setattr(module, "choose_strategy", lambda *arguments, **options: strategy)
     calls = []
     for kind in (Scaled, Products):
         monkeypatch.setattr(
@@ -182,7 +182,7 @@ def test_a_module_that_does_more_with_its_weight_is_left_alone():
 @pytest.mark.parametrize("templates", [1, 3])
 def test_gradients_of_gradients_are_refused(templates, monkeypatch):
     made = mixed(lambda: nn.Linear(5, 7), templates, 1)
-    monkeypatch.setattr(module, "choose_road", lambda *arguments, **options: "input")
+    monkeypatch.setattr(module, "choose_strategy", lambda *arguments, **options: "input")
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     with cheap_gradients(made), pytest.raises(RuntimeError, match="gradients of gradients"):
         torch.autograd.grad(made(x).sum(), x, create_graph=True)
@@ -213,7 +213,7 @@ def test_nothing_is_kept_below_the_first_adapted_module(vit_source):
 
 
 def test_one_template_keeps_less_than_autograd_for_narrow_inputs():
-    """fc1 of an MLP, 1 to 4: the input road keeps X, not Y, and no gradient of the weight is ever made."""
+    """fc1 of an MLP, 1 to 4: the input strategy keeps X, not Y, and no gradient of the weight is ever made."""
     made = mixed(lambda: nn.Linear(16, 64), 1, 1, torch.float32)
     x, sizes = torch.randn(100, 16, requires_grad=True), []
     with (
@@ -225,7 +225,7 @@ def test_one_template_keeps_less_than_autograd_for_narrow_inputs():
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "shape", "templates", "input_gradient", "road"),
+    ("inputs", "outputs", "shape", "templates", "input_gradient", "strategy"),
     [
         (1600 * 192, 1600 * 576, (576, 192), 1, True, "input"),  # qkv of ViT-Tiny, one template: X is smaller
         (1600 * 192, 1600 * 192, (192, 192), 1, True, "input"),  # proj: the bias takes no pass of its own
@@ -236,15 +236,15 @@ def test_one_template_keeps_less_than_autograd_for_narrow_inputs():
         (2 * 2048, 2 * 512, (512, 2048, 1, 1), 2, True, "output"),  # squeeze and excite: few rows, a large bank
     ],
 )
-def test_the_road_follows_the_shape(inputs, outputs, shape, templates, input_gradient, road):
-    assert choose_road(inputs, outputs, torch.Size(shape), templates, input_gradient) == road
+def test_the_road_follows_the_shape(inputs, outputs, shape, templates, input_gradient, strategy):
+    assert choose_strategy(inputs, outputs, torch.Size(shape), templates, input_gradient) == strategy
 
 
 def test_what_a_network_may_change_in_place_is_not_kept():
-    """Without a bias the output road of one template would keep the output itself."""
+    """Without a bias the output strategy of one template would keep the output itself."""
     shape, sizes = torch.Size((192, 768)), (1600 * 768, 1600 * 192)
-    assert choose_road(*sizes, shape, 1, True) == "output"
-    assert choose_road(*sizes, shape, 1, True, bias=False) != "output"
+    assert choose_strategy(*sizes, shape, 1, True) == "output"
+    assert choose_strategy(*sizes, shape, 1, True, bias=False) != "output"
     made = mixed(lambda: nn.Linear(64, 4, bias=False), 1, 1)
     x, downstream = torch.randn(5, 64, dtype=torch.float64, requires_grad=True), torch.randn(5, 4, dtype=torch.float64)
 
@@ -258,12 +258,12 @@ def test_what_a_network_may_change_in_place_is_not_kept():
             torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize(("templates", "road"), [(1, "output"), (3, "input")])
-def test_rounded_products_are_never_mixed(templates, road):
-    """The output road would be the cheapest for three templates, too: in float32 it is taken."""
+@pytest.mark.parametrize(("templates", "strategy"), [(1, "output"), (3, "input")])
+def test_rounded_products_are_never_mixed(templates, strategy):
+    """The output strategy would be the cheapest for three templates, too: in float32 it is taken."""
     shape = torch.Size((64, 1024))
-    assert choose_road(20 * 1024, 20 * 64, shape, 3, True) == "output"
-    assert choose_road(20 * 1024, 20 * 64, shape, templates, True, half=True) == road
+    assert choose_strategy(20 * 1024, 20 * 64, shape, 3, True) == "output"
+    assert choose_strategy(20 * 1024, 20 * 64, shape, templates, True, half=True) == strategy
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_050", "convnext_atto", "eca_nfnet_l0"])

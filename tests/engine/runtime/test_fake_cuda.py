@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from recast_cli.engine.adapt import learner as join
 from recast_cli.engine.adapt.learner import begin, make_learner
 from recast_cli.engine.adapt.linear_probe import Probe
-from recast_cli.engine.adapt.loop import Lesson, Loop
+from recast_cli.engine.adapt.loop import Loop, TrainingData
 from recast_cli.engine.images.transforms import statistics
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
@@ -119,8 +119,8 @@ def test_an_epoch_stays_on_the_card_and_never_waits_for_it(kind, given, request,
     learner = make_learner(base, options, card)
     found = infer(take_features(learner.model), images.pixels, data, card)
     state = begin(learner, base, options, images, Probe(torch.zeros(2, found.shape[1]), torch.zeros(2), 0.5, 1.0))
-    lesson = Lesson({"train": images, "val": images}, data, options, torch.ones(2))
-    loop = Loop(learner.model, learner.parts(options), state, lesson)
+    training_data = TrainingData({"train": images, "val": images}, data, options, torch.ones(2))
+    loop = Loop(learner.model, learner.parts(options), state, training_data)
     accumulator = Accumulator(loop.share_of_loss, loop.trained, 4)
     numbers = pytest.raises(DataDependentOutputException)
     with cheap_gradients(learner.model), frozen_norms(learner.model), numbers as error:

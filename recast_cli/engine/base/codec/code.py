@@ -157,7 +157,7 @@ Encode = Callable[[str, Tensor, Code], dict[str, Tensor]]
 """From the name of a tensor, its value and its code to what is stored of it."""
 
 
-def nearest(name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
+def round_to_nearest(name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
     """What is stored of a tensor whose code needs to know nothing else."""
     assert not isinstance(code, Deflated), "the steps are not known"
     return code.encode(name, tensor)

@@ -19,7 +19,7 @@ FEEDBACK, INPUT = 0b101, 0b010
 """What a state's lowest bit and a code's do to the next state: the two parity checks without their lowest bit."""
 PERIOD, DELAYS = 7, (2, 3, 4, 6)
 """The states' lowest bits by themselves repeat after so many codes; and the codes before one that change its own."""
-MOST = 2.0**23
+LARGEST_CODE = 2.0**23
 """No code is larger: float32 still has all integers there."""
 BLOCK = 32
 """Columns whose errors wait before they are taken from those after the block."""
@@ -50,7 +50,7 @@ def halves(codes: Tensor) -> Tensor:
 
 def rounded(values: Tensor, halves: Tensor, odd: Tensor) -> Tensor:
     """The nearest of the even codes, or of the odd ones, to values over their steps; all of one shape."""
-    return (2 * ((values - halves - odd) / 2).round()).clamp(-MOST, MOST) + odd
+    return (2 * ((values - halves - odd) / 2).round()).clamp(-LARGEST_CODE, LARGEST_CODE) + odd
 
 
 def origins() -> tuple[Tensor, Tensor]:
@@ -172,7 +172,7 @@ def off(values: Tensor, halves: Tensor) -> Tensor:
         (..., even or odd, states, rows), with a sign.
     """
     wanted = values - halves
-    even = wanted - (2 * (wanted / 2).round_()).clamp_(-MOST, MOST)
+    even = wanted - (2 * (wanted / 2).round_()).clamp_(-LARGEST_CODE, LARGEST_CODE)
     return torch.stack([even, even - torch.ones(()).copysign(even)], -3)
 
 

@@ -20,7 +20,7 @@ from recast_cli.engine.compare.baselines.low_rank import dora, lora, tinylora, u
 from recast_cli.engine.compare.baselines.shared_lora import shared_lora
 from recast_cli.engine.compare.baselines.spectral import fourierft, waveft
 from recast_cli.engine.compare.baselines.subsets import bias, full, norm
-from recast_cli.engine.errors import RecastError, nearest
+from recast_cli.engine.errors import RecastError, suggest
 
 Method = Callable[..., list[nn.Parameter]]
 
@@ -33,7 +33,7 @@ def checked(name: str, function: Method) -> Method:
     def method(model: nn.Module, **options: Any) -> list[nn.Parameter]:
         for key, value in options.items():
             if key not in defaults:
-                raise RecastError(f"{name} has no option '{key}'", nearest(key, defaults, "It has no options."))
+                raise RecastError(f"{name} has no option '{key}'", suggest(key, defaults, "It has no options."))
             kinds = (int, float) if isinstance(defaults[key], float) else (type(defaults[key]),)
             if not isinstance(value, kinds) or isinstance(value, bool):
                 wanted = {int: "a whole number", float: "a number", str: "a text"}[kinds[-1]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.base.codec.code import Code, Encode, Fixed, nearest
+from recast_cli.engine.base.codec.code import Code, Encode, Fixed, round_to_nearest
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.unlabelled import list_images, read_images
@@ -29,7 +29,7 @@ from recast_cli.engine.mimic.compress.plan import (
 from recast_cli.engine.mimic.compress.rate import Job, fit
 from recast_cli.engine.mimic.compress.rounding import to_bits
 from recast_cli.engine.mimic.decompose.decompose import mimic
-from recast_cli.engine.mimic.decompose.finalize import finished
+from recast_cli.engine.mimic.decompose.finalize import finalize
 from recast_cli.engine.mimic.decompose.solver_options import SolverOptions
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.source.source import Source
@@ -116,13 +116,17 @@ def compress(
     stored = {name: tensor for name, tensor in base.tensors.items() if name not in codes}
     for name, code in codes.items():
         stored |= encode(name, base.tensors[name], code)
-    base = finished(replace(base, tensors=stored, codes=codes, compression=about), source)
+    base = finalize(replace(base, tensors=stored, codes=codes, compression=about), source)
     return base if path is None else save_base(base, path)
 
 
 def encode_fixed(curves: Mapping[str, Curvature], name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
     """What is stored of a tensor in bits that are given."""
-    return to_bits(name, tensor, code, curves.get(name)) if isinstance(code, Fixed) else nearest(name, tensor, code)
+    return (
+        to_bits(name, tensor, code, curves.get(name))
+        if isinstance(code, Fixed)
+        else round_to_nearest(name, tensor, code)
+    )
 
 
 def check_calibration(source: Source, calibrate: Path, bits: int | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.images.transforms import augment, draw_windows, normalise
+from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.layout.layout import Bank, template_key
 from recast_cli.engine.mimic.compress.matrices import Shape
 from recast_cli.engine.model.attach import merge
@@ -131,7 +131,7 @@ def curvatures(
     for number, each in enumerate(pixels):
         image = normalise(each[None].to(where), architecture.data)
         for view in range(VIEWS):
-            seen = augment(image, draw_windows(1, generator).to(where)) if view else image
+            seen = augment(image, draw_crops(1, generator).to(where)) if view else image
             model.zero_grad()
             with torch.enable_grad():
                 drawn_loss(model(seen), architecture.classifies, generator).backward()
@@ -139,7 +139,7 @@ def curvatures(
                 add(sums, name, gradients[name]().reshape(shape))
         if progress:
             progress(number + 1, len(pixels), "weighing tensors")
-    return finished(sums, VIEWS * len(pixels))
+    return averaged(sums, VIEWS * len(pixels))
 
 
 def gradient_of(base: Base, model: nn.Module, name: str) -> Callable[[], Tensor]:
@@ -215,7 +215,7 @@ def mirrored(products: Tensor) -> Tensor:
     return products.tril() + products.tril(-1).mT if products.ndim == 3 else products
 
 
-def finished(sums: Mapping[str, tuple[Tensor, Tensor]], count: int) -> dict[str, Curvature]:
+def averaged(sums: Mapping[str, tuple[Tensor, Tensor]], count: int) -> dict[str, Curvature]:
     """Curvatures from sums over so many gradients, damped."""
     values = sum(rows.shape[0] * rows.shape[1] * columns.shape[1] for rows, columns in sums.values())
     seen = sum(float(squares(rows).sum(dtype=torch.float64)) for rows, _ in sums.values())

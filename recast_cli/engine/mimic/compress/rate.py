@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recast_cli.engine.base.codec.code import Code, Deflated, Encode, nearest
+from recast_cli.engine.base.codec.code import Code, Deflated, Encode, round_to_nearest
 from recast_cli.engine.base.codec.deflate import deflate
-from recast_cli.engine.base.codec.trellis import AT_ONCE, MOST
+from recast_cli.engine.base.codec.trellis import AT_ONCE, LARGEST_CODE
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.mimic.compress.fisher import Curvature
 from recast_cli.engine.mimic.compress.matrices import is_large, matrices, matrices_of
@@ -81,7 +81,9 @@ class Job:
             stream = each.beside + FEWEST * prod(each.shape) / 8
             if step is not None:
                 # codes of a trellis spread as the nearest integers do
-                stream = each.beside + each.share * len(deflate((each.values / step).round().clamp(-MOST, MOST))[0])
+                stream = each.beside + each.share * len(
+                    deflate((each.values / step).round().clamp(-LARGEST_CODE, LARGEST_CODE))[0]
+                )
             codes[name] = Deflated(each.shape, matrices(name, each.shape), int(stream), 0, step or 1.0)
         return self.plan(codes)
 
@@ -156,7 +158,7 @@ def fit(
 
     def encode(name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
         if not isinstance(code, Deflated):
-            return nearest(name, tensor, code)
+            return round_to_nearest(name, tensor, code)
         return job.kept.get(name) or to_steps({name: tensor}, step, job.curves)[name][1]
 
     return plan.codes, encode

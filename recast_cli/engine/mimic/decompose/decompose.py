@@ -14,26 +14,26 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.base.base import Base, identify
-from recast_cli.engine.base.codec.code import Code, Encode, nearest
+from recast_cli.engine.base.codec.code import Code, Encode, round_to_nearest
 from recast_cli.engine.base.file import metadata_of, widest
 from recast_cli.engine.base.mixture import with_means
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.mimic.decompose.exact import solve_exact
 from recast_cli.engine.mimic.decompose.gradient import solve_gradient
-from recast_cli.engine.mimic.decompose.manifest import DTYPES, base_specs, stored_specs, unmade
+from recast_cli.engine.mimic.decompose.manifest import DTYPES, base_specs, manifest, stored_specs
 from recast_cli.engine.mimic.decompose.solution import Solution
 from recast_cli.engine.mimic.decompose.solver_options import GradientOptions, SolverOptions, VaeOptions
 from recast_cli.engine.mimic.decompose.vae import solve_vae
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.threads import threads
 from recast_cli.engine.source.source import Source
-from recast_cli.engine.storage.background import Behind
+from recast_cli.engine.storage.background import Background
 from recast_cli.engine.storage.digest import Hashed, digest, hash_bytes, hash_templates, hashed
 from recast_cli.engine.storage.tensors import read_stored, spec_of, specs
 from recast_cli.engine.storage.writer import writing
 
-BATCH = 2**22
+READ_BYTES = 2**22
 """Bytes of the source's other tensors that are read at a time."""
 
 
@@ -44,7 +44,7 @@ def mimic(
     options: SolverOptions = None,
     dtype: str = "float32",
     codes: Mapping[str, Code] | None = None,
-    encode: Encode = nearest,
+    encode: Encode = round_to_nearest,
     compression: Mapping[str, Any] | None = None,
     path: Path | None = None,
     progress: Progress | None = None,
@@ -69,7 +69,7 @@ def mimic(
         OSError: The base cannot be written.
     """
     check_memory(layout, kept=layout.template_parameters if path is None else 0, copies=4 if options is None else 7)
-    base = replace(unmade(source, layout, options, dtype, codes or {}), compression=dict(compression or {}))
+    base = replace(manifest(source, layout, options, dtype, codes or {}), compression=dict(compression or {}))
     findings = Findings()
     # templates that are weights are only compared, and after each comparison torch's other threads spin on the cores
     # that hashing and writing need
@@ -139,16 +139,16 @@ def decompose(
     """
     layout, codes, dtype = base.layout, base.codes, DTYPES[base.solver["dtype"]]
     solver = partial(solve, layout=layout, options=options, progress=progress)
-    with Behind() as behind:
+    with Background() as background:
         for number, bank in enumerate(layout.banks):
             # a generator of its own, so that nothing of a bank is left in memory when the next one is read
             yield from decompose_bank(
-                source, bank, partial(solver, number=number), dtype, codes, encode, findings, behind
+                source, bank, partial(solver, number=number), dtype, codes, encode, findings, background
             )
-            behind.settle()
+            background.settle()
         for names in batches(source, {f"{module}.weight" for module in layout.modules}):
-            yield from keep(source, names, codes, encode, findings, behind)
-            behind.settle()
+            yield from keep(source, names, codes, encode, findings, background)
+            background.settle()
 
 
 def decompose_bank(
@@ -159,9 +159,9 @@ def decompose_bank(
     codes: Mapping[str, Code],
     encode: Encode,
     findings: Findings,
-    behind: Behind,
+    background: Background,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of the templates and of the coefficients of one bank, which `behind` hashes."""
+    """Name and value of the templates and of the coefficients of one bank, which `background` hashes."""
     weights = [source.tensors[f"{module}.weight"] for module in bank.modules]
     floats = [weight.float() for weight in weights]
     stacked = torch.stack(floats) if len(floats) > 1 else floats[0][None]  # of one weight no copy
@@ -182,7 +182,7 @@ def decompose_bank(
         if code is None:
             findings.base[key] = spec_of(templates), hash_templates(templates, weights, hashes)
 
-    behind.add(templates.nbytes + sum(weight.nbytes for weight in weights), record)
+    background.add(templates.nbytes + sum(weight.nbytes for weight in weights), record)
     yield from stored.items()
     for module, coefficients in zip(bank.modules, solution.coefficients, strict=True):
         findings.base[coefficient_key(module)] = hashed(coefficients)
@@ -190,7 +190,7 @@ def decompose_bank(
 
 
 def batches(source: Source, done: Container[str]) -> Iterator[list[str]]:
-    """Names of the source's tensors but those that are `done`, a few at a time: at least `BATCH` bytes of them."""
+    """Names of the source's tensors but those that are `done`, a few at a time: at least `READ_BYTES` bytes of them."""
     batch: list[str] = []
     size = 0
     for name, spec in specs(source.tensors).items():
@@ -198,7 +198,7 @@ def batches(source: Source, done: Container[str]) -> Iterator[list[str]]:
             continue
         batch.append(name)
         size += spec.nbytes
-        if size >= BATCH:
+        if size >= READ_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
@@ -211,12 +211,12 @@ def keep(
     codes: Mapping[str, Code],
     encode: Encode,
     findings: Findings,
-    behind: Behind,
+    background: Background,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of what the base holds of other tensors of the source, which `behind` hashes."""
+    """Name and value of what the base holds of other tensors of the source, which `background` hashes."""
     batch = {name: source.tensors[name] for name in names}
     plain = {name: tensor for name, tensor in batch.items() if name not in codes}
-    behind.add(sum(tensor.nbytes for tensor in batch.values()), partial(findings.note, batch, plain.keys()))
+    background.add(sum(tensor.nbytes for tensor in batch.values()), partial(findings.note, batch, plain.keys()))
     yield from plain.items()
     for name in batch.keys() - plain.keys():
         yield from findings.encoded(encode(name, batch[name], codes[name])).items()

@@ -12,7 +12,7 @@ from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.digest import hashed
 
 
-def finished(base: Base, source: Source) -> Base:
+def finalize(base: Base, source: Source) -> Base:
     """A base of new tensors with its id and the errors of its modules."""
     errors: dict[str, dict[str, float]] = {}
     for bank in base.layout.banks:

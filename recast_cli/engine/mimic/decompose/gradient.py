@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.mimic.decompose.solution import LOSSES, Progress, Solution, mix_all
+from recast_cli.engine.mimic.decompose.solution import LOSSES, OnStep, Solution, mix_all
 from recast_cli.engine.mimic.decompose.solver_options import GradientOptions
 
 LOSS_WEIGHT = 2.0
@@ -14,7 +14,7 @@ CLIP = 1.0
 
 
 def solve_gradient(
-    weights: Tensor, templates: int, sets: int, options: GradientOptions, progress: Progress | None = None
+    weights: Tensor, templates: int, sets: int, options: GradientOptions, progress: OnStep | None = None
 ) -> Solution:
     """Fit one bank by descent and keep the best step, judged without noise.
 

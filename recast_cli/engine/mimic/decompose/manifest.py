@@ -20,7 +20,7 @@ from recast_cli.engine.storage.writer import file_bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def unmade(source: Source, layout: Layout, options: SolverOptions, dtype: str, codes: Mapping[str, Code]) -> Base:
+def manifest(source: Source, layout: Layout, options: SolverOptions, dtype: str, codes: Mapping[str, Code]) -> Base:
     """The base without tensors and without what is known only once they are there."""
     name = {type(None): "exact", GradientOptions: "gradient", VaeOptions: "vae"}[type(options)]
     return Base(
@@ -49,7 +49,7 @@ def stored_bytes(source: Source, layout: Layout, options: SolverOptions, codes: 
     """Size of the file that `mimic` writes with these codes, in bytes, with room for what `verify` finds."""
     verified: dict[str, Any] = {"images": 10**9, "agreement": LONGEST_NUMBER}
     verified["feature_cosine"] = dict.fromkeys(layout.modules, LONGEST_NUMBER)
-    base = replace(unmade(source, layout, options, "float32", codes), verified=verified)
+    base = replace(manifest(source, layout, options, "float32", codes), verified=verified)
     return file_bytes(stored_specs(base_specs(source, layout, "float32"), codes), widest(base))
 
 

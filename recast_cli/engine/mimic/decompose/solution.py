@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from recast_cli.engine.base.mixture import restore
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"smooth-l1": F.smooth_l1_loss, "mse": F.mse_loss}
-Progress = Callable[[int, float], None]
+OnStep = Callable[[int, float], None]
 """Called with steps done and the loss."""
 
 

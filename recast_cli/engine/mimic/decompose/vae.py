@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.mimic.decompose.solution import LOSSES, Progress, Solution, mix_all
+from recast_cli.engine.mimic.decompose.solution import LOSSES, OnStep, Solution, mix_all
 from recast_cli.engine.mimic.decompose.solver_options import VaeOptions
 
 HIDDEN = 8
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
 
 
 def solve_vae(
-    weights: Tensor, templates: int, sets: int, options: VaeOptions, progress: Progress | None = None
+    weights: Tensor, templates: int, sets: int, options: VaeOptions, progress: OnStep | None = None
 ) -> Solution:
     """Fit one bank; what is kept are the templates and the coefficients that the encoder gives at the best step.
 

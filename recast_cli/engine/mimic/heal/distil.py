@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from recast_cli.engine.architecture.description import classifiers
 from recast_cli.engine.architecture.modules import listen
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.images.transforms import augment, draw_windows, normalise
+from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.layout.layout import coefficient_key, template_key
-from recast_cli.engine.mimic.heal.state import LEAST_LR, State, advance
+from recast_cli.engine.mimic.heal.state import LEAST_LR, HealingState, next_state
 from recast_cli.engine.model.attach import Mixture, Templates, attach
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import ready
@@ -23,7 +23,7 @@ from recast_cli.engine.runtime.precision import precision, quick_attention, trai
 
 Judge = Callable[[nn.Module], float]
 """The `distance` of a network from the source on images that it was not trained on."""
-BATCH = 16
+BATCH_SIZE = 16
 """Images a step."""
 EPOCHS = 60
 """At most."""
@@ -33,12 +33,12 @@ def distil(
     teacher: nn.Module,
     base: Base,
     pixels: Tensor,
-    state: State | None,
+    state: HealingState | None,
     judge: Judge,
     *,
-    keep: Callable[[State], None],
+    keep: Callable[[HealingState], None],
     progress: Progress | None = None,
-) -> State:
+) -> HealingState:
     """Train what is shared, and all vectors, until images that were held out see no better result.
 
     The loss is the divergence of the base's decisions from the source's (Hinton et al. 2015, arXiv:1503.02531; of
@@ -60,7 +60,7 @@ def distil(
     trained = trainable(student, base)
     if state is None:
         values = {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
-        state = State(values, values, [judge(student)])
+        state = HealingState(values, values, [judge(student)])
         keep(state)
     dtype = training_precision(student, device)
     shared = tuple(name for bank in base.layout.banks if not bank.exact for name in bank.modules)
@@ -80,17 +80,17 @@ def distil(
     with quick_attention(student, device, dtype), quick_attention(teacher, device, dtype):
         while state.rate >= LEAST_LR and len(state.losses) <= EPOCHS:
             number, optimizer = len(state.losses), begin(trained, state)
-            for step, (rows, windows) in enumerate(shuffled(len(pixels), number)):
-                images = augment(normalise(take(pixels, rows, device), data), windows.to(device))
+            for step, (rows, crops) in enumerate(shuffled(len(pixels), number)):
+                images = augment(normalise(take(pixels, rows, device), data), crops.to(device))
                 gradients = torch.autograd.grad(loss_of(images), list(trained.values()), allow_unused=True)
                 for tensor, gradient in zip(trained.values(), gradients, strict=True):
                     tensor.grad = gradient
                 optimizer.step()
                 if progress:
-                    done = (number - 1) * len(pixels) + step * BATCH + len(rows)
+                    done = (number - 1) * len(pixels) + step * BATCH_SIZE + len(rows)
                     text = f"healing, epoch {number}, divergence {state.losses[state.best_epoch]:.3f}"
                     progress(done, EPOCHS * len(pixels), text)
-            state = advance(state, trained, judge(student), optimizer)
+            state = next_state(state, trained, judge(student), optimizer)
             keep(state)
     return state
 
@@ -99,8 +99,8 @@ def judge_by(teacher: nn.Module, pixels: Tensor, base: Base) -> Judge:
     """The judge that asks the source once for its outputs on pixels (N, 3, H, W)."""
     device, architecture = next(teacher.parameters()).device, base.known_architecture()
     data, classifies = architecture.data, architecture.classifies
-    wanted = infer(teacher, pixels, data, device, BATCH)
-    return lambda model: float(distance(infer(model, pixels, data, device, BATCH), wanted, classifies))
+    wanted = infer(teacher, pixels, data, device, BATCH_SIZE)
+    return lambda model: float(distance(infer(model, pixels, data, device, BATCH_SIZE), wanted, classifies))
 
 
 def trainable(model: nn.Module, base: Base) -> dict[str, Tensor]:
@@ -140,13 +140,13 @@ def relative(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def shuffled(count: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
-    """Rows and windows of every step of an epoch, the same for a run that goes on as for one that was not killed."""
+    """Rows and crops of every step of an epoch, the same for a run that goes on as for one that was not killed."""
     generator = torch.Generator().manual_seed(epoch)
-    order, windows = torch.randperm(count, generator=generator), draw_windows(count, generator)
-    return [(order[part], windows[part]) for part in batches(count, BATCH)]
+    order, crops = torch.randperm(count, generator=generator), draw_crops(count, generator)
+    return [(order[part], crops[part]) for part in batches(count, BATCH_SIZE)]
 
 
-def begin(trained: dict[str, Tensor], state: State) -> torch.optim.Optimizer:
+def begin(trained: dict[str, Tensor], state: HealingState) -> torch.optim.Optimizer:
     """The optimizer at the state's rate, and its values in place."""
     with torch.no_grad():
         for name, tensor in trained.items():

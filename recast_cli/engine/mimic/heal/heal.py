@@ -12,16 +12,16 @@ from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Layout
-from recast_cli.engine.mimic.decompose.finalize import finished
+from recast_cli.engine.mimic.decompose.finalize import finalize
 from recast_cli.engine.mimic.heal.distil import distil, judge_by
 from recast_cli.engine.mimic.heal.layerwise import heal_layers
-from recast_cli.engine.mimic.heal.state import State, load, save
+from recast_cli.engine.mimic.heal.state import HealingState, load_state, save_state
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.digest import digest, hashed
 
-MOST = 4096
+HEALING_IMAGES = 4096
 """Images that are used of a large folder; each takes as much memory as its values."""
 HELD_OUT = 8
 """Every eighth image is not fitted to: it says when to stop."""
@@ -66,17 +66,17 @@ def heal(
     judge = judge_by(teacher, pixels[held], base)
     # the source makes the base, and the base's id the rest of what is fitted
     identity = digest({"pixels": hashed(pixels)}, base.base_id)
-    state = load(state_path, identity) if state_path else None
+    state = load_state(state_path, identity) if state_path else None
     if state is None:
         mimicked = judge(ready(build(architecture, base.state()), where))
         base = heal_layers(source, base, teacher, pixels[~held], progress)
     else:
         mimicked = state.mimicked
 
-    def keep(state: State) -> None:
+    def keep(state: HealingState) -> None:
         state.mimicked = mimicked
         if state_path:
-            save(state_path, identity, state)
+            save_state(state_path, identity, state)
 
     state = distil(teacher, base, pixels[~held], state, judge, keep=keep, progress=progress)
     tensors = {name: tensor.to(base.tensors[name].dtype) for name, tensor in state.best.items()}
@@ -88,7 +88,7 @@ def heal(
         "divergence": {"mimicked": mimicked, "layers": state.losses[0], "healed": state.losses[state.best_epoch]},
     }
     base = replace(base, tensors={**base.tensors, **tensors}, solver={**base.solver, "healed": healed})
-    return finished(base, source)
+    return finalize(base, source)
 
 
 def check_healable(source: Source, layout: Layout) -> None:

@@ -15,9 +15,9 @@ from recast_cli.engine.mimic.heal.layer_inputs import groups_of, samples
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.inference import batches
 
-BATCH = 16
+BATCH_SIZE = 16
 """Images at a time."""
-MOST = 256
+WEIGHED_IMAGES = 256
 """More images than that change little."""
 DAMPING = 0.05
 """Added to the diagonal of either factor, as a share of its mean: few images leave directions without any."""
@@ -54,12 +54,12 @@ def curvature(
     Args:
         model: The source, frozen.
         names: Of modules that are `measurable`.
-        pixels: (N, 3, H, W) uint8; at most `MOST` of them are used, evenly spaced.
+        pixels: (N, 3, H, W) uint8; at most `WEIGHED_IMAGES` of them are used, evenly spaced.
         data: The network's data config.
         classifies: Whether its outputs are logits; else they are features.
         progress: Called after every batch.
     """
-    chosen = pixels[:: -(-len(pixels) // MOST)]
+    chosen = pixels[:: -(-len(pixels) // WEIGHED_IMAGES)]
     device = next(model.parameters()).device
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
@@ -77,7 +77,7 @@ def curvature(
     hooks = [watch(name, model.get_submodule(name)) for name in names]
     generator = torch.Generator().manual_seed(0)
     try:
-        for part in batches(len(chosen), BATCH):
+        for part in batches(len(chosen), BATCH_SIZE):
             # the network is frozen: gradients reach the outputs of its layers because the images want theirs
             images = normalise(chosen[part].to(device), data).requires_grad_(True)
             with torch.enable_grad():

@@ -20,7 +20,7 @@ PATIENCE = 2
 
 
 @dataclass
-class State:
+class HealingState:
     """Where training stands, after an epoch; all that a killed run needs.
 
     Attributes:
@@ -44,7 +44,9 @@ class State:
     mimicked: float = math.nan
 
 
-def advance(state: State, trained: dict[str, Tensor], loss: float, optimizer: torch.optim.Optimizer) -> State:
+def next_state(
+    state: HealingState, trained: dict[str, Tensor], loss: float, optimizer: torch.optim.Optimizer
+) -> HealingState:
     """The state after an epoch; without a better one for as long as patience lasts, from the best at a lower rate."""
     losses = [*state.losses, loss]
     values = {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
@@ -57,7 +59,7 @@ def advance(state: State, trained: dict[str, Tensor], loss: float, optimizer: to
     return replace(state, values=state.best, losses=losses, tries=0, rate=state.rate / 3, optimizer=None)
 
 
-def save(path: Path, identity: str, state: State) -> None:
+def save_state(path: Path, identity: str, state: HealingState) -> None:
     """Keep the state, bound to base and images by `identity`."""
     buffer = io.BytesIO()
     torch.save({"identity": identity, **vars(state)}, buffer)
@@ -65,12 +67,12 @@ def save(path: Path, identity: str, state: State) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def load(path: Path, identity: str) -> State | None:
+def load_state(path: Path, identity: str) -> HealingState | None:
     """The state to go on from; None where there is none, one of another base or other images, or a damaged one."""
     if not path.exists():
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return State(**content) if content.pop("identity") == identity else None
+        return HealingState(**content) if content.pop("identity") == identity else None
     except Exception:  # a damaged file shows itself in many ways
         return None

@@ -105,8 +105,8 @@ def test_error_feedback_is_the_papers(most):
 def test_error_feedback_keeps_the_error_of_outputs_small():
     weights, hessian, root = layer()
     steps = curved_steps(Curvature(torch.full((1, 12), 1 / 12), hessian.float())).times(0.1).spread()
-    nearest = output_error(weights - (weights / steps).round() * steps, hessian)
-    assert output_error(weights - feed_back(weights, root, steps, whole) * steps, hessian) < 0.5 * nearest
+    plain = output_error(weights - (weights / steps).round() * steps, hessian)
+    assert output_error(weights - feed_back(weights, root, steps, whole) * steps, hessian) < 0.5 * plain
 
 
 def test_matrices_are_rounded_each_by_itself():

@@ -8,7 +8,7 @@ import torch
 from fixtures.codec import layer, output_error, random
 
 from recast_cli.engine.base.codec import trellis
-from recast_cli.engine.base.codec.trellis import MOST, follow, halves
+from recast_cli.engine.base.codec.trellis import LARGEST_CODE, follow, halves
 from recast_cli.engine.mimic.compress import fisher as curvature
 from recast_cli.engine.mimic.compress.fisher import Curvature, squares
 from recast_cli.engine.mimic.compress.rounding import feed_back, in_turns, on_trellis, to_steps
@@ -175,7 +175,7 @@ def test_what_is_too_large_for_a_code_keeps_its_path():
     """The largest code is cut off to, and those after it still mean what they say."""
     weights = torch.tensor([[[3e9, 0.3, -0.8, -3e9, 0.6, 1.4, 0.9]]])
     codes, _ = on_trellis(weights, torch.ones_like(weights), None)
-    assert float(codes.abs().max()) <= MOST + 1
+    assert float(codes.abs().max()) <= LARGEST_CODE + 1
     points = codes + halves(codes.int())
     assert torch.equal(halves(codes.int())[0, 0], torch.tensor(read(codes[0, 0].int().tolist())))
     inside = weights.abs() < 10

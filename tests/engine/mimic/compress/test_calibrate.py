@@ -1,4 +1,4 @@
-"""Calibrated bases: nearer to their source than rounding to the nearest, on images they never saw."""
+"""Calibrated bases: nearer to their source than rounding to the round_to_nearest, on images they never saw."""
 
 import itertools
 import shutil
@@ -13,7 +13,7 @@ from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.transforms import normalise
-from recast_cli.engine.images.unlabelled import MOST, list_images, read_images
+from recast_cli.engine.images.unlabelled import CALIBRATION_IMAGES, list_images, read_images
 from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.compress import fisher as curving
@@ -198,10 +198,10 @@ def test_images_are_found_however_they_lie(data, tmp_path):
     for number, path in enumerate(sorted(data.rglob("*.png"))):
         shutil.copy(path, flat / f"{number:03}.png")
     assert len(list_images(data)) == len(list_images(flat)) == 36
-    for number in range(MOST):
+    for number in range(CALIBRATION_IMAGES):
         (flat / f"more-{number}.png").touch()
     chosen = [item.path for item in list_images(flat)]
-    assert len(chosen) == len(set(chosen)) == MOST
+    assert len(chosen) == len(set(chosen)) == CALIBRATION_IMAGES
     assert chosen == sorted(chosen)
 
 

@@ -259,7 +259,7 @@ def test_names_and_shapes_need_no_values(name):
 MEASURE = """
 import sys
 from pathlib import Path
-from recast_cli.engine import behind
+from recast_cli.engine.storage import background
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.plan import plan_layout
@@ -269,7 +269,7 @@ from recast_cli.engine.source.open import open_source
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
-behind.LARGE = 2**25
+background.LARGE = 2**25
 before = peak()
 source = open_source(sys.argv[1])
 mimic(source, plan_layout(source.modules, patterns=["*.fc"]), path=Path("base"))

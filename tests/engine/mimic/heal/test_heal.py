@@ -223,15 +223,15 @@ def test_a_run_that_was_killed_goes_on_to_the_same_base(vit_source, data, tmp_pa
 
 def test_without_a_better_epoch_training_goes_back_and_slows_down_until_it_ends():
     value = {"a": torch.zeros(1)}
-    now = state.State(value, value, [1.0])
+    now = state.HealingState(value, value, [1.0])
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))])
-    now = state.advance(now, {"a": torch.ones(1)}, 0.5, optimizer)
+    now = state.next_state(now, {"a": torch.ones(1)}, 0.5, optimizer)
     assert (now.best_epoch, now.rate, float(now.best["a"])) == (1, state.LR, 1.0)
-    now = state.advance(now, {"a": torch.full((1,), 2.0)}, 0.6, optimizer)
+    now = state.next_state(now, {"a": torch.full((1,), 2.0)}, 0.6, optimizer)
     assert (now.best_epoch, now.rate, float(now.values["a"])) == (1, state.LR, 2.0)
-    now = state.advance(now, {"a": torch.full((1,), 3.0)}, 0.5, optimizer)
+    now = state.next_state(now, {"a": torch.full((1,), 3.0)}, 0.5, optimizer)
     assert (now.rate, float(now.values["a"]), now.optimizer) == (pytest.approx(state.LR / 3), 1.0, None)
-    now = state.advance(now, {"a": torch.full((1,), 3.0)}, float("nan"), optimizer)
+    now = state.next_state(now, {"a": torch.full((1,), 3.0)}, float("nan"), optimizer)
     assert now.rate == pytest.approx(state.LR / 9)
     assert now.best_epoch == 1
 
