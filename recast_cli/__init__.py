@@ -27,6 +27,8 @@ PUBLIC = {
     "source.source": ("Source",),
     "source.open": ("open_source",),
     "mimic.decompose.solver_options": ("GradientOptions", "VaeOptions"),
+    "mimic.options": ("MimicOptions",),
+    "mimic.make_base": ("make_base",),
     "mimic.decompose.decompose": ("mimic",),
     "base.base": ("Base",),
     "base.file": ("load_base", "save_base"),
@@ -88,6 +90,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.mimic.compress.compress import compress
     from recast_cli.engine.mimic.decompose.decompose import mimic
     from recast_cli.engine.mimic.decompose.solver_options import GradientOptions, VaeOptions
+    from recast_cli.engine.mimic.make_base import make_base
+    from recast_cli.engine.mimic.options import MimicOptions
     from recast_cli.engine.model.adapters.adapter import Adapter
     from recast_cli.engine.model.attach import attach, merge
     from recast_cli.engine.model.switcher import Switcher

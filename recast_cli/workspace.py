@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recast_cli.engine.base.header import read_base_id
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.storage.header import read_metadata
 from recast_cli.engine.storage.yaml_file import check_keys, read_yaml, with_underscores
 from recast_cli.engine.task.folder import RECORD, check_task_name
 from recast_cli.engine.task.options import AdaptOptions, option_types
@@ -123,12 +123,3 @@ def read_workspace(path: Path) -> Workspace:
         tasks[str(name)] = with_underscores(given)
     base = path.parent / Path(content["base"]).expanduser() if content.get("base") else None
     return Workspace(path.parent, base, tasks)
-
-
-def read_base_id(path: Path) -> str | None:
-    """The base_id of a base file; None for any other file."""
-    try:
-        metadata = read_metadata(path)
-    except RecastError:
-        return None
-    return metadata.get("base_id") if metadata and metadata["kind"] == "base" else None

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from recast_cli.engine.errors import RecastError
-
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+from recast_cli.engine.units import parse_bytes
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes that a size for people means: `10GB`, `1.5 gb`, `500M`, `2GiB`; a number alone is bytes.
-
-    Raises:
-        RecastError: Anything else.
-    """
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(?:([kmgt]i?)?b?)", str(text).strip().lower())
-    if not found:
+    """Bytes that a size for people means. Raises RecastError for anything else."""
+    found = parse_bytes(text)
+    if found is None:
         raise RecastError(f"--cache-size {text} is not a size", "Give e.g. 10GB or 500MB, or 0 for no cache.")
-    return round(float(found[1]) * UNITS[found[2] or ""])
+    return found
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]

@@ -151,16 +151,3 @@ def left_out(paths: list[str]) -> str:
     count = f"{len(paths)} image{'s' if len(paths) > 1 else ''}"
     more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
     return f"left out {count} that could not be read: {', '.join(paths[:5])}{more}"
-
-
-def percent(share: float | None) -> str:
-    """A fraction as a percentage with one digit behind the point."""
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def size(count: int) -> str:
-    """Bytes for people, in decimal units."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"

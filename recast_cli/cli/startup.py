@@ -20,3 +20,21 @@ def import_torch() -> None:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def prepare(device: str | None, runs_networks: bool = True) -> None:
+    """Import torch, and set this process up for networks on a device.
+
+    Args:
+        device: As the user named it.
+        runs_networks: Whether there will be any; without them nothing is set.
+
+    Raises:
+        RecastError: There is no such device.
+    """
+    import_torch()
+    from recast_cli.engine.runtime.device import choose_device, tune_process
+
+    chosen = choose_device(device)
+    if runs_networks:
+        tune_process(chosen)

@@ -15,8 +15,8 @@ import warnings
 import timm
 
 from recast_cli.engine.architecture.build import skeleton
-from recast_cli.engine.architecture.description import quiet
 from recast_cli.engine.architecture.modules import find_modules
+from recast_cli.engine.architecture.timm_config import quiet
 from recast_cli.engine.layout.plan import BUDGET, pick_layout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,15 +10,24 @@ import typer
 from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
-from recast_cli.cli.output import Output, left_out, percent, show_facts
-from recast_cli.cli.startup import import_torch
+from recast_cli.cli.output import Output, left_out, show_facts
+from recast_cli.cli.startup import prepare
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
+from recast_cli.engine.units import percent
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
     from recast_cli.engine.adapt.state import Epoch
     from recast_cli.engine.task.task import Task
+
+
+def adapter_defaults(option: str) -> str:
+    """What an option of adapters is where it is not given: the most usual value, and who has another."""
+    found = {name: value for name, own in ADAPTERS.items() if (value := getattr(own, option)) is not None}
+    usual = Counter(found.values()).most_common(1)[0][0]
+    others = [f"{name}: {value:g}" for name, value in found.items() if value != usual]
+    return "default: " + ", ".join([f"{usual:g}", *others])
 
 
 def defaults(option: str) -> str:
@@ -70,12 +80,14 @@ def adapt(
         str | None,
         typer.Option(metavar="NAME", help=f"Train an adapter beside the coefficients: {', '.join(ADAPTERS)}."),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Of the adapter's update, or its width.  [default: 1]")] = None,
+    rank: Annotated[
+        int | None, typer.Option(help=f"Of the adapter's update, or its width.  [{adapter_defaults('rank')}]")
+    ] = None,
     density: Annotated[
-        float | None, typer.Option(help="Share of entries that rosa changes.  [default: 0.017, rosa-mlp: 1e-5]")
+        float | None, typer.Option(help=f"Share of entries that rosa changes.  [{adapter_defaults('density')}]")
     ] = None,
     adapter_lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the adapter.  [default: 0.001, piggyback: 0.0001]")
+        float | None, typer.Option(help=f"Learning rate of the adapter.  [{adapter_defaults('lr')}]")
     ] = None,
     coefficients: Annotated[
         bool | None,
@@ -127,12 +139,10 @@ def adapt(
     }
     options = workspace.adapt_options(task, flags)
     base_file = workspace.base_file(base)
-    import_torch()
+    prepare(device)
     from recast_cli.engine.adapt.adapt import adapt as learn
     from recast_cli.engine.base.file import load_base
-    from recast_cli.engine.runtime.device import choose_device
 
-    choose_device(device)
     loaded = load_base(base_file)
     images = find_images(workspace, task, data, out)
 

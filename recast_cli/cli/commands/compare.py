@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from recast_cli.cli.options import CacheSize, Debug, Device, Json, Quiet
-from recast_cli.cli.output import Output, columns, percent
-from recast_cli.cli.startup import import_torch
+from recast_cli.cli.output import Output, columns
+from recast_cli.cli.startup import prepare
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.units import percent
 
 if TYPE_CHECKING:
     from recast_cli.engine.compare.leaderboard import Row
@@ -71,10 +72,7 @@ def compare(
         return
     failed = 0
     if next_runs(plan, results):
-        import_torch()
-        from recast_cli.engine.runtime.device import choose_device
-
-        choose_device(device)
+        prepare(device)
         lines = dict(results)
 
         def on_run(run: Run, line: dict[str, Any] | None, trouble: str) -> None:

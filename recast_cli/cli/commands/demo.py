@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.text import Text
 
 from recast_cli.cli.options import Debug, Json, Quiet
-from recast_cli.cli.output import Output, columns, percent
+from recast_cli.cli.output import Output, columns
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.units import percent
 
 MODEL = "vit"
 RECIPE: dict[str, Any] = {"epochs": 5}

@@ -10,10 +10,11 @@ import yaml
 from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnBadImage, Quiet
-from recast_cli.cli.output import Output, columns, left_out, percent
-from recast_cli.cli.startup import import_torch
+from recast_cli.cli.output import Output, columns, left_out
+from recast_cli.cli.startup import prepare
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.folder import read_record
+from recast_cli.engine.units import percent
 from recast_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def evaluate(
     labels = read_class_map(class_map) if class_map else None
     base_ids = [read_record(folder)["base_id"] for folder in folders.values()]
     base_file = workspace.base_file(base, base_ids[0] if base_ids else None)
-    import_torch()
+    prepare(device)
     from recast_cli.engine.base.file import load_base
     from recast_cli.engine.measure.evaluate import evaluate as measure
     from recast_cli.engine.measure.evaluate import evaluate_source

@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 
 from recast_cli.cli.options import Debug, Json, Quiet
-from recast_cli.cli.output import Output, show_facts, size
+from recast_cli.cli.output import Output, show_facts
 from recast_cli.cli.startup import import_torch
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.folder import files_of, read_record
+from recast_cli.engine.units import show_bytes
 from recast_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def show(console: Console, value: dict[str, Any]) -> None:
         difference = each["max_logit_difference"]
         rows = [
             ("task", each["task"] or "none: the source's own classifier"),
-            ("files", f"{', '.join(each['files'])}  ({size(each['bytes'])})"),
+            ("files", f"{', '.join(each['files'])}  ({show_bytes(each['bytes'])})"),
             (
                 "logits",
                 f"within {difference:.1g} of the merged network's" if difference else "equal to the merged network's",

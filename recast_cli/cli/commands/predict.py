@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, Debug, Device, Json, Quiet
-from recast_cli.cli.output import Output, columns, percent
-from recast_cli.cli.startup import import_torch
+from recast_cli.cli.output import Output, columns
+from recast_cli.cli.startup import prepare
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.folder import read_record
+from recast_cli.engine.units import percent
 from recast_cli.workspace import find_workspace
 
 
@@ -35,7 +36,7 @@ def predict(
     workspace = find_workspace()
     folder = workspace.task_folder(task)
     base_file = workspace.base_file(base, read_record(folder)["base_id"])
-    import_torch()
+    prepare(device)
     from recast_cli.engine.base.file import load_base
     from recast_cli.engine.measure.evaluate import predict as guess
     from recast_cli.engine.task.task import load_task

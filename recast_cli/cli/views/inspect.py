@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from recast_cli.cli.output import columns, show_facts, size
-from recast_cli.cli.views.compression import stored_as
+from recast_cli.cli.output import columns, show_facts
+from recast_cli.engine.base.header import stored_as
+from recast_cli.engine.units import percent, show_bytes
 
 if TYPE_CHECKING:
     pass
@@ -28,7 +29,7 @@ def show_base(console: Console, value: dict[str, Any]) -> None:
     show_facts(
         console,
         [
-            ("base", f"{value['file']}  ({size(value['bytes'])}, id {value['base_id'][:8]})"),
+            ("base", f"{value['file']}  ({show_bytes(value['bytes'])}, id {value['base_id'][:8]})"),
             ("source", f"{value['source']}  ({value['architecture'] or 'architecture unknown'})"),
             (
                 "layout",
@@ -89,7 +90,7 @@ def show_task(console: Console, value: dict[str, Any]) -> None:
             ("head", f"{value['head_parameters']:,} parameters, {len(value['classes'])} classes"),
             (
                 "test top-1",
-                f"{100 * metrics['test_top1']:.1f} %  (linear probe {100 * metrics['linear_probe_test_top1']:.1f} %)",
+                f"{percent(metrics['test_top1'])}  (linear probe {percent(metrics['linear_probe_test_top1'])})",
             ),
         ],
     )
@@ -115,7 +116,7 @@ def describe_adapter(adapter: dict[str, Any]) -> str:
 def show_file(console: Console, value: dict[str, Any]) -> None:
     """Any safetensors file for people: a line a tensor."""
     where = f" in {value['shards']} shards" if value["shards"] > 1 else ""
-    inside = f"{size(value['bytes'])}, {len(value['tensors'])} tensors{where}"
+    inside = f"{show_bytes(value['bytes'])}, {len(value['tensors'])} tensors{where}"
     show_facts(console, [("file", f"{value['file']}  ({inside})")])
     for name, text in value["metadata"].items():
         show_facts(console, [(name, text if len(text) < 200 else text[:199] + "…")])

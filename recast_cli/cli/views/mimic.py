@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from recast_cli.cli.output import percent, show_facts
-from recast_cli.cli.output import size as readable
-from recast_cli.cli.views.compression import stored_as
+from recast_cli.cli.output import show_facts
+from recast_cli.engine.base.header import stored_as
+from recast_cli.engine.units import percent, show_bytes
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base
-    from recast_cli.engine.measure.verify import Verification
     from recast_cli.engine.source.source import Source
 
 
-def summary(source: Source, base: Base, seconds: float, verification: Verification | None) -> dict[str, Any]:
+def summary(source: Source, base: Base, seconds: float) -> dict[str, Any]:
     """The JSON of `recast mimic`."""
     from recast_cli.engine.base.base import parameters
     from recast_cli.engine.storage.tensors import specs
@@ -48,12 +47,8 @@ def summary(source: Source, base: Base, seconds: float, verification: Verificati
         value["healed"] = base.solver["healed"]
     if base.codes:
         value["compression"] = base.compression
-    if verification is not None:
-        value["verify"] = {
-            "images": verification.images,
-            "agreement": verification.agreement,
-            "feature_cosine": verification.feature_cosine,
-        }
+    if base.verified:
+        value["verify"] = base.verified
     return value
 
 
@@ -64,7 +59,7 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     exact = value["max_relative_error"] == 0
     fit = "exact" if exact else f"max {value['max_relative_error']:.2g}, min cosine {value['min_cosine']:.4f}"
     rows = [
-        ("base", f"{value['base']}  ({readable(value['bytes'])}, id {value['base_id'][:8]})"),
+        ("base", f"{value['base']}  ({show_bytes(value['bytes'])}, id {value['base_id'][:8]})"),
         ("architecture", value["architecture"] or "unknown: can be inspected and exported, not adapted"),
         (
             "layout",
@@ -82,7 +77,10 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
         before = value["compression"]["source_bytes"]
         rows.insert(
             1,
-            ("size", f"{before / value['bytes']:.2f}x smaller than {readable(before)}: {stored_as(base.compression)}"),
+            (
+                "size",
+                f"{before / value['bytes']:.2f}x smaller than {show_bytes(before)}: {stored_as(base.compression)}",
+            ),
         )
     if "healed" in value:
         found = value["healed"]

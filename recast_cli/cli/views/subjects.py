@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recast_cli.cli.startup import import_torch
+from recast_cli.engine.base.header import read_base_id
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
 from recast_cli.engine.task.folder import RECORD
-from recast_cli.workspace import Workspace, read_base_id
+from recast_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base

@@ -12,7 +12,8 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from recast_cli.engine.architecture.description import Architecture, check_name, quiet
+from recast_cli.engine.architecture.description import Architecture
+from recast_cli.engine.architecture.timm_config import check_name, quiet
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.tensors import specs
 

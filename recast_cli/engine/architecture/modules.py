@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.architecture.description import classifiers, config_of
+from recast_cli.engine.architecture.timm_config import classifiers, config_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -5,59 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recast_cli.engine.base.codec.code import Code, code_to_dict
+from recast_cli.engine.base.header import BaseHeader
 from recast_cli.engine.base.mixture import mix, with_means
-from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.storage.digest import Hashed, digest
 from recast_cli.engine.storage.tensors import Spec, specs
 
-if TYPE_CHECKING:
-    from recast_cli.engine.architecture.description import Architecture
 
-
-@dataclass(frozen=True)
-class Base:
+@dataclass(frozen=True, kw_only=True)
+class Base(BaseHeader):
     """A mimicked source.
 
     Attributes:
-        layout: Which modules are in which bank.
         tensors: `banks.<bank>.templates` (bank.stored, *shape), `coefficients.<module>` (K, n), all else of the source;
             those that `codes` names as they are stored. Those of a base that `mimic` has just written are read from its
             file whenever they are asked for.
-        base_id: Digest of layout and tensor bytes; tasks are bound to it.
-        architecture: None where nobody knows it.
-        source: Name of the source; `source_digest` its digest.
-        errors: Per module, relative Frobenius error and cosine between W and the source weight.
-        solver: How templates and coefficients were found, with all options.
-        aliases: Other names of tensors that the source shares.
-        types: Module -> type of its weight in the source, as safetensors calls it, where that is not F32.
-        verified: What `verify` found, where it ran: `images`, `agreement`, `feature_cosine` by module.
         codes: Name of a tensor -> how it is stored; of a base that is not compressed empty.
-        compression: What was done to compress it and what was measured; metadata alone, base_id does not depend on it.
-        path: The file, where there is one.
     """
 
-    layout: Layout
     tensors: Mapping[str, Tensor]
-    base_id: str
-    architecture: Architecture | None
-    source: str
-    source_digest: str
-    errors: dict[str, dict[str, float]]
-    solver: dict[str, Any]
-    aliases: dict[str, str] = field(default_factory=dict)
-    types: dict[str, str] = field(default_factory=dict)
-    verified: dict[str, Any] | None = None
     codes: dict[str, Code] = field(default_factory=dict)
-    compression: dict[str, Any] = field(default_factory=dict)
-    path: Path | None = None
 
     def value(self, name: str) -> Tensor:
         """A tensor by name; one that is stored in a code is decoded, to float32."""
@@ -118,14 +91,15 @@ class Base:
                 state[f"{module}.weight"] = mix(vector[place].reshape(shape), templates, bank.means)
         return state | {alias: state[name] for alias, name in self.aliases.items()}
 
-    def known_architecture(self) -> Architecture:
-        """The architecture. Raises RecastError where nobody knows it: such a base can only be inspected."""
-        if self.architecture is None:
-            raise RecastError(
-                f"{self.path or self.source} has no known architecture, so no network can be built from it",
-                "Mimic its source with --architecture NAME where timm has it.",
-            )
-        return self.architecture
+    def mimicked(self) -> list[float]:
+        """`vector` as plain numbers."""
+        numbers: list[float] = self.vector.tolist()
+        return numbers
+
+
+def base_of(header: BaseHeader, tensors: Mapping[str, Tensor], codes: Mapping[str, Code]) -> Base:
+    """A base of what was known of it before, and its tensors."""
+    return Base(**vars(header), tensors=tensors, codes=dict(codes))
 
 
 def shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
@@ -139,13 +113,13 @@ def identify(layout: Layout, tensors: Mapping[str, Hashed], codes: Mapping[str, 
 
     A bank that is not quantised has one part a template. Without codes the digest is that of layout and tensors.
     """
-    extra = layout.to_dict() | (plain_codes(codes) if codes else {})
+    extra = layout.to_dict() | ({"codes": plain_codes(codes)} if codes else {})
     return digest(tensors, extra).removeprefix("sha256:")[:32]
 
 
 def plain_codes(codes: Mapping[str, Code]) -> dict[str, Any]:
     """The codes of a base as metadata."""
-    return {"codes": {name: code_to_dict(code) for name, code in codes.items()}}
+    return {name: code_to_dict(code) for name, code in codes.items()}
 
 
 def parameters(tensors: Mapping[str, Spec]) -> int:

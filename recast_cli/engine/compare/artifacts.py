@@ -6,23 +6,24 @@ import contextlib
 import gc
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from recast_cli.engine.adapt.fit import class_weights, extract_features, probe_rows
 from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.compare.spec import Plan, digest_of, probe_options
+from recast_cli.engine.compare.spec import MIMIC, Plan, digest_of, probe_options
 from recast_cli.engine.compare.sweep import Run
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import Split, split_folder
-from recast_cli.engine.layout.plan import BUDGET, plan_layout
-from recast_cli.engine.mimic.decompose.decompose import DTYPES, mimic
-from recast_cli.engine.mimic.decompose.solver_options import solver_options
+from recast_cli.engine.mimic.make_base import make_base
+from recast_cli.engine.mimic.options import MimicOptions
 from recast_cli.engine.model.attach import attach
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.source.open import open_source
@@ -44,17 +45,9 @@ def applying() -> Iterator[None]:
         raise CannotRun(error.what, error.hint) from None
 
 
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> AbstractContextManager[object]:
     """One process at a time makes the file at `path`; the others wait, and find it."""
-    try:
-        import fcntl
-    except ImportError:  # each makes it, which costs time: files are replaced whole
-        yield
-        return
-    with path.with_name(f".{path.stem}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return FileLock(path.with_name(f".{path.stem}.lock"))
 
 
 def base_of(plan: Plan, run: Run, folder: Path) -> Base:
@@ -62,7 +55,7 @@ def base_of(plan: Plan, run: Run, folder: Path) -> Base:
     path = base_file(plan, run.source, run.method, folder)
     with alone(path):
         if not path.exists():
-            make_base(plan.base_spec(run.source, run.method), plan.path.parent, path)
+            mimic_source(plan.base_spec(run.source, run.method), plan.path.parent, path)
     return load_base(path)
 
 
@@ -75,7 +68,7 @@ def make_bases(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
     for path, run in {base_file(plan, run.source, run.method, folder): run for run in runs}.items():
         try:
             if not path.exists():
-                make_base(plan.base_spec(run.source, run.method), plan.path.parent, path)
+                mimic_source(plan.base_spec(run.source, run.method), plan.path.parent, path)
         except CannotRun:
             continue  # the runs say so themselves
         except RecastError as error:
@@ -87,28 +80,15 @@ def base_file(plan: Plan, source: str, method: str, folder: Path) -> Path:
     return folder / "bases" / f"{digest_of(plan.base_spec(source, method), *plan.pick(source, method))}.safetensors"
 
 
-def make_base(spec: dict[str, Any], home: Path, path: Path) -> None:
+def mimic_source(spec: dict[str, Any], home: Path, path: Path) -> None:
     """Mimic a source as the plan says; relative paths start at `home`."""
     name = spec["source"]
     beside = home / Path(name.removeprefix("local-dir:")).expanduser()
     weights = home / Path(spec["weights"]).expanduser() if "weights" in spec else None
     source = open_source(str(beside) if beside.exists() else name, spec.get("architecture"), weights)
     with applying():
-        layout = plan_layout(
-            source.modules,
-            layout=spec.get("layout"),
-            patterns=spec.get("modules", ()),
-            groups=spec.get("groups"),
-            templates=spec.get("templates"),
-            sets=spec.get("sets"),
-            budget=spec.get("budget", BUDGET),
-        )
-        dtype = spec.get("dtype", "float32")
-        if dtype not in DTYPES:
-            raise RecastError(f"dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
-        given = {name: spec.get(name) for name in ("loss", "noise", "steps", "seed", "kl")}
-        options = solver_options(spec.get("solver", "exact"), **given)
-        mimic(source, layout, options=options, dtype=dtype, path=path)
+        given = {key: value for key, value in spec.items() if key in MIMIC}
+        make_base(source, MimicOptions(**given | {"modules": tuple(spec.get("modules", ()))}), file=path)
 
 
 def probe_of(

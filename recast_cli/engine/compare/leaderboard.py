@@ -160,8 +160,8 @@ def cells(plan: Plan, row: Row, lora: bool) -> list[str]:
     """The row in words; accuracies in percent, ± a standard deviation over seeds."""
     facts = [counted(row.floats), counted(row.degrees_of_freedom), counted(row.file_bytes)]
     facts.append("–" if row.lr is None else f"{row.lr:.3g}")
-    scores = [percent(score.mean, score.std) if (score := row.tasks.get(task)) else "–" for task in plan.tasks]
-    mean = "–" if row.mean is None else percent(row.mean, row.std)
+    scores = [scored(score.mean, score.std) if (score := row.tasks.get(task)) else "–" for task in plan.tasks]
+    mean = "–" if row.mean is None else scored(row.mean, row.std)
     gain = "–" if row.gain is None else f"{100 * row.gain:+.1f}"
     gap = ["–" if row.gap is None else f"{100 * row.gap:.0f} %"] if lora else []
     seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
@@ -183,7 +183,7 @@ def counted(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def percent(mean: float, std: float | None) -> str:
+def scored(mean: float, std: float | None) -> str:
     """`91.2 ± 0.3`, without the spread where there is none."""
     return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 

@@ -250,11 +250,13 @@ def work(channel: Connection, settings: Settings, jobs: int) -> None:
     import torch
 
     from recast_cli.engine.images.decode import cores
+    from recast_cli.engine.runtime.device import choose_device, tune_process
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it too, and ends this one
     threading.Thread(target=leave_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")
     torch.set_num_threads(min(torch.get_num_threads(), max(1, cores() // jobs)))
+    tune_process(choose_device(settings[2]))
     try:
         while True:
             run, line = channel.recv()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.architecture.description import config_of
+from recast_cli.engine.architecture.timm_config import config_of
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.export.merged import TOLERANCE, Merged
 from recast_cli.engine.export.restore import source_specs

@@ -13,7 +13,8 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from recast_cli.engine.architecture.build import skeleton
-from recast_cli.engine.architecture.description import SOURCE_FIELDS, Architecture, quiet
+from recast_cli.engine.architecture.description import Architecture
+from recast_cli.engine.architecture.timm_config import SOURCE_FIELDS, quiet
 from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.export.classifier import with_classifier
 from recast_cli.engine.export.merged import OTHERWISE, Merged

@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import platformdirs
 
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.atomic import atomic, check_writable
-from recast_cli.engine.storage.header import METADATA_KEY, to_json
+from recast_cli.engine.storage.header import FORMATS, METADATA_KEY, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_CACHE_SIZE = 10 * 10**9
 """Bytes that all files of the cache may take together."""
-FORMAT = 1
+FORMAT = FORMATS["images"]
 HEADER = 4096
 """Bytes before the pixels: the header is written last, when it is known how many images could be read."""
 FILES = ("images-*.safetensors", ".images-*.tmp", "pictures-*.safetensors")
@@ -44,8 +45,8 @@ class CacheWarning(UserWarning):
 
 
 def cache_folder() -> Path:
-    """`$RECAST_CACHE`, else `$XDG_CACHE_HOME/recast`, else `~/.cache/recast`."""
-    named = os.environ.get("RECAST_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "recast")
+    """`$RECAST_CACHE`, else `recast` where this system keeps caches: on Linux `$XDG_CACHE_HOME` or `~/.cache`."""
+    named = os.environ.get("RECAST_CACHE") or platformdirs.user_cache_dir("recast")
     return Path(os.path.expanduser(named))  # where there is no home the `~` stays, and `build` makes no such folder
 
 

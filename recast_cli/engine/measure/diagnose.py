@@ -160,14 +160,14 @@ class ModuleChange:
     moved: float
 
 
-def compare_to_base(base: Base | BaseHeader, vector: Iterable[float]) -> list[ModuleChange]:
+def compare_to_base(base: BaseHeader, vector: Iterable[float]) -> list[ModuleChange]:
     """What a task changed, module by module, in layout order.
 
     Args:
-        base: The task's base, or no more than its outline.
+        base: The task's base, or no more than its header.
         vector: The task's coefficients in layout order.
     """
-    now, before = ([float(value) for value in values] for values in (vector, base.vector))
+    now, before = [float(value) for value in vector], base.mimicked()
     return [
         ModuleChange(
             module=module,

@@ -1,6 +1,6 @@
 """Products of a module with its mixed weight whose backward pass makes coefficient gradients without a product for W.
 
-The strategies of engine/gradients.py as functions of autograd: `Scaled` of one template, `Products` of several.
+The strategies of coefficient_gradients.py as functions of autograd: `Scaled` of one template, `Products` of several.
 """
 
 from __future__ import annotations

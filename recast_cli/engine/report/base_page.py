@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 
 from recast_cli.engine.base.base import Base, parameters
+from recast_cli.engine.base.header import stored_as
 from recast_cli.engine.layout.layout import Bank
 from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, similarity
 from recast_cli.engine.report.figures import (
@@ -25,9 +26,8 @@ from recast_cli.engine.report.figures import (
 )
 from recast_cli.engine.report.html import Markup, cards, document, folded, section, table, text, tinted, with_bar
 from recast_cli.engine.storage.atomic import atomic
+from recast_cli.engine.units import percent, show_bytes
 from recast_cli.version import __version__
-
-UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 @dataclass(frozen=True)
@@ -108,25 +108,20 @@ def key_facts(base: Base, tasks: Sequence[Learned]) -> list[tuple[str, str, str]
         weights = ("largest error", f"{worst:.2g}", "of a module, relative")
     retention = ("retention", "–", "mimic --verify measures it")
     if found and found["agreement"] is not None:
-        retention = ("retention", f"{100 * found['agreement']:.1f} %", f"of {found['images']:,} images alike")
-    together = f"{size(sum(task.bytes for task in tasks))} together" if tasks else "none yet"
+        retention = ("retention", percent(found["agreement"]), f"of {found['images']:,} images alike")
+    together = f"{show_bytes(sum(task.bytes for task in tasks))} together" if tasks else "none yet"
     return [
         ("coefficients a task", f"{layout.coefficients}", f"{layout.degrees_of_freedom} degrees of freedom"),
         weights,
         retention,
         ("parameters", f"{count:,}", f"source {source:,}"),
-        ("file", size(base.path.stat().st_size) if base.path else "–", stored_as(base)),
+        (
+            "file",
+            show_bytes(base.path.stat().st_size) if base.path else "–",
+            stored_as(base.compression) if base.codes else f"templates in {base.solver['dtype']}",
+        ),
         ("tasks here", f"{len(tasks)}", together),
     ]
-
-
-def stored_as(base: Base) -> str:
-    """In how many bits a base keeps what it holds."""
-    if not base.codes:
-        return f"templates in {base.solver['dtype']}"
-    if not base.compression["rounded"]:
-        return "everything in float16"
-    return f"{base.compression['bits']:.2f} bits a weight"
 
 
 def about_layout(base: Base) -> str:
@@ -187,7 +182,7 @@ def about_retention(base: Base) -> str:
         )
     lowest = sorted(found["feature_cosine"].items(), key=lambda item: item[1])
     if found["agreement"] is not None:
-        share = f"{100 * found['agreement']:.1f} %"
+        share = percent(found["agreement"])
         words += f" On {share} of {found['images']:,} images base and source give the same class."
     words += f" The outputs of {text(lowest[0][0])} differ most, with a mean cosine of {lowest[0][1]:.4f}."
     rows = [[name, with_bar(f"{cosine:.4f}", cosine)] for name, cosine in lowest]
@@ -229,9 +224,9 @@ def task_row(task: Learned) -> list[str]:
         str(len(record["classes"])),
         f"{record['image_size']} px",
         record["adapter"]["name"] if record.get("adapter") else "–",
-        size(task.bytes),
-        "–" if probe is None else f"{100 * probe:.1f} %",
-        "–" if top1 is None else with_bar(f"{100 * top1:.1f} %", top1),
+        show_bytes(task.bytes),
+        "–" if probe is None else percent(probe),
+        "–" if top1 is None else with_bar(percent(top1), top1),
         "–" if top1 is None or probe is None else f"{100 * (top1 - probe):+.1f}",
     ]
 
@@ -253,8 +248,3 @@ def means(sets: list[list[float]]) -> Markup:
     """Coefficients (K, n) averaged over the sets, as text."""
     averaged = [sum(column) / len(sets) for column in zip(*sets, strict=True)]
     return Markup(html.escape(" ".join(f"{value:+.3f}" for value in averaged)))
-
-
-def size(count: int) -> str:
-    """Bytes for people, in decimal units."""
-    return next((f"{count / scale:.1f} {unit}" for unit, scale in UNITS if count >= scale), f"{count} B")

@@ -51,13 +51,8 @@ def choose_device(name: str | None = None) -> torch.device:
 def ready(model: nn.Module, device: torch.device) -> nn.Module:
     """The network on its device, in the form that is fastest there.
 
-    Networks of convolutions are laid out channels last, which is faster on CPUs and GPUs alike. On CUDA what is left
-    in float32 is multiplied in TF32; a CPU keeps the memory it has once got. Both hold for the whole process.
+    Networks of convolutions are laid out channels last, which is faster on CPUs and GPUs alike.
     """
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    elif device.type == "cpu":
-        keep_memory()
     model = model.to(device)
     if device.type in ("cpu", "cuda") and len(convolutions(model)) > 2:  # more than a stem
         # tensor by tensor: `model.to(memory_format=...)` stumbles over banks, which have five dimensions
@@ -67,6 +62,18 @@ def ready(model: nn.Module, device: torch.device) -> nn.Module:
         # a weight that is generated is not laid out so, and its convolution goes by its input
         convolutions(model)[0].register_forward_pre_hook(channels_last)
     return model
+
+
+def tune_process(device: torch.device) -> None:
+    """Set this process up for networks on a device, for as long as it runs; `recast` does it at its start.
+
+    On CUDA what is left in float32 is multiplied in TF32; on a CPU memory that was once got is kept. No function of the
+    engine does either by itself, as the process may be another program's.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    elif device.type == "cpu":
+        keep_memory()
 
 
 def channels_last(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from recast_cli.engine.architecture.description import quiet
+from recast_cli.engine.architecture.timm_config import quiet
 from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
 from recast_cli.engine.storage.tensors import TYPE_NAMES, StoredTensors, specs, stored_tensors

@@ -16,7 +16,7 @@ import timm
 from torch import Tensor
 
 from recast_cli.engine.architecture.build import check_fit, skeleton
-from recast_cli.engine.architecture.description import check_name, quiet
+from recast_cli.engine.architecture.timm_config import check_name, quiet
 from recast_cli.engine.errors import RecastError, one_line, suggest
 from recast_cli.engine.source.checkpoint import WEIGHT_FILES, read_weights, weights_in
 from recast_cli.engine.source.source import (

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.architecture.build import build
-from recast_cli.engine.architecture.description import Architecture, describe
+from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.architecture.modules import find_modules, ties
+from recast_cli.engine.architecture.timm_config import describe
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.families import Modules
 from recast_cli.engine.storage.digest import tensors_digest

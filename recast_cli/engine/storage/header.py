@@ -15,15 +15,11 @@ from typing import Any
 from recast_cli.engine.errors import RecastError
 
 METADATA_KEY = "recast"
+FORMATS = {"base": 5, "coefficients": 1, "head": 1, "adapter": 1, "probe": 1, "images": 1, "pictures": 1, "task": 1}
+"""Kind of a file -> the latest of its formats that this version reads and writes."""
 FORMAT_VERSION = 1
 INDEX = ".safetensors.index.json"
 """How the name of an index ends: JSON whose `weight_map` says in which shard each tensor lies."""
-CODED_VERSION = 2
-"""The format of compressed bases, which a reader of format 1 would take for damaged ones."""
-MEANS_VERSION = 3
-"""The format of bases whose layout takes means of templates."""
-TRELLIS_VERSION = 5
-"""The format of bases that have integers on a trellis; the latest."""
 
 
 def to_json(value: Any) -> str:
@@ -80,9 +76,11 @@ def read_metadata(path: Path, header: dict[str, Any] | None = None) -> dict[str,
         version, kind = metadata["format"], metadata["kind"]
     except (ValueError, KeyError, TypeError):
         raise RecastError(f"{path}: its recast metadata is damaged", "Write the file again.") from None
-    if not isinstance(version, int) or version > TRELLIS_VERSION:
+    if not isinstance(kind, str) or kind not in FORMATS:
+        raise RecastError(f"{path} is a file of an unknown kind, {kind}", "Upgrade recast-cli.")
+    if not isinstance(version, int) or version > FORMATS[kind]:
         raise RecastError(
-            f"{path} is a {kind} of format {version}; this recast reads up to {TRELLIS_VERSION}", "Upgrade recast-cli."
+            f"{path} is a {kind} of format {version}; this recast reads up to {FORMATS[kind]}", "Upgrade recast-cli."
         )
     return metadata
 

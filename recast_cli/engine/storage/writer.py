@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recast_cli.engine.storage.atomic import atomic
 from recast_cli.engine.storage.header import METADATA_KEY, to_json
-from recast_cli.engine.storage.tensors import TYPE_NAMES, Spec, raw, spec_of
+from recast_cli.engine.storage.tensors import TYPE_NAMES, Place, Spec, StoredTensors, raw, spec_of
 from recast_cli.engine.storage.tensors import specs as all_specs
 
 UNSYNCED = 2**22
@@ -84,7 +84,7 @@ class TensorWriter:
         key: str | None,
         disk: ThreadPoolExecutor,
     ) -> None:
-        self.stream, self.left, self.finished = stream, dict(specs), False
+        self.stream, self.specs, self.left, self.finished = stream, specs, dict(specs), False
         self.disk, self.unsynced = disk, 0
         self.syncing: Future[None] | None = None
         self.key = key
@@ -101,6 +101,12 @@ class TensorWriter:
         for name, tensor in tensors:
             self.write(name, tensor)
             del tensor
+
+    def written(self) -> StoredTensors:
+        """The tensors that are there, read from the unfinished file; gone once it has its name."""
+        file, start = Path(self.stream.name), 8 + self.length
+        places = {name: entry["data_offsets"][0] for name, entry in self.entries.items() if name not in self.left}
+        return StoredTensors({name: Place(file, start + place, self.specs[name]) for name, place in places.items()})
 
     def finish(self, metadata: dict[str, Any]) -> None:
         """Write the header, once all tensors are there."""

@@ -10,10 +10,9 @@ import yaml
 
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.atomic import write_text
-from recast_cli.engine.storage.header import FORMAT_VERSION, read_header, read_metadata
+from recast_cli.engine.storage.header import FORMATS, read_header, read_metadata
 
 if TYPE_CHECKING:
-    from recast_cli.engine.base.base import Base
     from recast_cli.engine.base.header import BaseHeader
 
 
@@ -78,8 +77,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise RecastError(f"{path} is not valid YAML", "Adapt the task again with --restart.") from None
     if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in FIELDS.items()):
         raise RecastError(f"{path} is not a task's record", "Adapt the task again with --restart.")
-    if record["format"] > FORMAT_VERSION:
-        raise RecastError(f"{path} is of format {record['format']}; this recast reads {FORMAT_VERSION}", "Upgrade.")
+    if record["format"] > FORMATS["task"]:
+        raise RecastError(f"{path} is of format {record['format']}; this recast reads {FORMATS['task']}", "Upgrade.")
     return record
 
 
@@ -116,7 +115,7 @@ def read_part(path: Path, kind: str, base_id: str) -> dict[str, Any]:
     return header
 
 
-def check_bound(base_id: str, coefficients: int, base: Base | BaseHeader, what: str) -> None:
+def check_bound(base_id: str, coefficients: int, base: BaseHeader, what: str) -> None:
     """Raise RecastError unless a task of the base called `base_id`, with so many coefficients, is one of `base`."""
     if base_id != base.base_id:
         raise RecastError(

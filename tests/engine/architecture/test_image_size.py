@@ -7,7 +7,7 @@ from helpers import CONV, CONV_ARGS, VIT, VIT_ARGS, network, perturbed, random_i
 from safetensors.torch import save_file
 
 from recast_cli.engine.architecture.build import build
-from recast_cli.engine.architecture.description import describe
+from recast_cli.engine.architecture.timm_config import describe
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic

@@ -107,9 +107,7 @@ def test_a_lossy_base_says_what_it_lost(ready, vit_folder):
 
 
 @pytest.mark.usefixtures("ready")
-@pytest.mark.parametrize(
-    ("option", "words"), [(("--bits", 4), "bits a weight"), (("--bits", 16), "everything in float16")]
-)
+@pytest.mark.parametrize(("option", "words"), [(("--bits", 4), "bits a weight"), (("--bits", 16), "float16")])
 def test_how_a_base_is_stored(option, words, vit_folder):
     assert "templates in float32" in plain(report()[0])
     value = recast_json("mimic", vit_folder, *option, "-o", "base.safetensors")

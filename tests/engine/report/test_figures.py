@@ -52,7 +52,8 @@ def fake(groups=2, layers=2, roles=("attn.qkv", "mlp.fc1"), undefined=False, err
                 )
             )
     layout = Layout("custom", 1, tuple(banks))
-    return Base(layout, {}, "0" * 32, None, source, "sha256:0", {}, {"name": "exact"}), found
+    base = Base(layout=layout, tensors={}, base_id="0" * 32, architecture=None, source=source, solver={"name": "exact"})
+    return base, found
 
 
 def changes(scale, modules=4):

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.atomic import atomic, write_text
 from recast_cli.engine.storage.digest import tensors_digest
-from recast_cli.engine.storage.header import FORMAT_VERSION, TRELLIS_VERSION, read_header, read_metadata
+from recast_cli.engine.storage.header import FORMATS, read_header, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2, dtype=torch.int64)}
-META = {"kind": "base", "format": FORMAT_VERSION}
+META = {"kind": "base", "format": 1}
 
 
 def test_an_error_inside_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -144,8 +144,8 @@ def test_damaged_metadata(metadata, tmp_path):
 def test_metadata_of_others_and_of_the_future(tmp_path):
     save_file(TENSORS, tmp_path / "theirs", {"format": "pt"})
     assert read_metadata(tmp_path / "theirs") is None
-    write_tensors(tmp_path / "f", TENSORS, {"kind": "base", "format": TRELLIS_VERSION + 1})
-    with pytest.raises(RecastError, match=f"format {TRELLIS_VERSION + 1}"):
+    write_tensors(tmp_path / "f", TENSORS, {"kind": "base", "format": FORMATS["base"] + 1})
+    with pytest.raises(RecastError, match=f"format {FORMATS['base'] + 1}"):
         read_metadata(tmp_path / "f")
 
 
@@ -172,3 +172,17 @@ def test_one_element_with_any_stride_has_the_same_digest():
     for strided in (column, column.T, torch.arange(12.0)[6::12]):
         expected = strided.flatten().tolist()
         assert tensors_digest({"a": strided}) == tensors_digest({"a": torch.tensor(expected).reshape(strided.shape)})
+
+
+@pytest.mark.parametrize("kind", ["coefficients", "head", "adapter"])
+def test_each_kind_of_file_has_a_format_of_its_own(kind, tmp_path):
+    """A head of a format that only bases have is of a later version, not of this one."""
+    write_tensors(tmp_path / "f", TENSORS, {"kind": kind, "format": FORMATS[kind] + 1})
+    with pytest.raises(RecastError, match=f"{kind} of format 2; this recast reads up to 1"):
+        read_metadata(tmp_path / "f")
+
+
+def test_a_kind_that_nobody_knows_is_of_a_later_version(tmp_path):
+    write_tensors(tmp_path / "f", TENSORS, {"kind": "novelty", "format": 1})
+    with pytest.raises(RecastError, match="unknown kind, novelty"):
+        read_metadata(tmp_path / "f")

@@ -12,7 +12,7 @@ from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
-from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
+from recast_cli.engine.storage.header import FORMATS, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.task.task import Task, load_task, save_task
@@ -22,7 +22,7 @@ from recast_cli.engine.task.task import Task, load_task, save_task
 def task(vit_base, tmp_path):
     """The folder of a task of two classes that was never trained."""
     record = {
-        "format": FORMAT_VERSION,
+        "format": FORMATS["task"],
         "data": "data/t",
         "name": "t",
         "base_id": vit_base.base_id,
@@ -114,7 +114,7 @@ def test_a_task_that_is_not_there_names_those_that_are(task):
 
 def test_a_record_of_the_future(task):
     record = yaml.safe_load((task / "task.yaml").read_text())
-    (task / "task.yaml").write_text(yaml.safe_dump(record | {"format": FORMAT_VERSION + 1}))
+    (task / "task.yaml").write_text(yaml.safe_dump(record | {"format": FORMATS["task"] + 1}))
     with pytest.raises(RecastError, match="Upgrade"):
         load_task(task)
 

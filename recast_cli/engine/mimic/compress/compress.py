@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -17,20 +18,13 @@ from recast_cli.engine.images.unlabelled import list_images, read_images
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.mimic.compress.fisher import Curvature, curvatures
 from recast_cli.engine.mimic.compress.matrices import is_large, matrices, tensors_of_base, tensors_of_source
-from recast_cli.engine.mimic.compress.plan import (
-    HALF,
-    Compression,
-    check,
-    fixed_code,
-    is_enough,
-    planned,
-    small_codes,
-)
+from recast_cli.engine.mimic.compress.plan import Compression, fixed_code, is_enough, planned, small_codes
 from recast_cli.engine.mimic.compress.rate import Job, fit
 from recast_cli.engine.mimic.compress.rounding import to_bits
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.mimic.decompose.finalize import finalize
 from recast_cli.engine.mimic.decompose.solver_options import SolverOptions
+from recast_cli.engine.mimic.options import HALF, check_numbers
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.source.source import Source
 
@@ -50,6 +44,7 @@ def compress(
     base: Base | None = None,
     path: Path | None = None,
     device: str | None = None,
+    verify: Callable[[Base], Mapping[str, Any]] | None = None,
     announce: Callable[[Compression], None] | None = None,
     progress: Progress | None = None,
 ) -> Base:
@@ -70,6 +65,7 @@ def compress(
         base: What is rounded; default: what `mimic` makes.
         path: Where the base goes; without it it stays in memory, and `save_base` writes the same file.
         device: Where images are looked at; default: CUDA where it is.
+        verify: As of `mimic`.
         announce: Called with the plan before it is carried out.
         progress: Called as the work goes on.
 
@@ -78,7 +74,7 @@ def compress(
             nobody knows the network.
         OSError: The base cannot be written.
     """
-    check(size, bits, group)
+    check_numbers(size, bits, group)
     if size is not None and is_enough(source, layout, options, size):
         size, bits = None, HALF
     if calibrate is not None:
@@ -112,11 +108,22 @@ def compress(
         codes, encode = fit(job, size, announce, progress)
     about = {**plan(codes).to_dict(), "calibrated": calibrated}
     if base is None:
-        return mimic(source, layout, codes=codes, encode=encode, compression=about, path=path, progress=progress)
+        return mimic(
+            source,
+            layout,
+            codes=codes,
+            encode=encode,
+            compression=about,
+            path=path,
+            verify=verify,
+            progress=progress,
+        )
     stored = {name: tensor for name, tensor in base.tensors.items() if name not in codes}
     for name, code in codes.items():
         stored |= encode(name, base.tensors[name], code)
     base = finalize(replace(base, tensors=stored, codes=codes, compression=about), source)
+    if verify is not None:
+        base = replace(base, verified=dict(verify(base)))
     return base if path is None else save_base(base, path)
 
 

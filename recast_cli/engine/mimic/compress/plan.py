@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.base.codec.code import BITS, Code, Fixed, Half, code_bytes
+from recast_cli.engine.base.codec.code import Code, Fixed, Half, code_bytes
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.families import role_of
 from recast_cli.engine.layout.layout import Layout, coefficient_key
 from recast_cli.engine.mimic.compress.matrices import fits_half, is_large, matrices
 from recast_cli.engine.mimic.decompose.manifest import base_specs, stored_bytes
 from recast_cli.engine.mimic.decompose.solver_options import SolverOptions
+from recast_cli.engine.mimic.options import HALF
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.tensors import specs
 
-HALF = 16
-"""`--bits` of float16."""
 GROUP = 64
 """Values a scale where bits are given and a group size is not."""
 ROOM = 1024
@@ -107,15 +106,3 @@ def fixed_code(name: str, tensor: Tensor, bits: int, group: int | None) -> Code:
     shape = tuple(tensor.shape)
     columns = matrices(name, shape)[2]
     return Half(shape) if bits == HALF else Fixed(shape, columns, bits, min(group or GROUP, columns))
-
-
-def check(size: int | None, bits: int | None, group: int | None) -> None:
-    """Raise RecastError where the numbers make no plan."""
-    if size is not None and bits is not None:
-        raise RecastError("--size chooses the bits itself", "Give --size or --bits, not both.")
-    if bits is not None and bits not in (*BITS, HALF):
-        raise RecastError(f"--bits {bits} is out of range", "Give 2 to 8, or 16 for float16.")
-    if group is not None and not 8 <= group <= 4096:
-        raise RecastError(f"--group-size {group} is out of range", "Give 8 to 4096 values a scale; 64 is usual.")
-    if group is not None and bits in (None, HALF):
-        raise RecastError("--group-size goes with --bits of 2 to 8", "Give --bits, too, or leave it out.")

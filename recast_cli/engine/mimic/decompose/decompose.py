@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.base.base import Base, identify
+from recast_cli.engine.base.base import Base, base_of, identify
 from recast_cli.engine.base.codec.code import Code, Encode, round_to_nearest
-from recast_cli.engine.base.file import metadata_of, widest
+from recast_cli.engine.base.file import metadata_of
+from recast_cli.engine.base.header import BaseHeader, widest
 from recast_cli.engine.base.mixture import with_means
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.mimic.decompose.exact import solve_exact
 from recast_cli.engine.mimic.decompose.gradient import solve_gradient
-from recast_cli.engine.mimic.decompose.manifest import DTYPES, base_specs, manifest, stored_specs
+from recast_cli.engine.mimic.decompose.manifest import TORCH_TYPES, base_specs, manifest, stored_specs
 from recast_cli.engine.mimic.decompose.solution import Solution
 from recast_cli.engine.mimic.decompose.solver_options import GradientOptions, SolverOptions, VaeOptions
 from recast_cli.engine.mimic.decompose.vae import solve_vae
@@ -47,6 +48,7 @@ def mimic(
     encode: Encode = round_to_nearest,
     compression: Mapping[str, Any] | None = None,
     path: Path | None = None,
+    verify: Callable[[Base], Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> Base:
     """Rewrite the source's weights as mixtures of shared templates.
@@ -62,6 +64,7 @@ def mimic(
         path: Where the base goes. It is written while it is made, so that no more than one bank is in memory, and its
             tensors are read when they are asked for; without it the base is made in memory, and `save_base` writes
             the same file.
+        verify: Called with the base once all its tensors are there; what it returns stands in the file as `verified`.
         progress: Called after every bank (exact) or step.
 
     Raises:
@@ -69,24 +72,27 @@ def mimic(
         OSError: The base cannot be written.
     """
     check_memory(layout, kept=layout.template_parameters if path is None else 0, copies=4 if options is None else 7)
-    base = replace(manifest(source, layout, options, dtype, codes or {}), compression=dict(compression or {}))
+    header, codes = manifest(source, layout, options, dtype, compression), dict(codes or {})
     findings = Findings()
     # templates that are weights are only compared, and after each comparison torch's other threads spin on the cores
     # that hashing and writing need
     compared = options is None and not codes and all(bank.stored == len(bank.modules) for bank in layout.banks)
-    with (
-        threads(1 if compared else torch.get_num_threads()),
-        closing(decompose(source, base, options, encode, findings, progress)) as pieces,
-    ):
-        if path is None:
+    few = partial(threads, 1 if compared else torch.get_num_threads())
+    pieces = decompose(source, header, codes, options, encode, findings, progress)
+    if path is None:
+        with few(), closing(pieces):
             tensors = {key: tensor.clone() for key, tensor in pieces}  # the source may be a model that is trained on
-            return replace(findings.complete(base), tensors=tensors)
-        path = Path(path)
-        with writing(path, stored_specs(base_specs(source, layout, dtype), base.codes), widest(base)) as writer:
+        base = base_of(findings.complete(header, codes), tensors, codes)
+        return replace(base, verified=dict(verify(base))) if verify else base
+    path, room = Path(path), widest(metadata_of(header, codes), layout, verified=verify is not None)
+    with writing(path, stored_specs(base_specs(source, layout, dtype), codes), room) as writer:
+        with few(), closing(pieces):
             writer.write_all(pieces)
-            base = findings.complete(base)
-            writer.finish(metadata_of(base))
-    return replace(base, tensors=read_stored(path), path=path)
+        header = findings.complete(header, codes)
+        if verify:
+            header = replace(header, verified=dict(verify(base_of(header, writer.written(), codes))))
+        writer.finish(metadata_of(header, codes))
+    return base_of(replace(header, path=path), read_stored(path), codes)
 
 
 @dataclass
@@ -115,11 +121,11 @@ class Findings:
             if name in stored:
                 self.base[name] = self.source[name]
 
-    def complete(self, base: Base) -> Base:
-        """`base` with its errors and digests."""
+    def complete(self, header: BaseHeader, codes: Mapping[str, Code]) -> BaseHeader:
+        """`header` with its errors and digests."""
         return replace(
-            base,
-            base_id=identify(base.layout, self.base, base.codes),
+            header,
+            base_id=identify(header.layout, self.base, codes),
             source_digest=digest(self.source),
             errors=self.errors,
         )
@@ -127,7 +133,8 @@ class Findings:
 
 def decompose(
     source: Source,
-    base: Base,
+    header: BaseHeader,
+    codes: Mapping[str, Code],
     options: SolverOptions,
     encode: Encode,
     findings: Findings,
@@ -137,7 +144,7 @@ def decompose(
 
     Every byte of the source is hashed once, by a thread, while the next tensors are read and written.
     """
-    layout, codes, dtype = base.layout, base.codes, DTYPES[base.solver["dtype"]]
+    layout, dtype = header.layout, TORCH_TYPES[header.solver["dtype"]]
     solver = partial(solve, layout=layout, options=options, progress=progress)
     with Background() as background:
         for number, bank in enumerate(layout.banks):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recast_cli.engine.architecture.description import classifiers
 from recast_cli.engine.architecture.modules import listen
+from recast_cli.engine.architecture.timm_config import classifiers
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.layout.layout import coefficient_key, template_key

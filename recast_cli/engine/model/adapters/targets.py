@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.architecture.description import classifiers, config_of
 from recast_cli.engine.architecture.modules import CONVOLUTIONS, find_modules
+from recast_cli.engine.architecture.timm_config import classifiers, config_of
 from recast_cli.engine.errors import RecastError
 
 FUSED = {"qkv": "qkv", "kv": "kv"}

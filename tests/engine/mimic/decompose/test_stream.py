@@ -245,8 +245,8 @@ FAMILIES = [
 @pytest.mark.parametrize("name", FAMILIES)
 def test_names_and_shapes_need_no_values(name):
     from recast_cli.engine.architecture.build import skeleton
-    from recast_cli.engine.architecture.description import describe
     from recast_cli.engine.architecture.modules import find_modules, ties
+    from recast_cli.engine.architecture.timm_config import describe
 
     real, bare = timm.create_model(name), skeleton(name)
     assert {tensor.device.type for tensor in bare.state_dict().values()} == {"meta"}
@@ -262,7 +262,7 @@ from pathlib import Path
 from recast_cli.engine.storage import background
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.mimic.decompose.decompose import mimic
-from recast_cli.engine.plan import plan_layout
+from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.export.restore import write_source
 from recast_cli.engine.source.open import open_source
 
