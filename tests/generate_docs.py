@@ -40,7 +40,7 @@ def commands_page() -> str:
         "# Commands",
         fill(
             "Made of the tool's own help by `python tests/generate_docs.py`. [JSON keys and exit codes](json.md) are "
-            "the same for all commands."
+            "the same for all commands. Every command has `--help`, and `recast --version` prints the version."
         ),
         "\n".join(["| command | what it does |", "|---|---|", *index]),
         *pages,
