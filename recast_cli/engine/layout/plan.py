@@ -109,8 +109,9 @@ def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
     """Banks of one kernel with a window each, cut into its mean and the rest, for networks of depthwise convolutions.
 
     As many of the first kernels as fit into the budget: the early ones gain most (docs/evidence/which-layout.md). None
-    where a module is linear (a transformer's, or a ConvNeXt's, whose norms undo scales of depthwise kernels), or where so few kernels
-    are depthwise that they say nothing of the network: a first convolution of grey images looks like one, too.
+    where a module is linear (a transformer's, or a ConvNeXt's, whose norms undo scales of depthwise kernels), or where
+    so few kernels are depthwise that they say nothing of the network: a first convolution of grey images looks like
+    one, too.
     """
     if any(len(shape) < 3 for shape in modules.values()):
         return []
