@@ -128,7 +128,7 @@ def show(console: Console, value: dict[str, Any]) -> None:
     console.print(
         Text(
             "This small model was pretrained with mixing in mind, so it gains more than a usual checkpoint does: "
-            "docs/results.md has those."
+            "docs/evidence/summary.md has those."
         )
     )
     console.print(Text(f"All of it lies in {value['directory']}: go there and try the commands yourself."))

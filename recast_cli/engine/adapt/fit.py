@@ -136,7 +136,7 @@ def refit_head(state: State, train: Rows, val: Rows, class_weights: Tensor | Non
 
     The trained one lags behind features that moved under it, the solved one, a linear probe, knows the training images
     as they are and not flipped and cropped. They err differently: their mean is no worse than the better one, and where
-    both are as good better than either (docs/results.md).
+    both are as good better than either (docs/evidence/head-and-epochs.md).
 
     Args:
         state: Of the finished training; its head has weight (classes, width) and bias (classes,).

@@ -85,7 +85,7 @@ def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
 
     Networks of depthwise convolutions get two coefficients for each kernel, see `kernel_banks`. Any other network gets
     one for each module, n = 1: W = c * T, and the whole budget goes into reaching many modules, which gains more than
-    mixing the weights of few (docs/results.md). Families are taken whole while they fit, in the
+    mixing the weights of few (docs/evidence/which-layout.md). Families are taken whole while they fit, in the
     order of `preferred`; of a first one that does not fit, the deepest modules. Where no two modules share role and
     shape, the largest are taken.
     """
@@ -108,9 +108,10 @@ def pick_layout(modules: Modules, budget: int = BUDGET) -> Layout:
 def kernel_banks(modules: Modules, budget: int) -> list[Bank]:
     """Banks of one kernel with a window each, cut into its mean and the rest, for networks of depthwise convolutions.
 
-    As many of the first kernels as fit into the budget: the early ones gain most (docs/results.md). None where a module
-    is linear (a transformer's, or a ConvNeXt's, whose norms undo scales of depthwise kernels), or where so few kernels
-    are depthwise that they say nothing of the network: a first convolution of grey images looks like one, too.
+    As many of the first kernels as fit into the budget: the early ones gain most (docs/evidence/which-layout.md). None
+    where a module is linear (a transformer's, or a ConvNeXt's, whose norms undo scales of depthwise kernels), or where
+    so few kernels are depthwise that they say nothing of the network: a first convolution of grey images looks like
+    one, too.
     """
     if any(len(shape) < 3 for shape in modules.values()):
         return []

@@ -43,8 +43,8 @@ RECIPES = {
 }
 
 CUT_KERNEL_LR = 0.006
-"""The default recipe's rate for kernels that are cut in two, as a sweep on validation chose it (docs/results.md): here
-no norm takes back what changes of several layers make of one another."""
+"""The default recipe's rate for kernels that are cut in two, as a sweep on validation chose it
+(docs/evidence/which-layout.md): here no norm takes back what changes of several layers make of one another."""
 
 
 @dataclass(frozen=True)

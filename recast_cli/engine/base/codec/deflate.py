@@ -7,7 +7,7 @@ A stream of `count` integers, decompressed by zlib, is
 * the `low` (at most 8) lowest bits of each, packed as in packing.py: they are next to random, so nothing is gained on
   them.
 
-NumPy and zlib read it back without this tool, see docs/formats.md. A checksum is part of the stream.
+NumPy and zlib read it back without this tool, see docs/reference/base-file.md. A checksum is part of the stream.
 """
 
 from __future__ import annotations

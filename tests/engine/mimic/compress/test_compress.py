@@ -43,7 +43,7 @@ def small(source, layout, tmp_path):
 
 
 def by_hand(path):
-    """Every quantised tensor of a file, as docs/formats.md says, with NumPy alone."""
+    """Every quantised tensor of a file, as docs/reference/base-file.md says, with NumPy alone."""
     tensors = load_file(path)
     with safe_open(path, "np") as file:
         codes = json.loads(file.metadata()["recast"])["codes"]

@@ -43,7 +43,7 @@ NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", tor
 
 
 def brute_digest(tensors, extra, banks=()):
-    """The digest as docs/formats.md has it."""
+    """The digest as docs/reference/base-file.md has it."""
     rows = [extra]
     for name in sorted(tensors):
         tensor = tensors[name]
