@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from recast_cli import PUBLIC
+
 ROOT = Path(__file__).parent.parent
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -78,10 +80,20 @@ def test_the_map_names_every_room():
         assert f"{room.name}/" in text, f"{page.name} does not name {room}"
 
 
-def test_no_torch_where_the_contract_says_none():
+@pytest.fixture
+def tools():
+    """What pyproject.toml says to each tool."""
     toml = pytest.importorskip("tomllib")  # since Python 3.11
-    settings = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    (contract,) = (each for each in settings["contracts"] if each["id"] == "torch-free")
+    return toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+
+
+def test_types_are_strict_for_all_that_is_public(tools):
+    (strict,) = (each for each in tools["mypy"]["overrides"] if each.get("warn_return_any"))
+    assert sorted(strict["module"]) == sorted(["recast_cli", *(f"recast_cli.engine.{name}" for name in PUBLIC)])
+
+
+def test_no_torch_where_the_contract_says_none(tools):
+    (contract,) = (each for each in tools["importlinter"]["contracts"] if each["id"] == "torch-free")
     names = contract["source_modules"]
     names += [module for module in FILES if any(module.startswith(f"{name}.") for name in names)]
     code = "import importlib, sys\nfor name in sys.argv[1].split(): importlib.import_module(name)\nprint(*sys.modules)"

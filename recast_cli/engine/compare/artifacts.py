@@ -21,7 +21,8 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import Split, split_folder
 from recast_cli.engine.layout.plan import BUDGET, plan_layout
-from recast_cli.engine.mimic.decompose.decompose import DTYPES, mimic
+from recast_cli.engine.mimic.decompose.decompose import mimic
+from recast_cli.engine.mimic.decompose.manifest import DTYPES
 from recast_cli.engine.mimic.decompose.solver_options import solver_options
 from recast_cli.engine.model.attach import attach
 from recast_cli.engine.runtime.device import ready
