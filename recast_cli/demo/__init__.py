@@ -3,4 +3,4 @@
 from pathlib import Path
 
 MODEL_FOLDER = Path(__file__).parent / "vit"
-"""A folder that `timm.create_model("local-dir:…", pretrained=True)` opens; made by `recast_cli.demo.pretrain`."""
+"""A folder that `timm.create_model("local-dir:…", pretrained=True)` opens, by tests/benchmarks/pretrain_demo.py."""

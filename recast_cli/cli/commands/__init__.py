@@ -1,0 +1,1 @@
+"""One file a command: options in, calls of the engine, a view out."""

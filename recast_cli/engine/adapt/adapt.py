@@ -61,8 +61,19 @@ def adapt(
         progress: Called with images done and images in all.
         on_epoch: Called after every epoch, first with epoch 0, the start.
 
+    Returns:
+        The task, with coefficients (layout.coefficients,), a head of (classes, head_hidden_size) and its record; also
+        written to `folder`.
+
     Raises:
         RecastError: Wrong data, options, base or folder.
+
+    Example:
+        >>> task = adapt(base, Path("data/flowers"), "flowers", Path("tasks/flowers"), AdaptOptions(epochs=1))
+        >>> task.vector.shape, task.classes
+        (torch.Size([48]), ['daisy', 'poppy', 'rose'])
+        >>> sorted(path.name for path in Path("tasks/flowers").iterdir())
+        ['coefficients.safetensors', 'head.safetensors', 'task.yaml']
     """
     options = with_rate(options or AdaptOptions(), base.layout)
     check_task_name(name)

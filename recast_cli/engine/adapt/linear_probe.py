@@ -156,5 +156,5 @@ def logistic_regression(
         loss.backward()
         return loss
 
-    optimizer.step(objective)  # type: ignore[arg-type]  # the closure returns a tensor, as LBFGS wants
+    optimizer.step(objective)  # the closure returns a tensor, as LBFGS wants
     return solution.detach()

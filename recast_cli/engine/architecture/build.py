@@ -38,7 +38,9 @@ class NothingDrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def create(architecture: Architecture, *, pretrained: bool = False, overlay: dict[str, Any] | None = None, **args: Any):
+def create(
+    architecture: Architecture, *, pretrained: bool = False, overlay: dict[str, Any] | None = None, **args: Any
+) -> nn.Module:
     """`timm.create_model` for a stored architecture: a plain model in eval mode, whose weights are to be loaded."""
     known = {f.name for f in dataclasses.fields(PretrainedCfg)}
     config = {k: v for k, v in architecture.config.items() if k in known} | (overlay or {})

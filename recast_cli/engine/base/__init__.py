@@ -1,0 +1,1 @@
+"""The base: its tensors, Equation 1, and its file."""

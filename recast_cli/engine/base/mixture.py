@@ -17,6 +17,16 @@ def mix(coefficients: Tensor, templates: Tensor, means: bool = False) -> Tensor:
     Returns:
         (*shape). The K sets are averaged first, which the equation allows as it is linear in C; with an identity
         row in every set the result equals the template to the bit.
+
+    Raises:
+        RuntimeError: n of the coefficients is another than that of the templates.
+
+    Example:
+        >>> templates = torch.randn(2, 64, 32)  # two linear layers 32 -> 64
+        >>> mix(torch.tensor([[0.5, 2.0]]), templates).shape  # K = 1, n = 2
+        torch.Size([64, 32])
+        >>> torch.equal(mix(torch.tensor([[0.0, 1.0]]), templates), templates[1])
+        True
     """
     counts = averaged(coefficients, means)
     if len(counts) == 1:  # nothing to sum: a product with a vector takes ten times as long on a graphics card

@@ -1,0 +1,1 @@
+"""A YAML file becomes runs, and runs a table."""

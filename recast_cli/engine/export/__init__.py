@@ -1,0 +1,1 @@
+"""Merged networks for other programs, opened again before they count."""

@@ -178,7 +178,7 @@ def reported(name: str, progress: Progress | None) -> Iterator[None]:
     """Let `progress` take the place of the bar that torchvision draws on stderr whatever the user asked for."""
     from torchvision.datasets import utils
 
-    class Bar(contextlib.AbstractContextManager):
+    class Bar(contextlib.AbstractContextManager[Any]):
         """The part of tqdm that torchvision uses."""
 
         def __init__(self, total: int | None = None, **_: Any) -> None:

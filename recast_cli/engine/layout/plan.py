@@ -56,8 +56,21 @@ def plan_layout(
         sets: K; default: 2 where that fits the budget, else 1.
         budget: The largest number of coefficients that the tool picks by itself.
 
+    Returns:
+        The layout; `layout.coefficients` is how many floats a task takes.
+
     Raises:
         RecastError: No module matches, or a number is out of range.
+
+    Example:
+        >>> modules = {f"blocks.{i}.attn.qkv": (576, 192) for i in range(12)}
+        >>> plan_layout(modules).coefficients  # one for each module
+        12
+        >>> pairs = plan_layout(modules, groups=6, sets=2)  # two layers a group, K = 2
+        >>> [bank.modules for bank in pairs.banks][0]
+        ('blocks.0.attn.qkv', 'blocks.1.attn.qkv')
+        >>> pairs.coefficients  # 12 layers * 2 templates * 2 sets
+        48
     """
     for option, value in (("--groups", groups), ("--templates", templates), ("--sets", sets), ("--budget", budget)):
         if value is not None and value < 1:

@@ -1,0 +1,1 @@
+"""Numbers about a model, a task or a base."""

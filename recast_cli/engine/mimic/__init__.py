@@ -1,0 +1,1 @@
+"""Source and layout become a base: decompose, compress, heal."""

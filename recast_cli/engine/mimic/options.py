@@ -11,11 +11,9 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.families import Modules
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.layout.plan import BUDGET, plan_layout
-from recast_cli.engine.mimic.decompose.solver_options import SolverOptions, solver_options
+from recast_cli.engine.mimic.decompose.solver_options import DTYPES, SolverOptions, solver_options
 from recast_cli.engine.units import parse_bytes
 
-DTYPES = ("float32", "bfloat16", "float16")
-"""Types that templates may be stored in."""
 HALF = 16
 """`bits` of float16."""
 

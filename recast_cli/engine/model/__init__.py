@@ -1,0 +1,1 @@
+"""A base inside a living network: attach, merge, switch, cheap gradients."""

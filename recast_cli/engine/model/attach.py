@@ -71,6 +71,14 @@ def merge(
         vector: As of `attach`.
         image_size: As of `attach`.
         adapter: Of a task that has one. What it changes of weights is merged, too; AdaptFormer and CLR stay beside.
+
+    Raises:
+        RecastError: As of `attach`.
+
+    Example:
+        >>> model = merge(base, task.vector, task.image_size)
+        >>> model.forward_features(torch.zeros(1, 3, 32, 32)).shape  # a ViT of 4 x 4 patches, 32 channels
+        torch.Size([1, 17, 32])
     """
     model = build(base.known_architecture(), base.state(vector), image_size).requires_grad_(False)
     if adapter is not None:

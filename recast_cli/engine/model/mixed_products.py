@@ -5,6 +5,7 @@ The strategies of coefficient_gradients.py as functions of autograd: `Scaled` of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,12 @@ from recast_cli.engine.base.mixture import mix
 
 SMALL = 1e-20
 """Added to a coefficient that divides: lost in its rounding, unless it is 0."""
-CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-INPUT_GRADIENT = {1: product.conv1d_input, 2: product.conv2d_input, 3: product.conv3d_input}
+CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+INPUT_GRADIENT: dict[int, Callable[..., Tensor]] = {
+    1: product.conv1d_input,
+    2: product.conv2d_input,
+    3: product.conv3d_input,
+}
 
 
 class Geometry(NamedTuple):

@@ -22,10 +22,6 @@ SHORTEST = 16
 class Switcher:
     """A base as a plain merged network that goes from task to task.
 
-        switcher = Switcher(base)
-        for task in tasks:
-            model = switcher.switch(task.vector, task.image_size)
-
     The network is the one that `merge` builds; only the weights of the layout's modules are ever written. There is
     one for each image size asked for, and all of them read the same weights, so they always hold the same task.
     Leave them on their device and in their type; `copy.deepcopy(model)` keeps a task for good.
@@ -36,6 +32,14 @@ class Switcher:
 
     Raises:
         RecastError: The architecture is unknown, or there is no such device.
+
+    Example:
+        >>> switcher = Switcher(base)
+        >>> images = torch.zeros(1, 3, 32, 32, device=switcher.device)
+        >>> for vector in (base.vector, task.vector):
+        ...     switcher.switch(vector)(images).shape  # the source's own classes
+        torch.Size([1, 5])
+        torch.Size([1, 5])
     """
 
     def __init__(self, base: Base, device: str | None = None) -> None:

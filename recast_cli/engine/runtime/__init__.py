@@ -1,0 +1,1 @@
+"""Where and how products are computed: device, precision, threads, processes, graphs, memory."""

@@ -1,0 +1,1 @@
+"""Open a pretrained checkpoint, whatever it lies in."""

@@ -1,0 +1,1 @@
+"""What is learned for a task, and its files."""

@@ -87,8 +87,16 @@ def load_task(folder: Path, base: Base | None = None) -> Task:
         folder: Of the task, e.g. `tasks/flowers`.
         base: Where given, the task must belong to it.
 
+    Returns:
+        The task, its tensors float32 on the CPU.
+
     Raises:
         RecastError: Missing or damaged files, or a task of another base.
+
+    Example:
+        >>> task = load_task(Path("tasks/flowers"), base)
+        >>> task.vector.shape, task.classes, task.image_size  # in pixels
+        (torch.Size([48]), ['daisy', 'poppy', 'rose'], 32)
     """
     record = read_record(folder)
     shapes = check_parts(folder, record)

@@ -1,0 +1,1 @@
+"""How one tensor of a base is stored in few bits."""

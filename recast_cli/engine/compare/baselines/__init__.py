@@ -1,0 +1,1 @@
+"""The methods beside RECAST in a comparison, one file each."""

@@ -14,8 +14,7 @@ from recast_cli.engine.base.file import metadata_of
 from recast_cli.engine.base.header import BaseHeader, widest
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Layout, template_key
-from recast_cli.engine.mimic.decompose.solver_options import GradientOptions, SolverOptions, VaeOptions
-from recast_cli.engine.mimic.options import DTYPES
+from recast_cli.engine.mimic.decompose.solver_options import DTYPES, GradientOptions, SolverOptions, VaeOptions
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.tensors import TYPE_NAMES, Spec, specs
 from recast_cli.engine.storage.writer import file_bytes

@@ -7,6 +7,8 @@ from typing import Any
 
 from recast_cli.engine.errors import RecastError, check_seed
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types that templates may be stored in."""
 LOSSES = ("smooth-l1", "mse")
 """Names of the losses that `gradient` and `vae` know."""
 

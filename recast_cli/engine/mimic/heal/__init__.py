@@ -1,0 +1,1 @@
+"""Train templates until the base says what its source says, on unlabelled images."""

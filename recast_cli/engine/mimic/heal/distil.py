@@ -15,7 +15,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.layout.layout import coefficient_key, template_key
 from recast_cli.engine.mimic.heal.state import LEAST_LR, HealingState, next_state
-from recast_cli.engine.model.attach import Mixture, Templates, attach
+from recast_cli.engine.model.attach import Mixture, attach
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.runtime.inference import batches, infer, take
@@ -112,7 +112,7 @@ def trainable(model: nn.Module, base: Base) -> dict[str, Tensor]:
         for name in bank.modules:
             found[coefficient_key(name)] = model.get_parameter(f"{name}.parametrizations.weight.original")
             mixture = cast(Mixture, model.get_submodule(f"{name}.parametrizations.weight")[0])  # type: ignore[index]
-        holder = cast(Templates, mixture.templates)
+        holder = mixture.templates
         holder.tensor = holder.get_buffer("tensor").clone()  # on a CPU it is the base's own
         found[template_key(bank)] = holder.tensor
     heads = tuple(f"{head}." for head in classifiers(base.known_architecture().config))

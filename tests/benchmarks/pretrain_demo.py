@@ -1,4 +1,6 @@
-"""Pretrain the demo's tiny ViT on drawn images: ``python -m recast_cli.demo.pretrain --output recast_cli/demo/vit``.
+"""Pretrain the demo's tiny ViT on drawn images.
+
+    python tests/benchmarks/pretrain_demo.py --output recast_cli/demo/vit
 
 The saved model is a plain timm ViT that names the figure in an image; its folder opens with
 ``timm.create_model("local-dir:<folder>", pretrained=True)``.
