@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from recast_cli.engine.images.preprocessing import Preprocessing
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -21,6 +23,11 @@ class Architecture:
     args: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the network wants its images, at its own size."""
+        return Preprocessing.from_config(self.data)
 
     @property
     def image_size(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.cache import DEFAULT_CACHE_SIZE, build, cache_file, keep, load_cached, reserve
 from recast_cli.engine.images.folders import Item
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.progress import Progress
 
 IN_MEMORY = 2 * 2**30
@@ -50,40 +51,28 @@ class Images:
         return len(self.labels)
 
 
-def preprocessing(
-    data: dict[str, Any], image_size: int | None = None
-) -> tuple[Callable[[Any], Tensor], tuple[int, int, int]]:
-    """timm's evaluation transform up to a uint8 tensor, and that tensor's shape (3, H, W), for a data config.
+def evaluation_transform(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
+    """timm's evaluation transform up to a uint8 tensor (3, H, W).
 
     Raises:
         RecastError: The network does not take images of three channels.
     """
-    if (channels := data["input_size"][0]) != 3:
+    if (channels := preprocessing.input_size[0]) != 3:
         raise RecastError(f"The network takes images of {channels} channels", "Images have 3: use another network.")
-    height, width = (image_size, image_size) if image_size else data["input_size"][1:]
-    shape = (3, int(height), int(width))
-    transform = create_transform(
-        input_size=shape,
-        interpolation=data["interpolation"],
-        crop_pct=data["crop_pct"],
-        crop_mode=data["crop_mode"],
-        mean=data["mean"],
-        std=data["std"],
-        normalize=False,  # timm then ends with a uint8 tensor
-    )
-    return transform, shape
+    return create_transform(**vars(preprocessing), normalize=False)  # timm then ends with a uint8 tensor
 
 
-def preparation(data: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
-    """All that decides the pixels beside the image: what of a data config, the size (3, H, W), and whose code."""
+def preparation(preprocessing: Preprocessing) -> dict[str, Any]:
+    """All that decides the pixels beside the image: the size (3, H, W) among others, and whose code."""
     import PIL
     import timm
     import torchvision
 
     return {
-        "size": list(size),
-        **{name: data[name] for name in ("interpolation", "crop_pct", "crop_mode")},
-        "border": list(data["mean"]) if data["crop_mode"] == "border" else None,  # no other mode paints with it
+        "size": list(preprocessing.input_size),
+        **{name: getattr(preprocessing, name) for name in ("interpolation", "crop_pct", "crop_mode")},
+        # no other mode paints with it
+        "border": list(preprocessing.mean) if preprocessing.crop_mode == "border" else None,
         "depth": 8,  # not noted by versions that made deeper images white
         "versions": [PIL.__version__, timm.__version__, torchvision.__version__],
     }
@@ -92,8 +81,7 @@ def preparation(data: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
 def decode(
     root: Path,
     items: Sequence[Item],
-    data: dict[str, Any],
-    image_size: int | None = None,
+    preprocessing: Preprocessing,
     on_bad_image: str = "skip",
     progress: Progress | None = None,
     *,
@@ -104,8 +92,7 @@ def decode(
     Args:
         root: The data folder.
         items: What to read.
-        data: timm's data config of the network.
-        image_size: Height and width in pixels; default: the config's.
+        preprocessing: How the network wants them.
         on_bad_image: `skip` counts and names unreadable images, `fail` raises at the first.
         progress: Called after every image that is read.
         cache_size: Bytes that all cached files may take together; 0 for no cache; default: DEFAULT_CACHE_SIZE.
@@ -114,8 +101,7 @@ def decode(
         RecastError: No image could be read, or one could not and `on_bad_image` is `fail`.
     """
     cache_size = DEFAULT_CACHE_SIZE if cache_size is None else cache_size
-    transform, size = preprocessing(data, image_size)
-    shape = (len(items), *size)
+    transform, shape = evaluation_transform(preprocessing), (len(items), *preprocessing.input_size)
     paths = [item.path for item in items]
 
     def read(place: int) -> Tensor | str:
@@ -135,7 +121,7 @@ def decode(
 
     path = found = None
     if cache_size and items and os.name == "posix":  # elsewhere there is no flock
-        path = cache_file(root, paths, preparation(data, size))
+        path = cache_file(root, paths, preparation(preprocessing))
         found = load_cached(path)
     if path and found:
         # only an image that still cannot be read may be missing; where that is an error, reading it says so again

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recast_cli.engine.images.preprocessing import Preprocessing
 
-def normalise(pixels: Tensor, data: dict[str, Any]) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 with the config's mean and std, on the same device."""
-    mean, std = statistics(tuple(data["mean"]), tuple(data["std"]), pixels.device)
+
+def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 with the network's mean and std, on the same device."""
+    mean, std = statistics(preprocessing.mean, preprocessing.std, pixels.device)
     return pixels.float().div_(255).sub_(mean).div_(std)  # in place: a batch is large
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.folders import Item, list_files
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.progress import Progress
 
 CALIBRATION_IMAGES = 512
@@ -35,10 +35,10 @@ def list_images(folder: Path, most: int | None = CALIBRATION_IMAGES) -> list[Ite
 
 def read_images(
     folder: Path,
-    architecture: Architecture,
+    preprocessing: Preprocessing,
     progress: Progress | None = None,
     *,
     most: int = CALIBRATION_IMAGES,
 ) -> Tensor:
     """The images of `list_images` as the network sees them: (N, 3, H, W) uint8."""
-    return decode(folder, list_images(folder, most), architecture.data, progress=progress).pixels
+    return decode(folder, list_images(folder, most), preprocessing, progress=progress).pixels

@@ -51,7 +51,7 @@ def verify(
     architecture = base.known_architecture()
     where = choose_device(device)
     folder = data / measured_part(data)
-    images = decode(folder, list_images(folder, None), architecture.data, progress=progress)
+    images = decode(folder, list_images(folder, None), architecture.preprocessing, progress=progress)
     models = [source.network().to(where), merge(base).to(where)]
     outputs: list[dict[str, Tensor]] = [{}, {}]
     for model, seen in zip(models, outputs, strict=True):
@@ -59,7 +59,7 @@ def verify(
     cosines = {name: 0.0 for name in base.layout.modules}
     same = 0
     for part in batches(len(images), 32):
-        batch = normalise(images.pixels[part].to(where), architecture.data)
+        batch = normalise(images.pixels[part].to(where), architecture.preprocessing)
         first, second = (model(batch) for model in models)
         same += int((first.argmax(1) == second.argmax(1)).sum()) if architecture.classifies else 0
         for name in outputs[0].keys() & outputs[1].keys():

@@ -106,7 +106,7 @@ def healed_base(
 ) -> Base:
     """The base in memory with its shared templates fitted to images; `state` is where a killed run goes on from."""
     assert source.architecture is not None
-    pixels = read_images(images, source.architecture, progress, most=HEALING_IMAGES)
+    pixels = read_images(images, source.architecture.preprocessing, progress, most=HEALING_IMAGES)
     base = mimic(source, layout, options=options.recipe, dtype=options.dtype, progress=progress)
     return heal(source, base, pixels, device=device, state_path=state, progress=progress)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.architecture.modules import features
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime import distributed
@@ -38,7 +38,7 @@ def batches(count: int, size: int) -> Iterator[slice]:
 def infer(
     function: Callable[[Tensor], Tensor],
     pixels: Tensor,
-    data: dict[str, Any],
+    preprocessing: Preprocessing,
     device: torch.device,
     batch_size: int = 64,
     progress: Progress | None = None,
@@ -53,7 +53,7 @@ def infer(
     Args:
         function: A network, or its features: (B, 3, H, W) -> (B, outputs).
         pixels: (N, 3, H, W) uint8.
-        data: The network's data config.
+        preprocessing: The network's.
         device: Where `function` lives.
         batch_size: B.
         progress: Called after every batch, with `text`.
@@ -68,7 +68,7 @@ def infer(
     with torch.inference_mode() if frozen else torch.no_grad():
         for part in batches(len(share), batch_size):
             with precision(device, dtype):
-                outputs.append(function(normalise(take(share, part, device), data)).float())
+                outputs.append(function(normalise(take(share, part, device), preprocessing)).float())
             if progress:
                 progress(part.stop * distributed.world(), len(pixels), text)
     rows = torch.cat(outputs)  # outside, so that it is a tensor like any other

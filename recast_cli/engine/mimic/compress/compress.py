@@ -85,7 +85,7 @@ def compress(
     curves: Mapping[str, Curvature] = {}
     if calibrate is not None:
         assert base is not None
-        pixels = read_images(calibrate, base.known_architecture(), progress)
+        pixels = read_images(calibrate, base.known_architecture().preprocessing, progress)
         shapes = {name: matrices(name, t.shape) for name, t in tensors_of_base(base) if is_large(t.shape)}
         curves, calibrated = (
             curvatures(base, pixels, shapes, device, progress),

@@ -129,7 +129,7 @@ def curvatures(
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
     for number, each in enumerate(pixels):
-        image = normalise(each[None].to(where), architecture.data)
+        image = normalise(each[None].to(where), architecture.preprocessing)
         for view in range(VIEWS):
             seen = augment(image, draw_crops(1, generator).to(where)) if view else image
             model.zero_grad()

@@ -68,7 +68,8 @@ def distil(
     targets: dict[str, Tensor] = {}
     listen(student, shared, features)
     listen(teacher, shared, targets)
-    data, classifies = base.known_architecture().data, base.known_architecture().classifies
+    architecture = base.known_architecture()
+    preprocessing, classifies = architecture.preprocessing, architecture.classifies
 
     def loss_of(images: Tensor) -> Tensor:
         with precision(device, dtype):
@@ -81,7 +82,7 @@ def distil(
         while state.rate >= LEAST_LR and len(state.losses) <= EPOCHS:
             number, optimizer = len(state.losses), begin(trained, state)
             for step, (rows, crops) in enumerate(shuffled(len(pixels), number)):
-                images = augment(normalise(take(pixels, rows, device), data), crops.to(device))
+                images = augment(normalise(take(pixels, rows, device), preprocessing), crops.to(device))
                 gradients = torch.autograd.grad(loss_of(images), list(trained.values()), allow_unused=True)
                 for tensor, gradient in zip(trained.values(), gradients, strict=True):
                     tensor.grad = gradient
@@ -98,9 +99,9 @@ def distil(
 def judge_by(teacher: nn.Module, pixels: Tensor, base: Base) -> Judge:
     """The judge that asks the source once for its outputs on pixels (N, 3, H, W)."""
     device, architecture = next(teacher.parameters()).device, base.known_architecture()
-    data, classifies = architecture.data, architecture.classifies
-    wanted = infer(teacher, pixels, data, device, BATCH_SIZE)
-    return lambda model: float(distance(infer(model, pixels, data, device, BATCH_SIZE), wanted, classifies))
+    preprocessing, classifies = architecture.preprocessing, architecture.classifies
+    wanted = infer(teacher, pixels, preprocessing, device, BATCH_SIZE)
+    return lambda model: float(distance(infer(model, pixels, preprocessing, device, BATCH_SIZE), wanted, classifies))
 
 
 def trainable(model: nn.Module, base: Base) -> dict[str, Tensor]:

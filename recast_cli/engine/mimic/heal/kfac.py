@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.mimic.compress.fisher import drawn_loss
 from recast_cli.engine.mimic.heal.layer_inputs import groups_of, samples
@@ -40,7 +41,7 @@ def curvature(
     model: nn.Module,
     names: Sequence[str],
     pixels: Tensor,
-    data: dict[str, Any],
+    preprocessing: Preprocessing,
     *,
     classifies: bool = True,
     progress: Progress | None = None,
@@ -55,7 +56,7 @@ def curvature(
         model: The source, frozen.
         names: Of modules that are `measurable`.
         pixels: (N, 3, H, W) uint8; at most `WEIGHED_IMAGES` of them are used, evenly spaced.
-        data: The network's data config.
+        preprocessing: The network's.
         classifies: Whether its outputs are logits; else they are features.
         progress: Called after every batch.
     """
@@ -79,7 +80,7 @@ def curvature(
     try:
         for part in batches(len(chosen), BATCH_SIZE):
             # the network is frozen: gradients reach the outputs of its layers because the images want theirs
-            images = normalise(chosen[part].to(device), data).requires_grad_(True)
+            images = normalise(chosen[part].to(device), preprocessing).requires_grad_(True)
             with torch.enable_grad():
                 loss = drawn_loss(model(images), classifies, generator)
             torch.autograd.grad(loss, images)

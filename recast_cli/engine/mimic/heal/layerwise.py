@@ -33,7 +33,9 @@ def heal_layers(source: Source, base: Base, model: nn.Module, pixels: Tensor, pr
     shared = [bank for bank in base.layout.banks if not bank.exact]
     shared = [bank for bank in shared if all(measurable(modules[name]) for name in bank.modules)]
     names = [name for bank in shared for name in bank.modules]
-    found = curvature(model, names, pixels, architecture.data, classifies=architecture.classifies, progress=progress)
+    found = curvature(
+        model, names, pixels, architecture.preprocessing, classifies=architecture.classifies, progress=progress
+    )
     fitted: dict[str, Tensor] = {}
     for number, bank in enumerate(shared):
         if all(name in found for name in bank.modules):
