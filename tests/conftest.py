@@ -11,6 +11,7 @@ from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.source.open import open_source
+from recast_cli.engine.task.head import Head
 
 # equal examples in every run, and no example fails because the machine is busy
 settings.register_profile("recast", deadline=None, derandomize=True)
@@ -83,7 +84,7 @@ def weak_probe():
     """A linear probe that knows nothing, so that an epoch of training is always better and the coefficients move."""
 
     def know_nothing(train, val, classes, class_weights=None):
-        return Probe(torch.zeros(classes, train[0].shape[1]), torch.zeros(classes), 1.0, 0.0)
+        return Probe(Head(torch.zeros(classes, train[0].shape[1]), torch.zeros(classes)), 1.0, 0.0)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("recast_cli.engine.adapt.fit.fit_probe", know_nothing)

@@ -28,6 +28,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.model.attach import attach, coefficient_parameters
 from recast_cli.engine.runtime.device import choose_device, ready
+from recast_cli.engine.task.head import Head
 
 DRAWS = 300
 
@@ -64,16 +65,16 @@ def logits_of(base: Base, task: Task, seed: int, options: Any) -> dict[str, list
     model = ready(attach(base, image_size=options.image_size), device)
     parameters = coefficient_parameters(model, base)
     _, (start, _) = extract_features(model, task.images, data, device)
-    probe = F.linear(start, task.probe.weight, task.probe.bias)
+    probe = task.probe.head(start)
     found = {"trained": [probe], "solved": [probe], "mean of both": [probe]}
     measure = Loop.measure
 
     def noted(loop: Loop, penalty: float) -> float:
-        trained = [part.detach().cpu() for part in loop.head]
+        trained = Head(*(part.detach().cpu() for part in loop.head))
         (features, labels), (seen, _) = extract_features(model, task.images, data, device)
         solved = solve_head(features, labels, penalty, trained)
         for name, head in zip(found, (trained, solved, halfway(trained, solved)), strict=True):
-            found[name].append(F.linear(seen, *head))
+            found[name].append(head(seen))
         return measure(loop, penalty)
 
     Loop.measure = noted  # type: ignore[method-assign]

@@ -198,7 +198,7 @@ def fit_templates(base: Base, tasks: list[Task], options: Any, rank: int) -> dic
         module.weight = nn.Parameter(torch.ones(1))
         parametrize.register_parametrization(module, "weight", Update(before[number, name]), unsafe=True)
     updates = [module.parametrizations.weight for *_, module in places]
-    heads = [[nn.Parameter(task.probe.weight.clone()), nn.Parameter(task.probe.bias.clone())] for task in tasks]
+    heads = [[nn.Parameter(part.clone()) for part in task.probe.head] for task in tasks]
     groups: list[tuple[list[nn.Parameter], float]] = [
         ([each.original for each in updates], 0.02),
         ([part for each in updates for part in (each[0].a, each[0].b)], 2e-3),

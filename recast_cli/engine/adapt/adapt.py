@@ -138,17 +138,18 @@ def adapt(
                 after_epoch=after_epoch,
                 progress=progress,
             )
-        vector, adapter = learner.learned(state.best[:-2], base.vector)
-        weight, bias = state.best[-2:]
+        (vector, adapter), head = learner.learned(state.best.values, base.vector), state.best.head
         learned = learner.described()
         del model, learner  # test wants the memory
         # the test images are read only now, and measured once
         images["test"] = read("test")
         with timed(timings, "test"):
             switcher, size = Switcher(base, device), options.image_size
-            probe_top1 = measure(switcher.switch(base.vector, size), state.probe, images["test"], architecture.data)
+            probe_top1 = measure(
+                switcher.switch(base.vector, size), state.probe.head, images["test"], architecture.data
+            )
             model = switcher.switch(vector, size, adapter)
-            test_top1 = measure(model, (weight, bias), images["test"], architecture.data)
+            test_top1 = measure(model, head, images["test"], architecture.data)
         record = {
             "format": FORMAT_VERSION,
             "name": name,
@@ -158,13 +159,13 @@ def adapt(
             "data": identity["data"],
             "image_size": options.image_size or architecture.image_size,
             **learned,
-            "head_parameters": weight.numel() + bias.numel(),
+            "head_parameters": head.floats,
             "metrics": {
                 "val_top1": state.val_top1,
                 "test_top1": test_top1,
-                "linear_probe_val_top1": state.probe_val_top1,
+                "linear_probe_val_top1": state.probe.val_top1,
                 "linear_probe_test_top1": probe_top1,
-                "linear_probe_penalty": state.penalty,
+                "linear_probe_penalty": state.probe.penalty,
                 "best_epoch": state.best_epoch,
             },
             "options": identity["options"],
@@ -177,7 +178,7 @@ def adapt(
             "classes": list(split.classes),
             "split": identity["split"],
         }
-        task = Task(name, base.base_id, vector, weight, bias, record, adapter)
+        task = Task(name, base.base_id, vector, *head, record, adapter)
         distributed.from_first(lambda: save_finished(task, folder))
     return task
 

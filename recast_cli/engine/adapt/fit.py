@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recast_cli.engine.adapt.linear_probe import Probe, fit_probe, halfway
 from recast_cli.engine.adapt.loop import Part, TrainingData, train
-from recast_cli.engine.adapt.state import Epoch, State
+from recast_cli.engine.adapt.state import Epoch, State, Trained, put
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.measure.metrics import top_k
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.inference import infer, take_features
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import RECIPES, AdaptOptions
 
 Rows = tuple[Tensor, Tensor]
@@ -81,20 +81,18 @@ def start_state(
         options: The recipe says which head.
         fixed: What of an adapter was chosen and stays.
     """
-    head: list[Tensor] = [probe.weight, probe.bias]
+    head = probe.head
     accuracy: float | None = probe.val_top1
     if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
-        bound = probe.weight.shape[1] ** -0.5
+        bound = head.weight.shape[1] ** -0.5
         generator = torch.Generator().manual_seed(options.seed)
-        head = [torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head]
+        head = Head(*(torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head))
         accuracy = None
-    values = [*(parameter.detach().float().cpu().clone() for parameter in parameters), *head]
+    trained = Trained(parameters, head).copy()
     return State(
-        trained=values,
-        best=values,
-        probe=(probe.weight, probe.bias),
-        probe_val_top1=probe.val_top1,
-        penalty=probe.penalty,
+        trained=trained,
+        best=trained,
+        probe=probe,
         history=[Epoch(0, None, accuracy)],
         fixed={name: tensor.cpu().clone() for name, tensor in (fixed or {}).items()},
     )
@@ -124,9 +122,7 @@ def learn(
     state = train(model, parts, state, training_data, progress=progress, **training)
     if RECIPES[training_data.options.recipe].head == "random":
         return state
-    with torch.no_grad():
-        for parameter, tensor in zip([each for part in parts for each in part.parameters], state.best, strict=False):
-            parameter.copy_(tensor)
+    put([parameter for part in parts for parameter in part.parameters], state.best.values)
     rows = extract_features(model, training_data.images, training_data.data, next(model.parameters()).device, progress)
     return refit_head(state, *rows, training_data.class_weights)
 
@@ -139,12 +135,12 @@ def refit_head(state: State, train: Rows, val: Rows, class_weights: Tensor | Non
     both are as good better than either (docs/evidence/head-and-epochs.md).
 
     Args:
-        state: Of the finished training; its head has weight (classes, width) and bias (classes,).
+        state: Of the finished training.
         train: What the network makes of the training images with the parameters of `state.best`.
         val: The same of the validation images.
         class_weights: (classes,) of the loss, or None.
     """
-    *values, weight, bias = state.best
-    probe = probe_rows(train, val, len(bias), class_weights)
-    head = halfway((weight, bias), (probe.weight, probe.bias))
-    return replace(state, best=[*values, *head], final_val_top1=top_k(F.linear(val[0], *head), val[1]))
+    values, trained = state.best
+    solved = probe_rows(train, val, len(trained.bias), class_weights).head
+    head = halfway(trained, solved)
+    return replace(state, best=Trained(values, head), final_val_top1=top_k(head(val[0]), val[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,12 +52,12 @@ class Learner(NamedTuple):
             "adapter": adapter and {"name": adapter.name, "options": adapter.options, "floats": adapter.floats},
         }
 
-    def learned(self, values: list[Tensor], vector: Tensor) -> tuple[Tensor, Adapter | None]:
+    def learned(self, values: Sequence[Tensor], vector: Tensor) -> tuple[Tensor, Adapter | None]:
         """The vector and the adapter of a task, from values of `parameters`; `vector` is the base's own."""
         count = len(self.coefficients)
         if count:
             vector = torch.cat([tensor.reshape(-1) for tensor in values[:count]])
-        return vector, self.adapter.learned(values[count:]) if self.adapter else None
+        return vector, self.adapter.learned([*values[count:]]) if self.adapter else None
 
 
 def make_learner(base: Base, options: AdaptOptions, device: torch.device) -> Learner:
@@ -92,7 +93,7 @@ def begin(learner: Learner, base: Base, options: AdaptOptions, images: Images, p
     def importance(names: list[str]) -> dict[str, Tensor]:
         plain = ready(merge(base, image_size=options.image_size), device)
         data = base.known_architecture().data
-        return squared_gradients(plain, names, images, probe, data, options.seed)
+        return squared_gradients(plain, names, images, probe.head, data, options.seed)
 
     fixed = None
     if learner.adapter:

@@ -7,7 +7,6 @@ until neither of its ends is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recast_cli.engine.measure.metrics import top_k
+from recast_cli.engine.task.head import Head
 
 START_GRID = (-3, -2, -1)
 """First exponents tried: penalties of 10^e times half the squared norm of the weights."""
@@ -23,10 +23,9 @@ LIMITS = (-9, 4)
 
 
 class Probe(NamedTuple):
-    """A linear classifier: weight (classes, features), bias (classes,), float32, and how it was chosen."""
+    """A head, the penalty that was chosen for it, and its accuracy on the images that chose."""
 
-    weight: Tensor
-    bias: Tensor
+    head: Head
     penalty: float
     val_top1: float
 
@@ -66,8 +65,7 @@ def fit_probe(
         if not LIMITS[0] <= step <= LIMITS[1]:
             break
         solve(step)
-    weight, bias = scaling.to_head(solved[chosen][1])
-    return Probe(weight, bias, 10.0**chosen, solved[chosen][0][0])
+    return Probe(scaling.to_head(solved[chosen][1]), 10.0**chosen, solved[chosen][0][0])
 
 
 class Scaling(NamedTuple):
@@ -80,15 +78,15 @@ class Scaling(NamedTuple):
         """Features (N, D), standardised, float64 on the CPU."""
         return (features.double().cpu() - self.mean) / self.scale
 
-    def to_head(self, solution: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight (classes, D) and bias (classes,), float32, of a solution (classes, D+1) for standardised features."""
+    def to_head(self, solution: Tensor) -> Head:
+        """The head of a solution (classes, D+1) for standardised features."""
         weight = solution[:, :-1] / self.scale
-        return weight.float(), (solution[:, -1] - weight @ self.mean).float()
+        return Head(weight.float(), (solution[:, -1] - weight @ self.mean).float())
 
-    def from_head(self, weight: Tensor, bias: Tensor) -> Tensor:
+    def from_head(self, head: Head) -> Tensor:
         """The inverse of `to_head`."""
-        weight = weight.double().cpu()
-        return torch.cat([weight * self.scale, (bias.double().cpu() + weight @ self.mean)[:, None]], 1)
+        weight, bias = (part.double().cpu() for part in head)
+        return torch.cat([weight * self.scale, (bias + weight @ self.mean)[:, None]], 1)
 
 
 def standardised(features: Tensor) -> tuple[Tensor, Scaling]:
@@ -101,27 +99,25 @@ def standardised(features: Tensor) -> tuple[Tensor, Scaling]:
 
 
 def solve_head(
-    features: Tensor, labels: Tensor, penalty: float, start: Sequence[Tensor], class_weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The head, weight (classes, D) and bias (classes,), that the probe would be with a penalty that is known.
+    features: Tensor, labels: Tensor, penalty: float, start: Head, class_weights: Tensor | None = None
+) -> Head:
+    """The head that the probe would be with a penalty that is known.
 
     Args:
         features: (N, D).
         labels: (N,).
         penalty: As of `Probe`.
-        start: Weight and bias of a head that is near it.
+        start: A head that is near it.
         class_weights: As of `fit_probe`.
     """
     scaled, scaling = standardised(features)
     weights = None if class_weights is None else class_weights.double().cpu()
-    return scaling.to_head(
-        logistic_regression(scaled, labels.cpu(), penalty, scaling.from_head(*start).detach(), weights)
-    )
+    return scaling.to_head(logistic_regression(scaled, labels.cpu(), penalty, scaling.from_head(start), weights))
 
 
-def halfway(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
-    """The mean of two heads, weight and bias."""
-    return [(first + second) / 2 for first, second in zip(one, other, strict=True)]
+def halfway(one: Head, other: Head) -> Head:
+    """The mean of two heads."""
+    return Head((one.weight + other.weight) / 2, (one.bias + other.bias) / 2)
 
 
 def logistic_regression(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.adapt.linear_probe import halfway, solve_head
-from recast_cli.engine.adapt.state import Epoch, State, advance, is_finished
+from recast_cli.engine.adapt.state import Epoch, State, Trained, advance, is_finished, put
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images
@@ -28,13 +28,14 @@ from recast_cli.engine.runtime.accumulate import Accumulator, fitting_batch
 from recast_cli.engine.runtime.device import compile_function
 from recast_cli.engine.runtime.inference import batches, infer, resident, take, take_features
 from recast_cli.engine.runtime.precision import precision, quick_attention, training_precision
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import RECIPES, AdaptOptions
 
 
 class Part(NamedTuple):
     """Parameters of a network that are trained at one learning rate."""
 
-    parameters: list[nn.Parameter]
+    parameters: Sequence[Tensor]
     lr: float
 
 
@@ -83,14 +84,16 @@ def train(
         if state.batch_size is None:
             state = replace(state, batch_size=choose_batch(options, loop.try_batch, loop.count, loop.device))
         assert state.batch_size is not None
-        accumulator = Accumulator(loop.share_of_loss, loop.trained, math.ceil(state.batch_size / distributed.world()))
+        accumulator = Accumulator(
+            loop.share_of_loss, loop.parameters, math.ceil(state.batch_size / distributed.world())
+        )
         while not is_finished(state, options):
             start, number = time.perf_counter(), state.history[-1].number + 1
             loss = loop.steps(number, state.batch_size, accumulator, progress)
             training = time.perf_counter() - start
             if not math.isfinite(loss):
                 raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
-            accuracy = loop.measure(state.penalty)
+            accuracy = loop.measure(state.probe.penalty)
             epoch = Epoch(number, loss, accuracy, loop.count / training, time.perf_counter() - start)
             state = advance(state, epoch, loop.trained, loop.optimizer, len(loop.val_labels))
             if after_epoch:
@@ -104,7 +107,7 @@ class Loop:
     Arguments as of `train`.
 
     Attributes:
-        trained: What `parts` hold, then head weight and bias.
+        trained: What `parts` hold, and the head; `parameters` are all of it.
         count: Training images.
         seen: Features (count, width) of every image, as it was when it was last trained on; None where the head is
             trained alone.
@@ -118,12 +121,10 @@ class Loop:
         self.model, self.recipe = model, RECIPES[options.recipe]
         self.device = device = next(model.parameters()).device
         self.dtype = training_precision(model, device, options.precision)
-        self.head = [nn.Parameter(tensor.to(device, copy=True)) for tensor in state.trained[-2:]]
-        parameters = [parameter for part in parts for parameter in part.parameters]
-        self.trained = [*parameters, *self.head]
-        with torch.no_grad():
-            for parameter, tensor in zip(parameters, state.trained, strict=False):
-                parameter.copy_(tensor)
+        self.head = Head(*(nn.Parameter(part.to(device, copy=True)) for part in state.trained.head))
+        self.trained = Trained([parameter for part in parts for parameter in part.parameters], self.head)
+        put(self.trained.values, state.trained.values)
+        self.parameters = [*self.trained.values, *self.head]
         self.parts = [*parts, Part(self.head, options.head_lr)]
         groups = [{"params": part.parameters, "lr": part.lr} for part in self.parts]
         self.optimizer = torch.optim.AdamW(
@@ -135,15 +136,15 @@ class Loop:
         self.pixels, self.val_pixels = (resident(images[part].pixels, device) for part in ("train", "val"))
         self.labels, self.val_labels = images["train"].labels.to(self.pixels.device), images["val"].labels
         self.count = len(self.labels)
-        weights = torch.ones(len(self.head[1])) if self.class_weights is None else self.class_weights
+        weights = torch.ones(len(self.head.bias)) if self.class_weights is None else self.class_weights
         self.image_weights = weights.to(self.pixels.device)[self.labels]
         solves = self.recipe.head == "probe"
-        self.seen = torch.zeros(self.count, self.head[0].shape[1], device=device) if solves else None
+        self.seen = torch.zeros(self.count, self.head.weight.shape[1], device=device) if solves else None
         head = self.head
 
         def outputs(images: Tensor) -> tuple[Tensor, Tensor]:  # no method: a cycle would keep the device's memory
             found = features(model, images)
-            return found, F.linear(found, *head)
+            return found, head(found)
 
         self.outputs = compile_function(outputs) if compiled else outputs
 
@@ -195,7 +196,7 @@ class Loop:
                 *self.batch(distributed.mine(order[part]), distributed.mine(crops[part]), weight)
             )
             distributed.add([value, *gradients])
-            for parameter, gradient in zip(self.trained, gradients, strict=True):
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
             total += value * (part.stop - part.start)
@@ -212,19 +213,19 @@ class Loop:
             penalty: Of the linear probe.
         """
         found = infer(take_features(self.model), self.val_pixels, self.data, self.device, dtype=self.dtype)
-        head: Sequence[Tensor] = [part.detach().cpu() for part in self.head]
+        head = Head(*(part.detach().cpu() for part in self.head))
         if (seen := self.seen) is not None:
             distributed.add([seen])  # each process has the rows of its images, and zeros elsewhere
             solve = partial(solve_head, seen, self.labels, penalty, head, self.class_weights)
             head = halfway(head, distributed.from_first(solve))
-        return top_k(F.linear(found, *head), self.val_labels)
+        return top_k(head(found), self.val_labels)
 
     def try_batch(self, size: int) -> None:
         """The work of a step of so many images, which changes nothing."""
         rows = torch.arange(size, device=self.pixels.device) % self.count
         crops = draw_crops(size, torch.Generator()).to(self.pixels.device)
         loss = self.share_of_loss(*self.batch(rows, crops, torch.ones((), device=self.pixels.device)))
-        torch.autograd.grad(loss, self.trained, materialize_grads=True)
+        torch.autograd.grad(loss, self.parameters, materialize_grads=True)
 
 
 SCHEDULES: dict[str, Callable[[float, int], float]] = {

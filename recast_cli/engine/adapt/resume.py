@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from recast_cli.engine.adapt.state import Epoch, State
+from recast_cli.engine.adapt.linear_probe import Probe
+from recast_cli.engine.adapt.state import Epoch, State, Trained
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.atomic import atomic
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.task.folder import RECORD
+from recast_cli.engine.task.head import Head
 
 FILE = "resume.pt"
 
@@ -22,11 +25,11 @@ def save_state(folder: Path, identity: dict[str, Any], state: State) -> None:
     """Write the state after an epoch, bound to base, data, split and options by `identity`."""
     content = {
         "identity": to_json(identity),
-        "trained": state.trained,
-        "best": state.best,
-        "probe": list(state.probe),
-        "probe_val_top1": state.probe_val_top1,
-        "penalty": state.penalty,
+        "trained": [*state.trained.values, *state.trained.head],
+        "best": [*state.best.values, *state.best.head],
+        "probe": list(state.probe.head),
+        "probe_val_top1": state.probe.val_top1,
+        "penalty": state.probe.penalty,
         "best_epoch": state.best_epoch,
         "batch_size": state.batch_size,
         "optimizer": state.optimizer,
@@ -56,11 +59,9 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
                 "Give the same command as before to go on, or --restart to begin anew.",
             )
         return State(
-            trained=content["trained"],
-            best=content["best"],
-            probe=tuple(content["probe"]),
-            probe_val_top1=content["probe_val_top1"],
-            penalty=content["penalty"],
+            trained=split_head(content["trained"]),
+            best=split_head(content["best"]),
+            probe=Probe(Head(*content["probe"]), content["penalty"], content["probe_val_top1"]),
             best_epoch=content["best_epoch"],
             batch_size=content["batch_size"],
             optimizer=content["optimizer"],
@@ -71,6 +72,12 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
         raise
     except Exception:  # a damaged file shows itself in many ways; all of them mean the same to the user
         raise RecastError(f"{path} is damaged", "Begin anew with --restart.") from None
+
+
+def split_head(tensors: list[Tensor]) -> Trained:
+    """Values of the network and the head, from a list that ends with the head's weight and bias."""
+    *values, weight, bias = tensors
+    return Trained(values, Head(weight, bias))
 
 
 def load_begun(folder: Path, identity: dict[str, Any]) -> State | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from recast_cli.engine.adapt.linear_probe import Probe
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
 
 
@@ -27,16 +30,31 @@ class Epoch:
     seconds: float | None = None
 
 
-@dataclass
-class State:
-    """All that a killed run needs to go on: tensors of the trained values, of AdamW, and of the best epoch.
+class Trained(NamedTuple):
+    """What is trained.
 
     Attributes:
-        trained: What is trained of the network (coefficients (K, n) of every module, an adapter's parameters), then
-            head weight and bias.
-        best: Like `trained`, at the epoch that validation chooses, see `advance`; at last with the final head.
-        probe: The linear probe's weight and bias, measured on test beside the task.
-        probe_val_top1: Its validation accuracy; `penalty` its regularisation.
+        values: Of the network: coefficients (K, n) of every module in layout order, then an adapter's parameters.
+        head: On its features.
+    """
+
+    values: Sequence[Tensor]
+    head: Head
+
+    def copy(self) -> Trained:
+        """As it is now: float32 on the CPU."""
+        values, head = ([part.detach().float().cpu().clone() for part in parts] for parts in self)
+        return Trained(values, Head(*head))
+
+
+@dataclass
+class State:
+    """All that a killed run needs to go on: what was trained, AdamW's tensors, and the best epoch.
+
+    Attributes:
+        trained: After the last epoch.
+        best: After the epoch that validation chooses, see `advance`; at last with the final head.
+        probe: The linear probe, measured on test beside the task.
         best_epoch: Number of the epoch that `best` is of.
         batch_size: Images a step, once it is known.
         optimizer: AdamW's state dict; None before the first step.
@@ -45,11 +63,9 @@ class State:
         final_val_top1: Validation accuracy with the final head; None while `best` has the trained one.
     """
 
-    trained: list[Tensor]
-    best: list[Tensor]
-    probe: tuple[Tensor, Tensor]
-    probe_val_top1: float
-    penalty: float
+    trained: Trained
+    best: Trained
+    probe: Probe
     best_epoch: int = 0
     batch_size: int | None = None
     optimizer: dict[str, Any] | None = None
@@ -69,6 +85,13 @@ class State:
         return round(sum(rates) / len(rates), 1) if rates else None
 
 
+@torch.no_grad()
+def put(parameters: Sequence[Tensor], values: Iterable[Tensor]) -> None:
+    """Write values, of whatever shape, into parameters of as many numbers."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value.reshape(parameter.shape))
+
+
 def is_finished(state: State, options: AdaptOptions) -> bool:
     """Whether the last epoch is reached, or validation has not improved for as long as patience lasts."""
     number = state.history[-1].number
@@ -81,9 +104,7 @@ def accuracy_of(epoch: Epoch) -> float:
     return -1.0 if epoch.val_top1 is None else epoch.val_top1
 
 
-def advance(
-    state: State, epoch: Epoch, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, images: int
-) -> State:
+def advance(state: State, epoch: Epoch, trained: Trained, optimizer: torch.optim.Optimizer, images: int) -> State:
     """The state after an epoch, which validation chooses if it is as good as any, as far as so few images can tell.
 
     That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees).
@@ -93,19 +114,18 @@ def advance(
     Args:
         state: Before it.
         epoch: What it came to.
-        parameters: What it trained, in the order of `State.trained`.
+        trained: What it trained.
         optimizer: After it.
         images: That its accuracy was measured on.
     """
-    trained = [parameter.detach().float().cpu().clone() for parameter in parameters]
-    history = [*state.history, epoch]
+    now, history = trained.copy(), [*state.history, epoch]
     highest = max(map(accuracy_of, history))
     chosen = accuracy_of(epoch) >= highest - math.sqrt(highest * (1 - highest) / images)
     return replace(
         state,
-        trained=trained,
+        trained=now,
         optimizer=optimizer.state_dict(),
-        best=trained if chosen else state.best,
+        best=now if chosen else state.best,
         best_epoch=epoch.number if chosen else state.best_epoch,
         history=history,
     )

@@ -30,6 +30,7 @@ from recast_cli.engine.source.open import open_source
 from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
+from recast_cli.engine.task.head import Head
 
 
 class CannotRun(RecastError):
@@ -106,7 +107,7 @@ def probe_of(
             make_probe(plan, run, base, device, cache_size, path)
     tensors, made = read_tensors(path), read_metadata(path)
     assert made is not None
-    return Probe(tensors["weight"], tensors["bias"], made["penalty"], made["val_top1"]), made
+    return Probe(Head(**tensors), made["penalty"], made["val_top1"]), made
 
 
 def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_size: int | None, path: Path) -> None:
@@ -131,7 +132,7 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
         "seconds": round(time.perf_counter() - start, 2),
         "peak_memory_mb": peak_mb(device),
     }
-    write_tensors(path, {"weight": probe.weight, "bias": probe.bias}, metadata)
+    write_tensors(path, probe.head._asdict(), metadata)
 
 
 def task_images(plan: Plan, task: str, base: Base, part: str, cache_size: int | None) -> Images:

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from recast_cli.engine.adapt.learner import Learner, make_learner
 from recast_cli.engine.architecture.modules import features
@@ -73,15 +73,10 @@ def used(
     device = parameters[0].device
     image = normalise(torch.zeros(1, 3, *shape, dtype=torch.uint8, device=device), data)
     total = features(model, image).sum()
-    found = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else []
-    known = [parameter for parameter, gradient in zip(parameters, found, strict=False) if gradient is not None]
+    known = []
+    if total.requires_grad:
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        known = [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
     if not known:  # as of LoRA on timm's BEiT, which reads the weights of its modules past them
         raise CannotRun("the network does not use what the method changed", "Choose other modules.")
     return known
-
-
-@torch.no_grad()
-def put(parameters: list[nn.Parameter], vector: Tensor) -> None:
-    """Write a vector into parameters, one after another."""
-    for parameter, part in zip(parameters, vector.split([each.numel() for each in parameters]), strict=True):
-        parameter.copy_(part.reshape(parameter.shape))

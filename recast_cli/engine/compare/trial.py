@@ -18,9 +18,10 @@ from recast_cli.engine.adapt.fit import class_weights, learn
 from recast_cli.engine.adapt.learner import begin
 from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.adapt.record import now, type_name, versions
+from recast_cli.engine.adapt.state import put
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.compare.artifacts import CannotRun, base_of, peak_mb, probe_of, reset_peak, task_images
-from recast_cli.engine.compare.candidate import prepare, put
+from recast_cli.engine.compare.candidate import prepare
 from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan, TaskSpec
 from recast_cli.engine.compare.sweep import Run
 from recast_cli.engine.errors import RecastError
@@ -32,8 +33,9 @@ from recast_cli.engine.runtime.precision import measuring_precision, training_pr
 from recast_cli.engine.storage.header import FORMAT_VERSION
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions, with_rate
-from recast_cli.engine.task.task import read_adapter, save_adapter
+from recast_cli.engine.task.task import read_adapter, save_adapter, save_head
 
 Line = dict[str, Any]
 """What runs.jsonl says of a run."""
@@ -137,19 +139,19 @@ def probe_line(work: Work) -> Line:
     probe, made = probe_of(work.plan, work.run, work.folder, base, work.device, work.cache_size)
     images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
     model = Switcher(base, str(work.device)).switch(base.vector, work.options.image_size)
-    data, head = base.known_architecture().data, (probe.weight, probe.bias)
+    data = base.known_architecture().data
     return {
         **shared(work, base),
         "floats": 0,
         "degrees_of_freedom": 0,
         "file_bytes": 0,
-        "head_floats": probe.weight.numel() + probe.bias.numel(),
+        "head_floats": probe.head.floats,
         "head_lr": None,
         "epochs": 0,
         "best_epoch": 0,
         "penalty": probe.penalty,
         "val_top1": probe.val_top1,
-        "test_top1": measure(model, head, images, data),
+        "test_top1": measure(model, probe.head, images, data),
         "seconds": made["seconds"],
         "peak_memory_mb": made["peak_memory_mb"],
         "images_per_second": None,
@@ -175,7 +177,7 @@ def train_line(work: Work) -> Line:
     learner = prepare(work.method, base, options, device)
     model, adapter, parameters = learner.model, learner.adapter, learner.parameters
     state = begin(learner, base, options, images["train"], probe)
-    weights = class_weights(images["train"].labels, len(probe.bias), options)
+    weights = class_weights(images["train"].labels, len(probe.head.bias), options)
     precision = training_precision(model, device, options.precision)
     about, degrees, base_id, vector = shared(work, base), base.layout.degrees_of_freedom, base.base_id, base.vector
     del base  # the network has what it needs: no method is charged for a second one
@@ -186,13 +188,13 @@ def train_line(work: Work) -> Line:
     seconds, peak = time.perf_counter() - start, peak_mb(device)
     floats = sum(parameter.numel() for parameter in parameters)
     own = adapter.floats if adapter else 0
-    size = save_trained(work, base_id, *learner.learned(state.best[:-2], vector), state.best[-2:])
+    size = save_trained(work, base_id, *learner.learned(state.best.values, vector), state.best.head)
     return {
         **about,
         "floats": floats,
         "degrees_of_freedom": degrees + own if work.method.kind == "recast" else floats,
         "file_bytes": size,
-        "head_floats": sum(part.numel() for part in state.best[-2:]),
+        "head_floats": state.best.head.floats,
         "head_lr": options.head_lr,
         "epochs": len(state.history) - 1,
         "best_epoch": state.best_epoch,
@@ -205,13 +207,13 @@ def train_line(work: Work) -> Line:
     }
 
 
-def save_trained(work: Work, base_id: str, vector: Tensor, adapter: Adapter | None, head: list[Tensor]) -> int:
+def save_trained(work: Work, base_id: str, vector: Tensor, adapter: Adapter | None, head: Head) -> int:
     """Write what was trained, as `adapt` does; returns the bytes of what the method adds to a head."""
     about = {"format": FORMAT_VERSION, "base_id": base_id}
     kind = work.method.kind
     extra = {} if kind in OWN_KINDS else {"method": kind, "options": work.method.options}
     write_tensors(work.values_file, {"coefficients": vector}, {"kind": "coefficients", **about, **extra})
-    write_tensors(work.head_file, {"weight": head[0], "bias": head[1]}, {"kind": "head", **about})
+    save_head(work.head_file, head, about)
     size = 0 if kind in ("head", "adapter") else work.values_file.stat().st_size
     if adapter is not None:
         save_adapter(work.adapter_file, adapter, about)
@@ -222,7 +224,7 @@ def save_trained(work: Work, base_id: str, vector: Tensor, adapter: Adapter | No
 def test_stored(work: Work) -> float:
     """Top-1 on the test images of what was trained. RECAST is measured as `adapt` does it: merged."""
     base = base_of(work.plan, work.run, work.folder)
-    vector, head = read_tensors(work.values_file)["coefficients"], read_tensors(work.head_file)
+    vector, head = read_tensors(work.values_file)["coefficients"], Head(**read_tensors(work.head_file))
     images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
     options, device = work.options, work.device
     if work.method.kind in OWN_KINDS:
@@ -230,6 +232,6 @@ def test_stored(work: Work) -> float:
         model = Switcher(base, str(device)).switch(vector, options.image_size, adapter)
     else:
         learner = prepare(work.method, base, options, device)
-        put(learner.parameters, vector)
+        put(learner.parameters, vector.split([each.numel() for each in learner.parameters]))
         model = learner.model
-    return measure(model, (head["weight"], head["bias"]), images, base.known_architecture().data)
+    return measure(model, head, images, base.known_architecture().data)

@@ -14,6 +14,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.model.attach import merge
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.task import Task
 
 TOLERANCE = 1e-4
@@ -26,15 +27,14 @@ class Classified(nn.Module):
 
     Args:
         model: A timm network.
-        weight: (classes, features).
-        bias: (classes,).
+        head: Of the task.
     """
 
-    def __init__(self, model: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, model: nn.Module, head: Head) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        self.register_buffer("weight", head.weight)
+        self.register_buffer("bias", head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (batch, channels, H, W) -> logits (batch, classes)."""
@@ -107,7 +107,7 @@ def merge_task(base: Base, task: Task | None) -> Merged:
     else:
         data["input_size"] = [data["input_size"][0], task.image_size, task.image_size]
         model = merge(base, task.vector, task.image_size, task.adapter)
-        network = Classified(model, task.weight, task.bias).eval()
+        network = Classified(model, task.head).eval()
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, *data["input_size"]), dtype=torch.uint8, generator=generator)
     images = normalise(pixels, data)

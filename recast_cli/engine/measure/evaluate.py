@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, suggest
@@ -22,6 +21,7 @@ from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.runtime.inference import infer, take_features
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.task import Task
 
 
@@ -158,7 +158,7 @@ def task_logits(
         model = switcher.switch(task.vector, task.image_size, task.adapter)
     data = base.known_architecture().data
     found = infer(take_features(model), pixels, data, device, 64, progress, task.name, frozen=True)
-    return F.linear(found, task.weight, task.bias)
+    return task.head(found)
 
 
 def score(
@@ -248,7 +248,7 @@ def predict(
     ]
 
 
-def measure(model: nn.Module, head: Sequence[Tensor], images: Images, data: dict[str, Any]) -> float:
-    """Top-1 of a merged network with a head (weight, bias) on `images`."""
+def measure(model: nn.Module, head: Head, images: Images, data: dict[str, Any]) -> float:
+    """Top-1 of a merged network with a head on `images`."""
     found = infer(take_features(model), images.pixels, data, next(model.parameters()).device, frozen=True)
-    return top_k(F.linear(found, *head), images.labels)
+    return top_k(head(found), images.labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recast_cli.engine.runtime.cuda_graph import Replayed, Work
 
@@ -29,7 +29,7 @@ class Accumulator:
         size: Images in a part.
     """
 
-    def __init__(self, loss: Loss, parameters: Sequence[nn.Parameter], size: int) -> None:
+    def __init__(self, loss: Loss, parameters: Sequence[Tensor], size: int) -> None:
         def differentiate(*part: Tensor) -> list[Tensor]:  # no method: a cycle would keep the device's memory
             value = loss(*part)
             return [value.detach(), *torch.autograd.grad(value, parameters, materialize_grads=True)]

@@ -25,6 +25,7 @@ from recast_cli.engine.task.folder import (
     read_record,
     write_record,
 )
+from recast_cli.engine.task.head import Head
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,11 @@ class Task:
     adapter: Adapter | None = None
 
     @property
+    def head(self) -> Head:
+        """Weight and bias as the function from features to logits that they are."""
+        return Head(self.weight, self.bias)
+
+    @property
     def classes(self) -> list[str]:
         """Class names in the order of the head's rows."""
         return list(self.record["classes"])
@@ -72,7 +78,7 @@ def save_task(task: Task, folder: Path) -> None:
     (folder / RECORD).unlink(missing_ok=True)
     bound = {"format": FORMAT_VERSION, "base_id": task.base_id}
     write_tensors(folder / COEFFICIENTS, {"coefficients": task.vector}, {"kind": "coefficients", **bound})
-    write_tensors(folder / HEAD, {"weight": task.weight, "bias": task.bias}, {"kind": "head", **bound})
+    save_head(folder / HEAD, task.head, bound)
     if task.adapter is None:
         (folder / ADAPTER).unlink(missing_ok=True)
     else:
@@ -126,8 +132,13 @@ def load_adapter(folder: Path, record: dict[str, Any]) -> Adapter | None:
     return adapter
 
 
+def save_head(path: Path, head: Head, bound: dict[str, Any]) -> None:
+    """Write a head; `bound` says in which format and to which base it belongs."""
+    write_tensors(path, head._asdict(), {"kind": "head", **bound})
+
+
 def save_adapter(path: Path, adapter: Adapter, bound: dict[str, Any]) -> None:
-    """Write what was learned in an adapter; `bound` says in which format and to which base it belongs."""
+    """Write what was learned in an adapter; `bound` as of `save_head`."""
     write_tensors(
         path, adapter.tensors, {"kind": "adapter", **bound, "adapter": adapter.name, "options": adapter.options}
     )

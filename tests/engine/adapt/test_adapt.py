@@ -111,12 +111,12 @@ def test_the_task_is_what_the_best_epoch_ended_with(vit_base, data, tmp_path, mo
     monkeypatch.setattr("recast_cli.engine.adapt.loop.top_k", lambda logits, labels: next(accuracies))
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", OPTIONS, device="cpu")
     assert task.record["metrics"]["best_epoch"] == 2
-    *coefficients, weight, bias = states[1].trained
+    coefficients, (weight, bias) = states[1].trained
     assert torch.equal(task.vector, torch.cat([tensor.flatten() for tensor in coefficients]))
     # the solved half is the weak probe, which is 0
     assert torch.equal(task.weight, weight / 2)
     assert torch.equal(task.bias, bias / 2)
-    assert not torch.equal(weight, states[2].trained[-2])
+    assert not torch.equal(weight, states[2].trained.head.weight)
 
 
 def accuracy_by_hand(base, task, data, paths):
@@ -162,7 +162,7 @@ def test_the_linear_probe_is_measured_on_the_same_images(part, vit_base, data, t
             return model.forward_head(tokens, pre_logits=True), images.labels
 
     probe, (found, labels) = fit_probe(taken(split.train), taken(split.val), 3), taken(getattr(split, part))
-    hits = (found @ probe.weight.T + probe.bias).argmax(1) == labels
+    hits = (found @ probe.head.weight.T + probe.head.bias).argmax(1) == labels
     assert task.record["metrics"][f"linear_probe_{part}_top1"] == pytest.approx(float(hits.double().mean()))
     assert task.record["metrics"]["linear_probe_penalty"] == probe.penalty
 

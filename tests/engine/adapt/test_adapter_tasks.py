@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.adapt.importance import squared_gradients
-from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.measure.evaluate import evaluate
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.task.folder import ADAPTER
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import ADAPTERS, AdaptOptions
 from recast_cli.engine.task.task import load_task
 
@@ -161,15 +161,15 @@ def test_importance_is_the_squared_gradient_summed_over_batches(vit_base, data):
     config = vit_base.known_architecture().data
     images = decode(data, split_folder(data, 0, False).train, config, None, "skip", None, cache_size=0)
     generator = torch.Generator().manual_seed(0)
-    probe = Probe(torch.randn(3, 32, generator=generator), torch.zeros(3), 1.0, 0.0)
+    head = Head(torch.randn(3, 32, generator=generator), torch.zeros(3))
     name = "blocks.3.mlp.fc2"
-    found = squared_gradients(merge(vit_base), [name], images, probe, config, seed=4)
+    found = squared_gradients(merge(vit_base), [name], images, head, config, seed=4)
     model, total = merge(vit_base), 0
     weight = model.get_parameter(f"{name}.weight").requires_grad_()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(4))
     for start in range(0, len(images), 32):
         rows = order[start : start + 32]
-        logits = F.linear(features(model, normalise(images.pixels[rows], config)), probe.weight, probe.bias)
+        logits = F.linear(features(model, normalise(images.pixels[rows], config)), *head)
         weight.grad = None
         F.cross_entropy(logits, images.labels[rows]).backward()
         total = total + weight.grad.clone() ** 2

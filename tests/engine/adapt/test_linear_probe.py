@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from recast_cli.engine.adapt import linear_probe as probe_module
 from recast_cli.engine.adapt.fit import class_weights
 from recast_cli.engine.adapt.linear_probe import LIMITS, fit_probe, logistic_regression, solve_head, standardised
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
 
 
@@ -45,12 +46,12 @@ def test_one_regression_gives_sklearns_probabilities(penalty):
 def test_the_probe_is_sklearn_at_the_chosen_penalty():
     train, val = draw(150, 0), draw(80, 1)
     probe = fit_probe(train, val, 3)
-    found = (val[0].double() @ probe.weight.double().T + probe.bias.double()).softmax(1).numpy()
+    found = (val[0].double() @ probe.head.weight.double().T + probe.head.bias.double()).softmax(1).numpy()
     predict = by_sklearn(train[0].double().numpy(), train[1].numpy(), probe.penalty)
     expected = predict(val[0].double().numpy())
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert probe.val_top1 == pytest.approx((expected.argmax(1) == val[1].numpy()).mean())
-    assert probe.weight.dtype == probe.bias.dtype == torch.float32
+    assert probe.head.weight.dtype == probe.head.bias.dtype == torch.float32
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -58,7 +59,7 @@ def test_a_head_with_a_known_penalty_is_sklearn_s_wherever_it_starts(balanced):
     features, labels = draw(150, 0, uneven=balanced)
     options = AdaptOptions(class_weights="balanced" if balanced else "none")
     weights = class_weights(labels, 3, options)
-    start = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, -2.0, 0.5])
+    start = Head(torch.randn(3, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, -2.0, 0.5]))
     weight, bias = solve_head(features, labels, 0.03, start, weights)
     found = (features.double() @ weight.double().T + bias.double()).softmax(1).numpy()
     per_class = None if weights is None else dict(enumerate(weights.tolist()))
@@ -71,7 +72,7 @@ def test_a_head_for_features_is_one_for_standardised_features_and_back():
     features[:, 2] = 7.0  # varies as little as can be
     weight, bias = torch.randn(3, 6), torch.randn(3)
     scaled, scaling = standardised(features)
-    solution = scaling.from_head(weight, bias)
+    solution = scaling.from_head(Head(weight, bias))
     wanted = features.double() @ weight.double().T + bias.double()
     torch.testing.assert_close(scaled @ solution[:, :-1].T + solution[:, -1], wanted)
     for found, given in zip(scaling.to_head(solution), (weight, bias), strict=True):
@@ -118,24 +119,24 @@ def test_class_weights_are_sklearns_balanced_ones():
     counts = np.bincount(train[1].numpy())
     np.testing.assert_allclose(weights.numpy(), len(train[1]) / (3 * counts), rtol=1e-6)
     probe = fit_probe(train, val, 3, weights)
-    found = (val[0].double() @ probe.weight.double().T + probe.bias.double()).softmax(1).numpy()
+    found = (val[0].double() @ probe.head.weight.double().T + probe.head.bias.double()).softmax(1).numpy()
     predict = by_sklearn(train[0].double().numpy(), train[1].numpy(), probe.penalty, "balanced")
     np.testing.assert_allclose(found, predict(val[0].double().numpy()), atol=2e-3)
     plain = fit_probe(train, val, 3)
-    assert not torch.allclose(plain.bias, probe.bias, atol=1e-2)
+    assert not torch.allclose(plain.head.bias, probe.head.bias, atol=1e-2)
 
 
 def test_a_feature_that_never_changes_does_no_harm():
     (features, labels), val = draw(60, 0), draw(30, 1)
     padded = torch.cat([features, torch.full((60, 1), 5.0)], dim=1)
     probe = fit_probe((padded, labels), (torch.cat([val[0], torch.full((30, 1), 5.0)], dim=1), val[1]), 3)
-    assert torch.isfinite(probe.weight).all()
+    assert torch.isfinite(probe.head.weight).all()
     assert probe.val_top1 == fit_probe((features, labels), val, 3).val_top1
 
 
 def test_a_class_that_train_lacks_is_never_predicted():
     features, labels = draw(60, 0, classes=2)
     probe = fit_probe((features, labels), draw(30, 1, classes=2), 3)
-    logits = features @ probe.weight.T + probe.bias
+    logits = features @ probe.head.weight.T + probe.head.bias
     assert torch.isfinite(logits).all()
     assert set(logits.argmax(1).tolist()) <= {0, 1}

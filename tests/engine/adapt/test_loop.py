@@ -9,14 +9,16 @@ from helpers import drawn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.adapt.loop import Part, TrainingData, train
-from recast_cli.engine.adapt.state import Epoch, State
+from recast_cli.engine.adapt.state import Epoch, State, Trained
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise, statistics
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.model.attach import attach, coefficient_parameters
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions, with_rate
 
 module = importlib.import_module("recast_cli.engine.adapt.loop")
@@ -26,13 +28,17 @@ def training_data(data, options, images, val_images):
     return TrainingData({"train": images, "val": val_images}, data, options)
 
 
+def everything(trained):
+    return [*trained.values, *trained.head]
+
+
 @pytest.fixture
 def setting(vit_base):
     """Model, coefficients and the state of epoch 0, whose validation accuracy is 0.5."""
     model = attach(vit_base)
-    weight, bias = torch.zeros(2, 32), torch.zeros(2)
-    trained = [vit_base.coefficients(name) for name in vit_base.layout.modules] + [weight, bias]
-    state = State(trained, trained, (weight, bias), 0.5, 0.1, history=[Epoch(0, None, 0.5)])
+    head = Head(torch.zeros(2, 32), torch.zeros(2))
+    trained = Trained([vit_base.coefficients(name) for name in vit_base.layout.modules], head)
+    state = State(trained, trained, Probe(head, 0.1, 0.5), history=[Epoch(0, None, 0.5)])
     return model, coefficient_parameters(model, vit_base), state, vit_base.known_architecture().data
 
 
@@ -63,9 +69,9 @@ def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(accuracies
     )
     assert [epoch.val_top1 for epoch in end.history] == [0.5, *accuracies]
     assert end.best_epoch == best
-    for kept, there in zip(end.best, states[best].trained, strict=True):
+    for kept, there in zip(everything(end.best), everything(states[best].trained), strict=True):
         assert torch.equal(kept, there)
-    differences = [not torch.equal(states[i].trained[0], states[i + 1].trained[0]) for i in range(3)]
+    differences = [not torch.equal(states[i].trained.values[0], states[i + 1].trained.values[0]) for i in range(3)]
     assert all(differences)
 
 
@@ -153,9 +159,9 @@ def test_an_epoch_is_judged_by_a_head_half_of_which_is_solved_for_what_it_saw(cu
         found, val = (features(model, normalise(each.pixels, data)).double() for each in (images, val_images))
     scaler = StandardScaler().fit(found.numpy())
     # of two classes it has one vector, the difference of ours, whose square is twice the sum of their squares
-    regression = LogisticRegression(C=2 / (24 * state.penalty), tol=1e-10, max_iter=10000)
+    regression = LogisticRegression(C=2 / (24 * state.probe.penalty), tol=1e-10, max_iter=10000)
     regression.fit(scaler.transform(found.numpy()), images.labels.numpy())
-    weight, bias = (part.double() for part in end.trained[-2:])
+    weight, bias = (part.double() for part in end.trained.head)
     solved = (2 * judged[1].double() - (val @ weight.T + bias)).numpy()
     wanted = regression.predict_proba(scaler.transform(val.numpy()))[:, 1]
     np.testing.assert_allclose(1 / (1 + np.exp(solved[:, 0] - solved[:, 1])), wanted, atol=5e-3)
@@ -179,7 +185,7 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
 
     monkeypatch.setattr(module.F, "cross_entropy", tight)
     cut = train(model, [Part(coefficients, options.lr)], state, training_data(data, options, drawn(10, 0), drawn(4, 1)))
-    for one, other in zip(whole.trained, cut.trained, strict=True):
+    for one, other in zip(everything(whole.trained), everything(cut.trained), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 

@@ -17,6 +17,7 @@ from recast_cli.engine.compare.artifacts import base_file
 from recast_cli.engine.compare.runner import compare, read_results
 from recast_cli.engine.compare.sweep import chosen_rate
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
 
 pytest_plugins = ["fixtures.compare"]
@@ -70,7 +71,7 @@ def test_a_second_call_does_nothing(whole, monkeypatch):
 def know_little(train, val, classes, class_weights=None):
     """A probe at random. Were it zero, the first step would leave all but the head where it is."""
     weight = 0.01 * torch.randn(classes, train[0].shape[1], generator=torch.Generator().manual_seed(0))
-    return Probe(weight, torch.zeros(classes), 1.0, 0.0)
+    return Probe(Head(weight, torch.zeros(classes)), 1.0, 0.0)
 
 
 def test_recast_gives_the_numbers_of_adapt(folder, monkeypatch):

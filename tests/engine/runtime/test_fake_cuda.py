@@ -24,6 +24,7 @@ from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.runtime import accumulate as batch
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions, with_rate
 
 
@@ -118,16 +119,17 @@ def test_an_epoch_stays_on_the_card_and_never_waits_for_it(kind, given, request,
     options = with_rate(AdaptOptions(batch_size=4, **given), base.layout)
     learner = make_learner(base, options, card)
     found = infer(take_features(learner.model), images.pixels, data, card)
-    state = begin(learner, base, options, images, Probe(torch.zeros(2, found.shape[1]), torch.zeros(2), 0.5, 1.0))
+    probe = Probe(Head(torch.zeros(2, found.shape[1]), torch.zeros(2)), 0.5, 1.0)
+    state = begin(learner, base, options, images, probe)
     training_data = TrainingData({"train": images, "val": images}, data, options, torch.ones(2))
     loop = Loop(learner.model, learner.parts(options), state, training_data)
-    accumulator = Accumulator(loop.share_of_loss, loop.trained, 4)
+    accumulator = Accumulator(loop.share_of_loss, loop.parameters, 4)
     numbers = pytest.raises(DataDependentOutputException)
     with cheap_gradients(learner.model), frozen_norms(learner.model), numbers as error:
         loop.steps(1, 4, accumulator, None)
     asking = [str(entry.statement) for entry in error.traceback if "recast_cli" in str(entry.path)][-1]
     assert "return float(total) / self.count" in asking
-    assert {each.device for each in loop.trained} == {card}
+    assert {each.device for each in loop.parameters} == {card}
 
 
 @pytest.mark.parametrize("kind", ["vit", "conv"])
