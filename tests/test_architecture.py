@@ -72,8 +72,6 @@ def test_a_room_opens_with_one_sentence_and_imports_nothing(name):
 
 def test_the_map_names_every_room():
     page = ROOT / "docs" / "explanation" / "architecture.md"
-    if not page.exists():
-        pytest.skip("the map is being drawn")
     text = page.read_text(encoding="utf-8")
     for path in ROOMS.values():
         room = path.parent.relative_to(ROOT / "recast_cli")

@@ -84,12 +84,12 @@ class Judge:
         assert source.architecture is not None
         self.architecture, self.folder, self.count = source.architecture, folder, count
         items = labelled_items(folder, class_indices(int(source.architecture.args["num_classes"])))
-        self.images: Images = decode(folder, items, source.architecture.data)
+        self.images: Images = decode(folder, items, source.architecture.preprocessing)
         self.source = self.see(source.network(), slice(None))
 
     def see(self, model: nn.Module, part: slice) -> Tensor:
         """Logarithms of the probabilities of every class, (images, classes)."""
-        logits = infer(ready(model, CPU), self.images.pixels[part], self.architecture.data, CPU, 32)
+        logits = infer(ready(model, CPU), self.images.pixels[part], self.architecture.preprocessing, CPU, 32)
         return logits.log_softmax(1)
 
     def folds(self, folder: Path) -> Iterator[tuple[Path, slice]]:
@@ -164,7 +164,7 @@ def sharing(name: str, source: Source, judge: Judge) -> Iterator[dict[str, Any]]
     with tempfile.TemporaryDirectory() as folder:
         for images, judged in judge.folds(Path(folder)):
             start = time.perf_counter()
-            base = heal(source, mimic(source, layout), read_images(images, judge.architecture))
+            base = heal(source, mimic(source, layout), read_images(images, judge.architecture.preprocessing))
             spent += time.perf_counter() - start
             path = Path(folder) / "base.safetensors"
             nbytes = max(nbytes, save_base(base, path).path.stat().st_size)

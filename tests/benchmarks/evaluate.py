@@ -44,7 +44,7 @@ def main() -> None:
     vectors = [base.vector + 0.05 * torch.randn(len(base.vector)) for _ in range(2)]
     switcher = Switcher(base, device)
     ours = switcher.switch(vectors[0], size)
-    data = base.known_architecture().data
+    data = base.known_architecture().preprocessing
     plain = plain_network(options.model, size)
     plain.load_state_dict(merge(base, vectors[0], size).state_dict())
     plain.to(device)
@@ -105,8 +105,8 @@ def plain_network(name: str, size: int) -> nn.Module:
 @torch.inference_mode()
 def timm_features(model: nn.Module, pixels: Tensor, data: dict[str, Any], device: str) -> Tensor:
     """What a user of timm writes: move, normalise, run, batch by batch."""
-    mean = 255 * torch.tensor(data["mean"], device=device).view(1, 3, 1, 1)
-    std = 255 * torch.tensor(data["std"], device=device).view(1, 3, 1, 1)
+    mean = 255 * torch.tensor(data.mean, device=device).view(1, 3, 1, 1)
+    std = 255 * torch.tensor(data.std, device=device).view(1, 3, 1, 1)
     outputs = []
     for batch in pixels.split(BATCH):
         images = batch.to(device, non_blocking=True).float().sub_(mean).div_(std)

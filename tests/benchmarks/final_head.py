@@ -61,7 +61,7 @@ def main() -> None:
 
 def logits_of(base: Base, task: Task, seed: int, options: Any) -> dict[str, list[Tensor]]:
     """Head -> its logits (images, classes) at the start, where it is the linear probe, and after every epoch."""
-    device, data = choose_device(), base.known_architecture().data
+    device, data = choose_device(), base.known_architecture().preprocessing
     model = ready(attach(base, image_size=options.image_size), device)
     parameters = coefficient_parameters(model, base)
     _, (start, _) = extract_features(model, task.images, data, device)

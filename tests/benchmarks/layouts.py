@@ -100,7 +100,8 @@ def main() -> None:
 
 def open_task(base: Base, data: Path, seed: int, options: Any) -> Task:
     """The images of a folder that are not for testing, cut in two, and the probe on them."""
-    split, config, size = split_folder(data, 0, False), base.known_architecture().data, options.image_size
+    split = split_folder(data, 0, False)
+    config = base.known_architecture().preprocessing.at(options.image_size)
     salt = f"{seed} " if options.draw else ""
     by_class: dict[int, list[Any]] = {}
     for item in sorted(
@@ -112,11 +113,11 @@ def open_task(base: Base, data: Path, seed: int, options: Any) -> Task:
         train, val = options.draw
         cuts = {"train": slice(train), "val": slice(train, train + val)}
     images = {
-        part: decode(data, [item for items in by_class.values() for item in items[cut]], config, size)
+        part: decode(data, [item for items in by_class.values() for item in items[cut]], config)
         for part, cut in cuts.items()
     }
     device = choose_device()
-    model = ready(merge(base, image_size=size), device)
+    model = ready(merge(base, image_size=options.image_size), device)
     probe = probe_rows(*extract_features(model, images, config, device), len(split.classes), None)
     return Task(data.name, images, probe)
 
@@ -146,7 +147,7 @@ def fit(
 ) -> State:
     """What `adapt` does, from the linear probe to the head that is solved once more."""
     recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr, head_lr=options.head_lr, seed=seed)
-    data, state = base.known_architecture().data, start_state(parameters, task.probe, recipe)
+    data, state = base.known_architecture().preprocessing, start_state(parameters, task.probe, recipe)
     return learn(model, [Part(parameters, lr)], state, TrainingData(task.images, data, recipe))
 
 
@@ -177,7 +178,7 @@ def fit_templates(base: Base, tasks: list[Task], options: Any, rank: int) -> dic
     key = tuple(id(task) for task in tasks)
     if key in _learned:
         return _learned[key]
-    device, data = choose_device(), base.known_architecture().data
+    device, data = choose_device(), base.known_architecture().preprocessing
     model = ready(merge(base, image_size=options.image_size), device)
     generator = torch.Generator().manual_seed(0)
     places = [(number, name, b.get_submodule(name)) for number, b in enumerate(blocks(model)) for name in FOUR]

@@ -137,7 +137,7 @@ class Batch:
     ) -> None:
         self.pixels, self.labels, self.source, self.device, self.compiled = pixels, labels, source, device, compiled
         assert source.architecture is not None
-        self.data: dict[str, Any] = source.architecture.data
+        self.data = source.architecture.preprocessing
         self.images = normalise(pixels, self.data)
         self.wanted = wanted
         self.recorded = False  # whether steps are recorded as CUDA graphs

@@ -94,8 +94,7 @@ def adapt(
             return decode(
                 data,
                 items,
-                architecture.data,
-                options.image_size,
+                architecture.preprocessing.at(options.image_size),
                 options.on_bad_image,
                 progress,
                 cache_size=cache_size,
@@ -114,7 +113,7 @@ def adapt(
         distributed.from_first(lambda: resume.prepare(folder, restart and state is None))
         if state is None:
             with timed(timings, "probe"):
-                rows = extract_features(model, images, architecture.data, where, progress)
+                rows = extract_features(model, images, architecture.preprocessing, where, progress)
                 probe = probe_rows(*rows, len(split.classes), weights)
             state = begin(learner, base, options, images["train"], probe)
         elif learner.adapter:
@@ -133,7 +132,7 @@ def adapt(
                 model,
                 learner.parts(options),
                 state,
-                TrainingData(images, architecture.data, options, weights),
+                TrainingData(images, architecture.preprocessing, options, weights),
                 compiled=compiled,
                 after_epoch=after_epoch,
                 progress=progress,
@@ -146,10 +145,10 @@ def adapt(
         with timed(timings, "test"):
             switcher, size = Switcher(base, device), options.image_size
             probe_top1 = measure(
-                switcher.switch(base.vector, size), state.probe.head, images["test"], architecture.data
+                switcher.switch(base.vector, size), state.probe.head, images["test"], architecture.preprocessing
             )
             model = switcher.switch(vector, size, adapter)
-            test_top1 = measure(model, head, images["test"], architecture.data)
+            test_top1 = measure(model, head, images["test"], architecture.preprocessing)
         record = {
             "format": FORMAT_VERSION,
             "name": name,

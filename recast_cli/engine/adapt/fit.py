@@ -16,6 +16,7 @@ from recast_cli.engine.adapt.linear_probe import Probe, fit_probe, halfway
 from recast_cli.engine.adapt.loop import Part, TrainingData, train
 from recast_cli.engine.adapt.state import Epoch, State, Trained, put
 from recast_cli.engine.images.decode import Images
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.measure.metrics import top_k
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime import distributed
@@ -41,7 +42,7 @@ def class_weights(labels: Tensor, classes: int, options: AdaptOptions) -> Tensor
 def extract_features(
     model: nn.Module,
     images: dict[str, Images],
-    data: dict[str, Any],
+    preprocessing: Preprocessing,
     device: torch.device,
     progress: Progress | None = None,
 ) -> tuple[Rows, Rows]:
@@ -53,13 +54,13 @@ def extract_features(
     Args:
         model: On `device`.
         images: `train` and `val`.
-        data: The network's data config.
+        preprocessing: The network's.
         device: Where the network is.
         progress: Called after every batch.
     """
 
     def rows(part: Images) -> Rows:
-        found = infer(take_features(model), part.pixels, data, device, progress=progress, text="probing")
+        found = infer(take_features(model), part.pixels, preprocessing, device, progress=progress, text="probing")
         return found, part.labels
 
     return rows(images["train"]), rows(images["val"])
@@ -123,7 +124,9 @@ def learn(
     if RECIPES[training_data.options.recipe].head == "random":
         return state
     put([parameter for part in parts for parameter in part.parameters], state.best.values)
-    rows = extract_features(model, training_data.images, training_data.data, next(model.parameters()).device, progress)
+    rows = extract_features(
+        model, training_data.images, training_data.preprocessing, next(model.parameters()).device, progress
+    )
     return refit_head(state, *rows, training_data.class_weights)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.images.decode import Images
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.inference import batches
@@ -21,7 +20,7 @@ BATCHES, SIZE = 16, 32
 
 
 def squared_gradients(
-    model: nn.Module, names: list[str], images: Images, head: Head, data: dict[str, Any], seed: int
+    model: nn.Module, names: list[str], images: Images, head: Head, preprocessing: Preprocessing, seed: int
 ) -> dict[str, Tensor]:
     """The sum over batches of (dL/dW)², L the cross-entropy of a head: as RoSA chooses places.
 
@@ -30,7 +29,7 @@ def squared_gradients(
         names: Of modules.
         images: Of training.
         head: The linear probe's.
-        data: The network's data config.
+        preprocessing: The network's.
         seed: Of the choice of images.
 
     Returns:
@@ -48,7 +47,7 @@ def squared_gradients(
         for part in batches(len(order), SIZE):
             rows = order[part]
             with precision(device):
-                found = features(model, normalise(images.pixels[rows].to(device), data))
+                found = features(model, normalise(images.pixels[rows].to(device), preprocessing))
                 loss = F.cross_entropy(head(found), images.labels[rows].to(device))
             for total, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
                 total.addcmul_(gradient, gradient)

@@ -92,8 +92,8 @@ def begin(learner: Learner, base: Base, options: AdaptOptions, images: Images, p
 
     def importance(names: list[str]) -> dict[str, Tensor]:
         plain = ready(merge(base, image_size=options.image_size), device)
-        data = base.known_architecture().data
-        return squared_gradients(plain, names, images, probe.head, data, options.seed)
+        preprocessing = base.known_architecture().preprocessing
+        return squared_gradients(plain, names, images, probe.head, preprocessing, options.seed)
 
     fixed = None
     if learner.adapter:

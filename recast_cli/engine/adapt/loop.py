@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from recast_cli.engine.adapt.state import Epoch, State, Trained, advance, is_fin
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.measure.metrics import top_k
 from recast_cli.engine.model.coefficient_gradients import cheap_gradients
@@ -44,13 +45,13 @@ class TrainingData(NamedTuple):
 
     Attributes:
         images: `train` is what is learned, `val` chooses the epoch, see `advance`.
-        data: The network's data config.
+        preprocessing: The network's.
         options: The options.
         class_weights: (classes,) weights of the loss, or None.
     """
 
     images: dict[str, Images]
-    data: dict[str, Any]
+    preprocessing: Preprocessing
     options: AdaptOptions
     class_weights: Tensor | None = None
 
@@ -116,7 +117,7 @@ class Loop:
     def __init__(
         self, model: nn.Module, parts: Sequence[Part], state: State, training_data: TrainingData, compiled: bool = False
     ) -> None:
-        images, self.data, self.options, self.class_weights = training_data
+        images, self.preprocessing, self.options, self.class_weights = training_data
         options = self.options
         self.model, self.recipe = model, RECIPES[options.recipe]
         self.device = device = next(model.parameters()).device
@@ -158,7 +159,7 @@ class Loop:
             shares: (B,), of each image in the batch's mean.
             rows: (B,), which images they are.
         """
-        images = augment(normalise(pixels, self.data), crops)
+        images = augment(normalise(pixels, self.preprocessing), crops)
         with precision(self.device, self.dtype):
             found, logits = self.outputs(images)
             loss = (F.cross_entropy(logits, labels, reduction="none") * shares).sum()
@@ -212,7 +213,7 @@ class Loop:
         Args:
             penalty: Of the linear probe.
         """
-        found = infer(take_features(self.model), self.val_pixels, self.data, self.device, dtype=self.dtype)
+        found = infer(take_features(self.model), self.val_pixels, self.preprocessing, self.device, dtype=self.dtype)
         head = Head(*(part.detach().cpu() for part in self.head))
         if (seen := self.seen) is not None:
             distributed.add([seen])  # each process has the rows of its images, and zeros elsewhere

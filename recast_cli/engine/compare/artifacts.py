@@ -119,9 +119,9 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
     start = time.perf_counter()
     with applying():  # a network may not take images of this size
         model = ready(attach(base, image_size=options.image_size), device)
-    data = base.known_architecture().data
+    preprocessing = base.known_architecture().preprocessing
     weights = class_weights(images["train"].labels, classes, options)
-    probe = probe_rows(*extract_features(model, images, data, device), classes, weights)
+    probe = probe_rows(*extract_features(model, images, preprocessing, device), classes, weights)
     metadata = {
         "kind": "probe",
         "format": FORMAT_VERSION,
@@ -137,8 +137,9 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
 
 def task_images(plan: Plan, task: str, base: Base, part: str, cache_size: int | None) -> Images:
     """The `train`, `val` or `test` images of a task as a base's network wants them; the last task's are kept."""
-    options, data = plan.tasks[task].options, base.known_architecture().data
-    key = digest_of(str(data_folder(plan, task).resolve()), probe_options(options), data)
+    options = plan.tasks[task].options
+    preprocessing = base.known_architecture().preprocessing.at(options.image_size)
+    key = digest_of(str(data_folder(plan, task).resolve()), probe_options(options), vars(preprocessing))
     if _kept.get("key") != key:
         _kept.clear()
         _kept["key"] = key
@@ -146,7 +147,7 @@ def task_images(plan: Plan, task: str, base: Base, part: str, cache_size: int | 
     if part not in _kept:
         items = getattr(_kept["split"], part)
         folder = data_folder(plan, task)
-        _kept[part] = decode(folder, items, data, options.image_size, options.on_bad_image, cache_size=cache_size)
+        _kept[part] = decode(folder, items, preprocessing, options.on_bad_image, cache_size=cache_size)
     return _kept[part]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from recast_cli.engine.compare.artifacts import CannotRun, applying
 from recast_cli.engine.compare.baselines.registry import METHODS
 from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan
 from recast_cli.engine.errors import RecastError, suggest
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.runtime.device import ready
@@ -33,8 +33,8 @@ def prepare(method: Method, base: Base, options: AdaptOptions, device: torch.dev
         model = merge(base, image_size=options.image_size)
         parameters = install(method, model, options.seed)
     model = ready(model, device)
-    data = base.known_architecture().data
-    return Learner(model, used(model, parameters, data, options.image_size), None)
+    preprocessing = base.known_architecture().preprocessing
+    return Learner(model, used(model, parameters, preprocessing.at(options.image_size)), None)
 
 
 def install(method: Method, model: nn.Module, seed: int) -> list[nn.Parameter]:
@@ -61,17 +61,14 @@ def check_methods(plan: Plan) -> None:
                     raise RecastError(f"{plan.path}: unknown key 'methods.{name}.{key}'", suggest(key, known))
 
 
-def used(
-    model: nn.Module, parameters: list[nn.Parameter], data: dict[str, Any], size: int | None
-) -> list[nn.Parameter]:
+def used(model: nn.Module, parameters: list[nn.Parameter], preprocessing: Preprocessing) -> list[nn.Parameter]:
     """The parameters that the features depend on: the source's own classifier is neither trained nor counted.
 
     Raises:
         CannotRun: There is none.
     """
-    shape = (size, size) if size else tuple(data["input_size"][1:])
     device = parameters[0].device
-    image = normalise(torch.zeros(1, 3, *shape, dtype=torch.uint8, device=device), data)
+    image = normalise(torch.zeros(1, 3, *preprocessing.input_size[1:], dtype=torch.uint8, device=device), preprocessing)
     total = features(model, image).sum()
     known = []
     if total.requires_grad:

@@ -139,7 +139,7 @@ def probe_line(work: Work) -> Line:
     probe, made = probe_of(work.plan, work.run, work.folder, base, work.device, work.cache_size)
     images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
     model = Switcher(base, str(work.device)).switch(base.vector, work.options.image_size)
-    data = base.known_architecture().data
+    preprocessing = base.known_architecture().preprocessing
     return {
         **shared(work, base),
         "floats": 0,
@@ -151,7 +151,7 @@ def probe_line(work: Work) -> Line:
         "best_epoch": 0,
         "penalty": probe.penalty,
         "val_top1": probe.val_top1,
-        "test_top1": measure(model, probe.head, images, data),
+        "test_top1": measure(model, probe.head, images, preprocessing),
         "seconds": made["seconds"],
         "peak_memory_mb": made["peak_memory_mb"],
         "images_per_second": None,
@@ -169,7 +169,7 @@ def train_line(work: Work) -> Line:
     plan, run, device = work.plan, work.run, work.device
     base = base_of(plan, run, work.folder)
     options = with_rate(work.options, base.layout)
-    data = base.known_architecture().data
+    preprocessing = base.known_architecture().preprocessing
     probe, _ = probe_of(plan, run, work.folder, base, device, work.cache_size)
     images = {part: task_images(plan, run.task, base, part, work.cache_size) for part in ("train", "val")}
     reset_peak(device)
@@ -182,7 +182,7 @@ def train_line(work: Work) -> Line:
     about, degrees, base_id, vector = shared(work, base), base.layout.degrees_of_freedom, base.base_id, base.vector
     del base  # the network has what it needs: no method is charged for a second one
     try:
-        state = learn(model, learner.parts(options), state, TrainingData(images, data, options, weights))
+        state = learn(model, learner.parts(options), state, TrainingData(images, preprocessing, options, weights))
     except RecastError as error:  # the loss is no longer finite: another rate may do
         return {"error": str(error), "diverged": True, "val_top1": None, "test_top1": None}
     seconds, peak = time.perf_counter() - start, peak_mb(device)
@@ -234,4 +234,4 @@ def test_stored(work: Work) -> float:
         learner = prepare(work.method, base, options, device)
         put(learner.parameters, vector.split([each.numel() for each in learner.parameters]))
         model = learner.model
-    return measure(model, head, images, base.known_architecture().data)
+    return measure(model, head, images, base.known_architecture().preprocessing)

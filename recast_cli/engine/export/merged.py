@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, one_line
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.task.head import Head
@@ -50,7 +50,7 @@ class Merged:
         task: Its task; None for the source's own classifier.
         model: timm's network; of a task, without its head.
         network: Normalised images -> logits, with the task's head where there is one.
-        data: timm's data config at the image size of the task.
+        preprocessing: At the image size of the task.
         images: Random normalised images (IMAGES, channels, H, W).
         logits: What `network` makes of them.
     """
@@ -59,7 +59,7 @@ class Merged:
     task: Task | None
     model: nn.Module
     network: nn.Module
-    data: dict[str, Any]
+    preprocessing: Preprocessing
     images: Tensor
     logits: Tensor
 
@@ -101,22 +101,21 @@ def merge_task(base: Base, task: Task | None) -> Merged:
         RecastError: The architecture is unknown, or does not take images of the size that its data config names.
     """
     architecture = base.known_architecture()
-    data = dict(architecture.data)
+    preprocessing = architecture.preprocessing.at(task.image_size if task else None)
     if task is None:
         model = network = merge(base)
     else:
-        data["input_size"] = [data["input_size"][0], task.image_size, task.image_size]
         model = merge(base, task.vector, task.image_size, task.adapter)
         network = Classified(model, task.head).eval()
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (IMAGES, *data["input_size"]), dtype=torch.uint8, generator=generator)
-    images = normalise(pixels, data)
+    pixels = torch.randint(0, 256, (IMAGES, *preprocessing.input_size), dtype=torch.uint8, generator=generator)
+    images = normalise(pixels, preprocessing)
     try:
         logits = network(images)
     except (RuntimeError, AssertionError, ValueError) as error:
-        shape = " x ".join(map(str, data["input_size"]))
+        shape = " x ".join(map(str, preprocessing.input_size))
         raise RecastError(
             f"{architecture.name} does not take the images of {shape} that its data config names: {one_line(error)}",
             "Correct input_size in the source's config.json and mimic it again.",
         ) from None
-    return Merged(base, task, model, network, data, images, logits)
+    return Merged(base, task, model, network, preprocessing, images, logits)

@@ -76,13 +76,12 @@ def write_onnx(merged: Merged, path: Path, notes: Path) -> float:
 
 def preparation(merged: Merged) -> dict[str, Any]:
     """How images are made ready, in timm's words, and what comes out."""
-    names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     return {
         "task": merged.task.name if merged.task else None,
         "base_id": merged.base.base_id,
         "input": INPUT,
         "output": OUTPUT,
-        **{name: merged.data[name] for name in names},
+        **vars(merged.preprocessing),
         "classes": merged.task.classes if merged.task else None,
     }
 

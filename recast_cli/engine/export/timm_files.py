@@ -19,6 +19,7 @@ from recast_cli.engine.errors import RecastError, one_line
 from recast_cli.engine.export.classifier import with_classifier
 from recast_cli.engine.export.merged import OTHERWISE, Merged
 from recast_cli.engine.export.restore import PLAIN, write_source
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.storage.atomic import write_text
 from recast_cli.engine.storage.tensors import specs
 from recast_cli.engine.storage.writer import writing
@@ -82,7 +83,7 @@ def call(merged: Merged) -> tuple[str, dict[str, Any]]:
     name = architecture.name.split(".")[0]
     args = {key: value for key, value in architecture.args.items() if value is not None}
     args["num_classes"] = len(merged.task.classes) if merged.task else args.get("num_classes", 0)
-    size = merged.data["input_size"][-1]
+    size = merged.preprocessing.input_size[-1]
     default = timm.models.get_pretrained_cfg(name)
     own = args.get("img_size") or (default.input_size[-1] if default else architecture.image_size)
     if own not in (size, [size, size], (size, size)) and takes_size(name, args, size):
@@ -110,17 +111,16 @@ def config(merged: Merged) -> dict[str, Any]:
     }
     if merged.task:
         value["label_names"] = merged.task.classes
-    return value | {"model_args": args, "pretrained_cfg": pretrained(architecture, merged.data, classes)}
+    return value | {"model_args": args, "pretrained_cfg": pretrained(architecture, merged.preprocessing, classes)}
 
 
-def pretrained(architecture: Architecture, data: dict[str, Any], classes: int) -> dict[str, Any]:
+def pretrained(architecture: Architecture, preprocessing: Preprocessing, classes: int) -> dict[str, Any]:
     """timm's pretrained config of these weights: preparation of images as they were learned."""
     known = {field.name for field in dataclasses.fields(PretrainedCfg)} - {"architecture", *NOT_OURS}
     kept = {key: value for key, value in architecture.config.items() if key in known}
-    if list(data["input_size"]) != list(kept.get("input_size", ())):
+    if list(preprocessing.input_size) != list(kept.get("input_size", ())):
         kept.pop("pool_size", None)  # of another size
-    names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    return kept | {name: data[name] for name in names} | {"num_classes": classes}
+    return kept | vars(preprocessing) | {"num_classes": classes}
 
 
 def line(merged: Merged, path: Path, format: str) -> str:

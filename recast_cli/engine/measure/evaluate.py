@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, suggest
-from recast_cli.engine.images.decode import Images, decode, open_image, preprocessing
+from recast_cli.engine.images.decode import Images, decode, evaluation_transform, open_image
 from recast_cli.engine.images.folders import Item, list_classes, list_items
+from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.images.splits import measured_part
 from recast_cli.engine.measure.metrics import confused_pairs, per_class, top_k
 from recast_cli.engine.model.attach import merge
@@ -99,7 +100,9 @@ def evaluate(
                 raise RecastError(f"{recorded / item.path} of the recorded test split is gone", "Give --data DIR.")
     where = switcher.device if switcher else choose_device(device)
     architecture = base.known_architecture()
-    images = decode(root, items, architecture.data, task.image_size, on_bad_image, progress, cache_size=cache_size)
+    images = decode(
+        root, items, architecture.preprocessing.at(task.image_size), on_bad_image, progress, cache_size=cache_size
+    )
     logits = task_logits(base, task, images.pixels, where, progress, switcher)
     return score(task.name, split, logits, images, classes)
 
@@ -130,9 +133,9 @@ def evaluate_source(
                 f"Class {name} has index {index}, the classifier ends at {outputs - 1}", "Correct the map."
             )
     items = labelled_items(data, labels)
-    images = decode(data, items, architecture.data, None, on_bad_image, progress, cache_size=cache_size)
+    images = decode(data, items, architecture.preprocessing, on_bad_image, progress, cache_size=cache_size)
     model = ready(merge(base), where := choose_device(device))
-    logits = infer(model, images.pixels, architecture.data, where, 64, progress, "source", frozen=True)
+    logits = infer(model, images.pixels, architecture.preprocessing, where, 64, progress, "source", frozen=True)
     # a class may have several names; those of its folders are the ones that their owner knows
     folders: dict[int, list[str]] = {}
     for name in list_classes(data / measured_part(data)):
@@ -156,8 +159,8 @@ def task_logits(
         model = ready(merge(base, task.vector, task.image_size, task.adapter), device)
     else:
         model = switcher.switch(task.vector, task.image_size, task.adapter)
-    data = base.known_architecture().data
-    found = infer(take_features(model), pixels, data, device, 64, progress, task.name, frozen=True)
+    preprocessing = base.known_architecture().preprocessing
+    found = infer(take_features(model), pixels, preprocessing, device, 64, progress, task.name, frozen=True)
     return task.head(found)
 
 
@@ -228,7 +231,7 @@ def predict(
 ) -> list[Guess]:
     """The class of each image, in order; images that cannot be read go to `on_problem` (default: raise)."""
     architecture = base.known_architecture()
-    transform, _ = preprocessing(architecture.data, task.image_size)
+    transform = evaluation_transform(architecture.preprocessing.at(task.image_size))
     pixels, names = [], []
     for path in images:
         try:
@@ -248,7 +251,7 @@ def predict(
     ]
 
 
-def measure(model: nn.Module, head: Head, images: Images, data: dict[str, Any]) -> float:
+def measure(model: nn.Module, head: Head, images: Images, preprocessing: Preprocessing) -> float:
     """Top-1 of a merged network with a head on `images`."""
-    found = infer(take_features(model), images.pixels, data, next(model.parameters()).device, frozen=True)
+    found = infer(take_features(model), images.pixels, preprocessing, next(model.parameters()).device, frozen=True)
     return top_k(head(found), images.labels)

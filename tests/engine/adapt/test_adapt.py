@@ -15,7 +15,7 @@ from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.adapt.linear_probe import fit_probe
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.images.decode import decode, preprocessing
+from recast_cli.engine.images.decode import decode, evaluation_transform
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.measure.evaluate import evaluate
@@ -122,8 +122,8 @@ def test_the_task_is_what_the_best_epoch_ended_with(vit_base, data, tmp_path, mo
 def accuracy_by_hand(base, task, data, paths):
     """Top-1 of the merged network, one image at a time."""
     architecture = base.known_architecture()
-    model, transform = merge(base, task.vector), preprocessing(architecture.data)[0]
-    mean, std = (torch.tensor(architecture.data[key])[:, None, None] for key in ("mean", "std"))
+    model, transform = merge(base, task.vector), evaluation_transform(architecture.preprocessing)
+    mean, std = (torch.tensor(getattr(architecture.preprocessing, key))[:, None, None] for key in ("mean", "std"))
     hits = 0
     for path in paths:
         pixels = transform(Image.open(data / path).convert("RGB")).float() / 255
@@ -156,9 +156,9 @@ def test_the_linear_probe_is_measured_on_the_same_images(part, vit_base, data, t
     model = merge(vit_base)
 
     def taken(items):
-        images = decode(data, items, architecture.data)
+        images = decode(data, items, architecture.preprocessing)
         with torch.no_grad():
-            tokens = model.forward_features(normalise(images.pixels, architecture.data))
+            tokens = model.forward_features(normalise(images.pixels, architecture.preprocessing))
             return model.forward_head(tokens, pre_logits=True), images.labels
 
     probe, (found, labels) = fit_probe(taken(split.train), taken(split.val), 3), taken(getattr(split, part))

@@ -158,8 +158,8 @@ def test_importance_is_the_squared_gradient_summed_over_batches(vit_base, data):
     from recast_cli.engine.images.splits import split_folder
     from recast_cli.engine.images.transforms import normalise
 
-    config = vit_base.known_architecture().data
-    images = decode(data, split_folder(data, 0, False).train, config, None, "skip", None, cache_size=0)
+    config = vit_base.known_architecture().preprocessing
+    images = decode(data, split_folder(data, 0, False).train, config, "skip", None, cache_size=0)
     generator = torch.Generator().manual_seed(0)
     head = Head(torch.randn(3, 32, generator=generator), torch.zeros(3))
     name = "blocks.3.mlp.fc2"

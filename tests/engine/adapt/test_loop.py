@@ -39,7 +39,7 @@ def setting(vit_base):
     head = Head(torch.zeros(2, 32), torch.zeros(2))
     trained = Trained([vit_base.coefficients(name) for name in vit_base.layout.modules], head)
     state = State(trained, trained, Probe(head, 0.1, 0.5), history=[Epoch(0, None, 0.5)])
-    return model, coefficient_parameters(model, vit_base), state, vit_base.known_architecture().data
+    return model, coefficient_parameters(model, vit_base), state, vit_base.known_architecture().preprocessing
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
     seen = []
 
     def spy(pixels, crops):
-        levels = pixels * torch.tensor(data["std"]).view(1, 3, 1, 1) + torch.tensor(data["mean"]).view(1, 3, 1, 1)
+        levels = pixels * torch.tensor(data.std).view(1, 3, 1, 1) + torch.tensor(data.mean).view(1, 3, 1, 1)
         seen.extend((levels[:, 0, 0, 0] * 255).round().int().tolist())
         return pixels
 
@@ -232,12 +232,12 @@ def test_about_half_of_the_images_are_mirrored():
 
 def test_what_was_measured_can_be_trained_on(vit_base):
     """A network that is frozen for good is measured in inference mode, whose tensors no backward pass may keep."""
-    model, data = attach(vit_base), vit_base.known_architecture().data
+    model, data = attach(vit_base), vit_base.known_architecture().preprocessing
     pixels = drawn(5, 0).pixels
     statistics.cache_clear()
     found = infer(take_features(model), pixels, data, torch.device("cpu"), batch_size=2, frozen=True)
     images = normalise(pixels, data)
-    kept = statistics(tuple(data["mean"]), tuple(data["std"]), images.device)
+    kept = statistics(data.mean, data.std, images.device)
     assert not any(each.is_inference() for each in (found, images, *kept))
     with torch.no_grad():
         torch.testing.assert_close(found, features(model, images))
@@ -260,7 +260,7 @@ class Remembers(torch.nn.Module):
 
 
 def test_what_a_network_remembers_of_being_measured_can_be_trained_with(vit_base):
-    data, pixels, images = vit_base.known_architecture().data, drawn(2, 0).pixels, torch.randn(2, 3, 4, 4)
+    data, pixels, images = vit_base.known_architecture().preprocessing, drawn(2, 0).pixels, torch.randn(2, 3, 4, 4)
     model = Remembers()
     infer(model, pixels, data, torch.device("cpu"))
     model(images.requires_grad_()).sum().backward()

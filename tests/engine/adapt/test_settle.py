@@ -67,7 +67,7 @@ def test_adapt_solves_for_the_adapted_network(vit_base, data, tmp_path, states):
     assert not torch.equal(states[2].trained.values[0], coefficients[0])  # the last epoch, which is not the chosen one
     assert torch.equal(task.vector, torch.cat([each.flatten() for each in coefficients]))
     assert not torch.equal(task.vector, vit_base.vector)
-    split, config = split_folder(data, 0, False), vit_base.known_architecture().data
+    split, config = split_folder(data, 0, False), vit_base.known_architecture().preprocessing
     model, seen = merge(vit_base, task.vector), {}
     for part in ("train", "val"):
         images = decode(data, getattr(split, part), config)

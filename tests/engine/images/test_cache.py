@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,14 +159,14 @@ def test_changed_images_are_noticed(how, tmp_path, folder, images):
 )
 def test_other_preparations_have_files_of_their_own(change, size, tmp_path, folder, images):
     right(tmp_path, images)
-    right(tmp_path, images, CONFIG | change, size)
+    right(tmp_path, images, replace(CONFIG, **change).at(size))
     assert len(files(folder)) == 2
 
 
 @pytest.mark.parametrize("mode", ["center", "border"])
 def test_the_mean_counts_only_where_it_is_painted(mode, tmp_path, folder, images):
-    right(tmp_path, images, CONFIG | {"crop_mode": mode})
-    right(tmp_path, images, CONFIG | {"crop_mode": mode, "mean": [0.1, 0.2, 0.3]})
+    right(tmp_path, images, replace(CONFIG, crop_mode=mode))
+    right(tmp_path, images, replace(CONFIG, crop_mode=mode, mean=(0.1, 0.2, 0.3)))
     assert len(files(folder)) == (2 if mode == "border" else 1)
 
 
@@ -221,16 +222,16 @@ def test_pixels_outlive_their_file(tmp_path, folder, images):
 def test_the_least_recently_used_go_first(tmp_path, folder, images):
     paths = []
     for size in (32, 31, 30):
-        right(tmp_path, images, CONFIG, size, cache_size=3 * ONE)
+        right(tmp_path, images, CONFIG.at(size), cache_size=3 * ONE)
         paths += [path for path in folder.iterdir() if path not in paths]
         age(paths[-1], 1000 - 100 * len(paths))
-    decode(tmp_path, images, CONFIG, 32, cache_size=3 * ONE)  # the oldest is used again
-    right(tmp_path, images, CONFIG, 29, cache_size=3 * ONE)
+    decode(tmp_path, images, CONFIG.at(32), cache_size=3 * ONE)  # the oldest is used again
+    right(tmp_path, images, CONFIG.at(29), cache_size=3 * ONE)
     assert not paths[1].exists()
     assert paths[0].exists()
     assert paths[2].exists()
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 3 * ONE
-    decode(tmp_path, images, CONFIG, 32, cache_size=ONE)  # a smaller bound counts at once
+    decode(tmp_path, images, CONFIG.at(32), cache_size=ONE)  # a smaller bound counts at once
     assert files(folder) == [paths[0].name]
 
 
@@ -290,6 +291,7 @@ def test_a_cache_that_cannot_be_made_costs_nothing_else(how, tmp_path, folder, i
         monkeypatch.delenv("RECAST_CACHE")
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.setattr("os.path.expanduser", lambda path: path)
+        monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: f"~/.cache/{name}")
     with pytest.warns(CacheWarning, match="decoded images are not cached in"):
         right(tmp_path, images)
     assert not (tmp_path / "~").exists()

@@ -1,5 +1,7 @@
 """Decoding against timm's own evaluation pipeline."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,15 +18,15 @@ from recast_cli.engine.images.transforms import normalise
 
 def by_timm(path, config, size=None):
     """Normalised image, as timm evaluates it."""
-    shape = (3, size, size) if size else tuple(config["input_size"])
+    shape = (3, size, size) if size else config.input_size
     transform = create_transform(
         input_size=shape,
         is_training=False,
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        crop_pct=config["crop_pct"],
-        crop_mode=config["crop_mode"],
+        interpolation=config.interpolation,
+        mean=config.mean,
+        std=config.std,
+        crop_pct=config.crop_pct,
+        crop_mode=config.crop_mode,
     )
     return transform(Image.open(path).convert("RGB"))
 
@@ -32,9 +34,9 @@ def by_timm(path, config, size=None):
 @pytest.mark.parametrize("size", [None, 24])
 @pytest.mark.parametrize("change", [{}, {"interpolation": "bilinear", "crop_pct": 1.0}, {"crop_mode": "squash"}])
 def test_decoding_and_normalising_is_timms_evaluation(change, size, tmp_path):
-    config = CONFIG | change
+    config = replace(CONFIG, **change)
     items = [Item(draw(tmp_path / f"{i}.png", seed=i, size=(50 + 9 * i, 40)).name, i) for i in range(3)]
-    found = decode(tmp_path, items, config, size)
+    found = decode(tmp_path, items, config.at(size))
     expected = torch.stack([by_timm(tmp_path / item.path, config, size) for item in items])
     torch.testing.assert_close(normalise(found.pixels, config), expected, atol=1e-6, rtol=0)
     assert found.pixels.dtype == torch.uint8
@@ -77,7 +79,7 @@ def test_no_shape_to_scale(tmp_path):
 
 def test_a_network_of_other_channels(tmp_path):
     with pytest.raises(RecastError, match="takes images of 1 channels"):
-        decode(tmp_path, [Item("a.png", 0)], CONFIG | {"input_size": (1, 32, 32)})
+        decode(tmp_path, [Item("a.png", 0)], replace(CONFIG, input_size=(1, 32, 32)))
 
 
 def test_links_and_hidden_folders_give_no_image_twice(tmp_path):

@@ -37,9 +37,8 @@ def other(tmp_path_factory):
 
 def by_timm(base, path):
     """One image through timm's own evaluation pipeline."""
-    config = base.known_architecture().data
-    keys = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
-    transform = create_transform(tuple(config["input_size"]), **{key: config[key] for key in keys})
+    config = base.known_architecture().preprocessing
+    transform = create_transform(**vars(config))
     return transform(Image.open(path).convert("RGB"))[None]
 
 

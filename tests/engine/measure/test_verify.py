@@ -32,7 +32,7 @@ def test_a_lossy_base_is_measured_as_it_is(vit_source, data):
     patterns = ["blocks.*.attn.*", "blocks.*.mlp.*"]
     base = mimic(vit_source, plan_layout(vit_source.modules, patterns=patterns, groups=1, templates=1))
     found = verify(vit_source, base, data, device="cpu")
-    config = base.known_architecture().data
+    config = base.known_architecture().preprocessing
     names = list_classes(data)
     images = normalise(decode(data, list_items(data, "", names, names), config).pixels, config)
     models = build(base.known_architecture(), vit_source.tensors), merge(base)

@@ -207,7 +207,7 @@ def test_switching_writes_what_merging_gives(templates, vit_source):
 
 def test_healing_brings_decisions_nearer(vit_source, data):
     layout = plan_layout(vit_source.modules, patterns=["blocks.*"], groups=1, templates=6, sets=1)
-    pixels = read_images(data, vit_source.architecture)
+    pixels = read_images(data, vit_source.architecture.preprocessing)
     healed = heal(vit_source, mimic(vit_source, layout), pixels, device="cuda")
     steps = healed.solver["healed"]["divergence"]
     assert steps["healed"] <= steps["layers"] < 0.5 * steps["mimicked"]
@@ -216,7 +216,7 @@ def test_healing_brings_decisions_nearer(vit_source, data):
 
 def test_calibrating_sees_what_the_cpu_sees(vit_source, data):
     base = mimic(vit_source, plan_layout(vit_source.modules))
-    pixels = read_images(data, vit_source.architecture)[:4]
+    pixels = read_images(data, vit_source.architecture.preprocessing)[:4]
     shapes = {name: matrices(name, base.tensors[name].shape) for name in ("head.weight", "patch_embed.proj.weight")}
     there, here = (curvatures(base, pixels, shapes, device) for device in ("cuda", "cpu"))
     for name, expected in here.items():

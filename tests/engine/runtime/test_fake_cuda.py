@@ -115,7 +115,7 @@ def test_an_epoch_stays_on_the_card_and_never_waits_for_it(kind, given, request,
         base = with_numbers(mimic)(vit_source, plan_layout(vit_source.modules))
     else:
         base = request.getfixturevalue(f"{kind}_base")
-    images, data = with_numbers(drawn)(10, 0), base.known_architecture().data
+    images, data = with_numbers(drawn)(10, 0), base.known_architecture().preprocessing
     options = with_rate(AdaptOptions(batch_size=4, **given), base.layout)
     learner = make_learner(base, options, card)
     found = infer(take_features(learner.model), images.pixels, data, card)

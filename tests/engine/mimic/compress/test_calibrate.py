@@ -33,7 +33,7 @@ def unseen(tmp_path_factory):
 def divergence(source, base, folder):
     """Mean KL(source | base), in nats, on images of a folder."""
     architecture = base.known_architecture()
-    images = normalise(read_images(folder, architecture), architecture.data)
+    images = normalise(read_images(folder, architecture.preprocessing), architecture.preprocessing)
     with torch.no_grad():
         wanted = build(architecture, dict(source.tensors))(images).double().log_softmax(1)
         found = merge(base)(images).double().log_softmax(1)
@@ -81,7 +81,7 @@ def test_a_curvature_is_of_the_gradients_of_drawn_decisions(vit_source, data, cl
         tensors[f"coefficients.{module}"] = vector[place].reshape(shape)
     base = replace(base, tensors=tensors)
     bank = base.layout.banks[0]
-    pixels = read_images(data, vit_source.architecture)[:3]
+    pixels = read_images(data, vit_source.architecture.preprocessing)[:3]
     if not classifies:
         monkeypatch.setattr(type(base.architecture), "classifies", False)
     names = (template_key(bank), "head.weight", "pos_embed")
@@ -96,7 +96,7 @@ def test_a_curvature_is_of_the_gradients_of_drawn_decisions(vit_source, data, cl
     generator = torch.Generator().manual_seed(0)
     sums = dict.fromkeys(names, 0)
     rows = dict.fromkeys(names, 0)
-    for image in normalise(pixels, base.architecture.data):
+    for image in normalise(pixels, base.architecture.preprocessing):
         logits = torch.func.functional_call(model, mixed, (image[None],))
         vector = 2.0 * torch.randint(0, 2, logits.shape, generator=generator)[0] - 1
         if classifies:
@@ -139,14 +139,14 @@ def test_half_of_the_form_is_the_divergence(vit_source, data):
     """1/2 d^T F d of small random changes of one matrix, against the divergence that they make."""
     base = mimic(vit_source, plan_layout(vit_source.modules))
     key = template_key(base.layout.banks[0])
-    pixels = read_images(data, vit_source.architecture)
+    pixels = read_images(data, vit_source.architecture.preprocessing)
     curve = curvatures(base, pixels, {key: matrices(key, base.tensors[key].shape)})[key]
     # what damping adds is known exactly: diagonals are larger by it on average
     columns = damped(curve.columns, -DAMPING / (1 + DAMPING)).double()
     rows = damped((1 + ROW_DAMPING) * curve.rows, -ROW_DAMPING / (1 + ROW_DAMPING)).double()
     generator = torch.Generator().manual_seed(1)
     foreseen, measured = 0.0, 0.0
-    images = normalise(pixels, base.architecture.data)
+    images = normalise(pixels, base.architecture.preprocessing)
     with torch.no_grad():
         before = merge(base)(images).double().log_softmax(1)
         for _ in range(8):
@@ -162,7 +162,7 @@ def test_half_of_the_form_is_the_divergence(vit_source, data):
 def test_what_no_decision_depends_on_is_still_stored(vit_source, data, monkeypatch):
     """As finely as if a value of it mattered 1/20 of the mean one."""
     base = mimic(vit_source, plan_layout(vit_source.modules))
-    pixels = read_images(data, vit_source.architecture)[:2]
+    pixels = read_images(data, vit_source.architecture.preprocessing)[:2]
     shapes = {name: matrices(name, base.tensors[name].shape) for name in ("head.weight", "pos_embed")}
     before = curvatures(base, pixels, shapes)
     read = curving.gradient_of
@@ -180,7 +180,7 @@ def test_what_no_decision_depends_on_is_still_stored(vit_source, data, monkeypat
 
 def test_a_matrix_of_many_rows_or_columns_has_a_diagonal_alone(vit_source, data, monkeypatch):
     base = mimic(vit_source, plan_layout(vit_source.modules))
-    pixels = read_images(data, vit_source.architecture)[:2]
+    pixels = read_images(data, vit_source.architecture.preprocessing)[:2]
     shapes = {"head.weight": matrices("head.weight", base.tensors["head.weight"].shape)}
     whole = curvatures(base, pixels, shapes)["head.weight"]
     monkeypatch.setattr(curving, "WIDEST", 8)

@@ -131,14 +131,14 @@ def test_outer_products_of_gradients(groups):
 
 def test_curvature_against_autograd_of_the_weight(vit_source, data):
     """A layer that is called with one token an image: there the Kronecker product of one image is exact."""
-    pixels = read_images(data, vit_source.architecture)[:1]
+    pixels = read_images(data, vit_source.architecture.preprocessing)[:1]
     model = vit_source.network()
     name = "blocks.11.mlp.fc2"
-    found = curvature(model, [name], pixels, vit_source.architecture.data)[name]
+    found = curvature(model, [name], pixels, vit_source.architecture.preprocessing)[name]
     layer = model.get_submodule(name)
     seen = []
     layer.register_forward_hook(lambda module, args, output: seen.extend([args[0].detach(), output]))
-    logits = model(normalise(pixels, vit_source.architecture.data).requires_grad_(True))
+    logits = model(normalise(pixels, vit_source.architecture.preprocessing).requires_grad_(True))
     loss = drawn_loss(logits, True, torch.Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad(loss, seen[1])
     tokens, rows = seen[0].flatten(0, 1), gradient.flatten(0, 1)
@@ -155,7 +155,7 @@ def shared(source):
 def divergence(source, base, folder):
     """KL of the source's decisions from the base's, on images of a folder."""
     architecture = base.known_architecture()
-    images = normalise(read_images(folder, architecture), architecture.data)
+    images = normalise(read_images(folder, architecture.preprocessing), architecture.preprocessing)
     with torch.no_grad():
         mine, its = merge(base)(images).softmax(1), source.network()(images).softmax(1)
     return float((its * (its.log() - mine.log())).sum(1).mean())
@@ -167,7 +167,7 @@ def unseen(tmp_path_factory):
 
 
 def test_a_healed_base_decides_like_its_source_on_images_it_never_saw(vit_source, data, unseen):
-    base, pixels = shared(vit_source), read_images(data, vit_source.architecture)
+    base, pixels = shared(vit_source), read_images(data, vit_source.architecture.preprocessing)
     layers = heal_layers(vit_source, base, vit_source.network(), pixels)
     healed = heal(vit_source, base, pixels)
     far, nearer, nearest = (divergence(vit_source, each, unseen) for each in (base, layers, healed))
@@ -186,7 +186,7 @@ def test_convolutions_and_features_without_a_classifier(conv_source, data, unsee
     monkeypatch.setattr(distil, "EPOCHS", 6)
     layout = plan_layout(conv_source.modules, patterns=["layer?.?.conv2"], groups=1, templates=1, sets=1)
     base = mimic(conv_source, layout)
-    pixels = read_images(data, conv_source.architecture)
+    pixels = read_images(data, conv_source.architecture.preprocessing)
     healed = heal(conv_source, base, pixels)
     assert divergence(conv_source, healed, unseen) < divergence(conv_source, base, unseen)
     architecture = replace(conv_source.architecture, args={**conv_source.architecture.args, "num_classes": 0})
@@ -200,7 +200,7 @@ def test_convolutions_and_features_without_a_classifier(conv_source, data, unsee
 
 def test_a_run_that_was_killed_goes_on_to_the_same_base(vit_source, data, tmp_path, monkeypatch):
     monkeypatch.setattr(distil, "EPOCHS", 5)
-    base, pixels = shared(vit_source), read_images(data, vit_source.architecture)
+    base, pixels = shared(vit_source), read_images(data, vit_source.architecture.preprocessing)
     whole = heal(vit_source, base, pixels)
     path = tmp_path / "state"
 
@@ -237,7 +237,7 @@ def test_without_a_better_epoch_training_goes_back_and_slows_down_until_it_ends(
 
 
 def test_what_cannot_be_healed(vit_source, data):
-    pixels = read_images(data, vit_source.architecture)
+    pixels = read_images(data, vit_source.architecture.preprocessing)
     with pytest.raises(RecastError, match="a template of its own"):
         heal(vit_source, mimic(vit_source, plan_layout(vit_source.modules)), pixels)
     with pytest.raises(RecastError, match="needs 16 images"):
@@ -249,7 +249,7 @@ def test_what_cannot_be_healed(vit_source, data):
 def test_only_what_is_shared_and_vectors_move(vit_source, data, monkeypatch):
     monkeypatch.setattr(distil, "EPOCHS", 2)
     layout = plan_layout(vit_source.modules, patterns=["blocks.*.mlp.fc1"], groups=6, templates=1)
-    base, pixels = mimic(vit_source, layout), read_images(data, vit_source.architecture)
+    base, pixels = mimic(vit_source, layout), read_images(data, vit_source.architecture.preprocessing)
     before = {name: tensor.clone() for name, tensor in base.tensors.items()}
     healed = heal(vit_source, base, pixels)
     assert all(torch.equal(base.tensors[name], tensor) for name, tensor in before.items())
@@ -276,7 +276,7 @@ def test_nothing_is_fitted_to_images_that_judge(vit_source, data, monkeypatch):
     monkeypatch.setattr(distil, "EPOCHS", 1)
     for name, place in (("judge_by", 1), ("heal_layers", 3), ("distil", 2)):
         watch(name, place)
-    heal(vit_source, shared(vit_source), read_images(data, vit_source.architecture))
+    heal(vit_source, shared(vit_source), read_images(data, vit_source.architecture.preprocessing))
     assert len(seen["judge_by"]) == 5
     assert len(seen["distil"]) == 31
     assert seen["heal_layers"] == seen["distil"]
