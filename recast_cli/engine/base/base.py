@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recast_cli.engine.base.codec.code import Code, code_to_dict
 from recast_cli.engine.base.mixture import mix, with_means
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import UnknownArchitecture, option
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.storage.digest import Hashed, digest
 from recast_cli.engine.storage.tensors import Spec, specs
@@ -119,12 +119,10 @@ class Base:
         return state | {alias: state[name] for alias, name in self.aliases.items()}
 
     def known_architecture(self) -> Architecture:
-        """The architecture. Raises RecastError where nobody knows it: such a base can only be inspected."""
+        """The architecture. Raises UnknownArchitecture where nobody knows it: such a base can only be inspected."""
         if self.architecture is None:
-            raise RecastError(
-                f"{self.path or self.source} has no known architecture, so no network can be built from it",
-                "Mimic its source with --architecture NAME where timm has it.",
-            )
+            hint = f"Mimic its source with {option('architecture', 'NAME')} where timm has it."
+            raise UnknownArchitecture(self.path or self.source, hint, "no network can be built from it")
         return self.architecture
 
 

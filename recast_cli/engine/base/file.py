@@ -8,7 +8,7 @@ from typing import Any
 
 from recast_cli.engine.base.base import Base, plain_codes, shapes
 from recast_cli.engine.base.codec.code import Deflated, code_from_dict
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, RecastError
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.storage.header import (
     CODED_VERSION,
@@ -86,9 +86,8 @@ def load_base(path: Path) -> Base:
     if metadata is None:
         raise RecastError(f"{path} is a safetensors file but not a base", "Make one: recast mimic SOURCE -o FILE.")
     if metadata["kind"] != "base":
-        raise RecastError(
-            f"{path} is a task's {metadata['kind']} file, and a base is wanted here", "Give the base it was made with."
-        )
+        hint = "Give the base it was made with."
+        raise RecastError(f"{path} is a task's {metadata['kind']} file, and a base is wanted here", hint)
     layout = Layout.from_dict(metadata.get("layout", {}))
     try:
         if metadata["format"] < TRELLIS_VERSION and any(
@@ -97,12 +96,12 @@ def load_base(path: Path) -> Base:
             raise RecastError(f"{path} is of an earlier format of compressed bases", "Run `recast mimic` again.")
         codes = {name: code_from_dict(value) for name, value in metadata.get("codes", {}).items()}
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise RecastError(f"{path}: the codes in its metadata are damaged", "Run `recast mimic` again.") from None
+        raise DamagedFile(f"{path}: the codes in its metadata are damaged", "Run `recast mimic` again.") from None
     wanted = {name: shape for name, shape in shapes(layout).items() if name not in codes}
     wanted |= {part: spec.shape for name, code in codes.items() for part, spec in code.specs(name).items()}
     for name, shape in wanted.items():
         if tuple(header.get(name, {}).get("shape", ())) != shape:
-            raise RecastError(f"{path} is damaged: {name} is missing or of another shape", "Run `recast mimic` again.")
+            raise DamagedFile(f"{path} is damaged: {name} is missing or of another shape", "Run `recast mimic` again.")
     try:
         return Base(
             layout=layout,
@@ -121,4 +120,4 @@ def load_base(path: Path) -> Base:
             path=path,
         )
     except (KeyError, TypeError):
-        raise RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.") from None
+        raise DamagedFile(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, RecastError
 from recast_cli.engine.layout.layout import Layout, coefficient_key
 from recast_cli.engine.storage.header import read_floats, read_metadata
 
@@ -41,5 +41,5 @@ def read_base_header(path: Path) -> BaseHeader:
     layout = Layout.from_dict(metadata.get("layout", {}))
     vector = read_floats(path, [coefficient_key(module) for module in layout.modules])
     if len(vector) != layout.coefficients or not {"base_id", "source"} <= metadata.keys():
-        raise RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.")
+        raise DamagedFile(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.")
     return BaseHeader(layout, vector, metadata["base_id"], metadata["source"], path)

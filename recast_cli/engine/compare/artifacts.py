@@ -17,7 +17,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.compare.spec import Plan, digest_of, probe_options
 from recast_cli.engine.compare.sweep import Run
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import OptionError, RecastError, in_python
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import Split, split_folder
 from recast_cli.engine.layout.plan import BUDGET, plan_layout
@@ -35,13 +35,18 @@ class CannotRun(RecastError):
     """The method cannot be applied here: that is a result, unlike what is wrong with files or the machine."""
 
 
+def as_key(name: str, value: str | None) -> str:
+    """An option of mimic as the file has it, for the text of an error."""
+    return in_python("modules" if name == "patterns" else name, value)
+
+
 @contextlib.contextmanager
 def applying() -> Iterator[None]:
     """Errors within are the method's own."""
     try:
         yield
     except RecastError as error:
-        raise CannotRun(error.what, error.hint) from None
+        raise CannotRun(*error.spelt(as_key)) from None
 
 
 @contextlib.contextmanager
@@ -105,7 +110,7 @@ def make_base(spec: dict[str, Any], home: Path, path: Path) -> None:
         )
         dtype = spec.get("dtype", "float32")
         if dtype not in DTYPES:
-            raise RecastError(f"dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
+            raise OptionError("dtype", f"{dtype} is unknown", f"Use {', '.join(DTYPES)}.")
         given = {name: spec.get(name) for name in ("loss", "noise", "steps", "seed", "kl")}
         options = solver_options(spec.get("solver", "exact"), **given)
         mimic(source, layout, options=options, dtype=dtype, path=path)

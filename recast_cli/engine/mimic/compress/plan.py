@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.base.codec.code import BITS, Code, Fixed, Half, code_bytes
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import OptionError, RecastError, option
 from recast_cli.engine.layout.families import role_of
 from recast_cli.engine.layout.layout import Layout, coefficient_key
 from recast_cli.engine.mimic.compress.matrices import fits_half, is_large, matrices
@@ -21,7 +21,7 @@ from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.tensors import specs
 
 HALF = 16
-"""`--bits` of float16."""
+"""`bits` of float16."""
 GROUP = 64
 """Values a scale where bits are given and a group size is not."""
 ROOM = 1024
@@ -112,10 +112,11 @@ def fixed_code(name: str, tensor: Tensor, bits: int, group: int | None) -> Code:
 def check(size: int | None, bits: int | None, group: int | None) -> None:
     """Raise RecastError where the numbers make no plan."""
     if size is not None and bits is not None:
-        raise RecastError("--size chooses the bits itself", "Give --size or --bits, not both.")
+        raise OptionError("size", "chooses the bits itself", f"Give {option('size')} or {option('bits')}, not both.")
     if bits is not None and bits not in (*BITS, HALF):
-        raise RecastError(f"--bits {bits} is out of range", "Give 2 to 8, or 16 for float16.")
+        raise OptionError("bits", f"{bits} is out of range", "Give 2 to 8, or 16 for float16.")
     if group is not None and not 8 <= group <= 4096:
-        raise RecastError(f"--group-size {group} is out of range", "Give 8 to 4096 values a scale; 64 is usual.")
+        raise OptionError("group", f"{group} is out of range", "Give 8 to 4096 values a scale; 64 is usual.")
     if group is not None and bits in (None, HALF):
-        raise RecastError("--group-size goes with --bits of 2 to 8", "Give --bits, too, or leave it out.")
+        hint = f"Give {option('bits')}, too, or leave it out."
+        raise OptionError("group", f"goes with {option('bits')} of 2 to 8", hint)
