@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from recast_cli.version import __version__
 
 PUBLIC = {
-    "errors": ("RecastError",),
+    "errors": ("DamagedFile", "MissingFile", "OptionError", "RecastError", "UnknownArchitecture"),
     "layout.layout": ("Bank", "Layout"),
     "layout.plan": ("plan_layout",),
     "source.source": ("Source",),
@@ -79,7 +79,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.compare.leaderboard import leaderboard
     from recast_cli.engine.compare.runner import compare
     from recast_cli.engine.compare.spec import read_comparison
-    from recast_cli.engine.errors import RecastError
+    from recast_cli.engine.errors import DamagedFile, MissingFile, OptionError, RecastError, UnknownArchitecture
     from recast_cli.engine.export.export import Exported, export, export_all
     from recast_cli.engine.images.datasets import fetch_known
     from recast_cli.engine.layout.layout import Bank, Layout

@@ -47,10 +47,8 @@ class Workspace:
         bases = [path for path, its_id in found.items() if its_id and its_id == base_id]
         bases = bases or [path for path, its_id in found.items() if its_id]
         if not bases:
-            raise RecastError(
-                f"No base in {self.root}",
-                "Make one with `recast mimic SOURCE -o base.safetensors`, or give --base FILE.",
-            )
+            hint = "Make one with `recast mimic SOURCE -o base.safetensors`, or give --base FILE."
+            raise RecastError(f"No base in {self.root}", hint)
         if len(bases) > 1 and base_id is None:
             names = ", ".join(path.name for path in bases)
             raise RecastError(f"Several bases in {self.root}: {names}", "Say which with --base FILE.")
@@ -88,7 +86,7 @@ class Workspace:
             try:
                 AdaptOptions(**own)
             except RecastError as error:  # without any flag
-                raise RecastError(f"recast.yaml: tasks.{name}: {error.what}", error.hint) from None
+                raise error.at(f"recast.yaml: tasks.{name}") from None
             raise
 
     def recorded_data(self, record: dict[str, Any]) -> Path:

@@ -60,7 +60,7 @@ def show_warning(otherwise: Any, message: Any, category: type[Warning], *place: 
     from recast_cli.cli.output import Output
 
     if category.__module__.startswith("recast_cli."):
-        Output().warn(str(message))
+        Output().warn(message)
     else:
         otherwise(message, category, *place, **more)
 
@@ -77,7 +77,7 @@ def report(error: Exception, debug: bool) -> int:
 
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, RecastError):
-        output.error(str(error))
+        output.error(error)
         return 2
     if hasattr(error, "format_message"):  # a usage error, whose class has another home in every version of Typer
         command = getattr(getattr(error, "ctx", None), "command_path", "recast")

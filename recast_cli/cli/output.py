@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from recast_cli.cli.flags import with_flags
 from recast_cli.engine.progress import Progress
 
 GRACE = 5
@@ -49,14 +50,14 @@ class Output:
                 show(self.stderr)
             sys.stderr.writelines(line.rstrip() + "\n" for line in shown.get().splitlines())
 
-    def warn(self, text: str) -> None:
+    def warn(self, message: Exception | str) -> None:
         """A warning; `--quiet` keeps it."""
-        if not leads():
-            return
-        self.say(Text.assemble(("warning: ", "yellow"), text))
+        if leads():
+            self.say(Text.assemble(("warning: ", "yellow"), with_flags(message)))
 
-    def error(self, text: str) -> None:
+    def error(self, message: Exception | str) -> None:
         """The one line of an error, never wrapped; a process beside the first tells what the first has not."""
+        text = with_flags(message)
         if not leads():
             # torchrun ends all processes when one leaves: this one here, where the first has the same to tell
             time.sleep(GRACE)

@@ -13,7 +13,7 @@ from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnB
 from recast_cli.cli.output import Output, left_out, show_facts
 from recast_cli.cli.startup import prepare
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.task.options import ADAPTERS, CUT_KERNEL_LR, RECIPES
+from recast_cli.engine.task.options import ADAPTERS, CUT_KERNEL_LR, RECIPES, option_types
 from recast_cli.engine.units import percent
 from recast_cli.workspace import Workspace, find_workspace
 
@@ -114,30 +114,11 @@ def adapt(
         recast adapt --task flowers --adapter melo --rank 4
         torchrun --nproc-per-node 4 -m recast_cli adapt --task flowers
     """
+    given = locals() | {"batch_size": int(batch_size) if batch_size and batch_size.isdecimal() else batch_size}
     out = Output(as_json, quiet)
     workspace = find_workspace()
     folder = workspace.task_folder(task)
-    flags = {
-        "image_size": image_size,
-        "recipe": recipe,
-        "epochs": epochs,
-        "lr": lr,
-        "head_lr": head_lr,
-        "batch_size": int(batch_size) if batch_size and batch_size.isdecimal() else batch_size,
-        "patience": patience,
-        "seed": seed,
-        "split": split,
-        "split_seed": split_seed,
-        "class_weights": class_weights,
-        "on_bad_image": on_bad_image,
-        "precision": precision,
-        "adapter": adapter,
-        "rank": rank,
-        "density": density,
-        "adapter_lr": adapter_lr,
-        "coefficients": coefficients,
-    }
-    options = workspace.adapt_options(task, flags)
+    options = workspace.adapt_options(task, {name: given[name] for name in option_types()})
     base_file = workspace.base_file(base)
     prepare(device)
     from recast_cli.engine.adapt.adapt import adapt as learn
@@ -189,10 +170,8 @@ def find_images(workspace: Workspace, task: str, flag: Path | None, out: Output)
 
     target = workspace.root / "data" / task
     if not is_known(task):
-        raise RecastError(
-            f"No images for task {task}: {target} does not exist",
-            f"Give --data DIR, or name a known set: {', '.join(known_names())}.",
-        )
+        hint = f"Give --data DIR, or name a known set: {', '.join(known_names())}."
+        raise RecastError(f"No images for task {task}: {target} does not exist", hint)
     out.note(f"fetching {task} into {target}")
     with out.progress() as progress:
         return fetch_known(task, target, progress)

@@ -117,9 +117,7 @@ def read_class_map(path: Path) -> dict[str, int]:
     except OSError as error:
         raise RecastError(f"{path}: {error.strerror}", "Check --class-map.") from None
     except yaml.YAMLError:
-        raise RecastError(
-            f"{path} is not a class map", "Write `folder: index` lines, or one folder name a line."
-        ) from None
+        content = None
     if isinstance(content, str):
         content = text.split()
     if isinstance(content, list):

@@ -105,7 +105,7 @@ def tasks_of(base: Base, workspace: Workspace) -> list[Learned]:
                 continue
             seen = open_task(folder, workspace, base.path)
         except RecastError as error:
-            Output().warn(f"left out the task {name}: {error}")
+            Output().warn(error.at(f"left out the task {name}"))
             continue
         bytes = sum((folder / file).stat().st_size for file in files_of(record) if file != RECORD)
         found.append(Learned(record, seen.vector or [], seen.changes or [], bytes))

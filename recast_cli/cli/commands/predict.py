@@ -57,6 +57,6 @@ def predict(
     if guesses:
         out.result(value, show)
     for problem in problems:
-        out.error(str(problem))
+        out.error(problem)
     if problems:
         raise typer.Exit(2)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from recast_cli.engine.adapt.linear_probe import halfway, solve_head
 from recast_cli.engine.adapt.state import Epoch, State, Trained, advance, is_finished, put
 from recast_cli.engine.architecture.modules import features
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise
@@ -93,7 +93,8 @@ def train(
             loss = loop.steps(number, state.batch_size, accumulator, progress)
             training = time.perf_counter() - start
             if not math.isfinite(loss):
-                raise RecastError(f"The loss is no longer finite in epoch {number}", "Lower --lr or --head-lr.")
+                hint = f"Lower {option('lr')} or {option('head_lr')}."
+                raise RecastError(f"The loss is no longer finite in epoch {number}", hint)
             accuracy = loop.measure(state.probe.penalty)
             epoch = Epoch(number, loss, accuracy, loop.count / training, time.perf_counter() - start)
             state = advance(state, epoch, loop.trained, loop.optimizer, len(loop.val_labels))

@@ -13,7 +13,7 @@ import torch
 
 from recast_cli.engine.adapt.state import State
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.splits import Split
 from recast_cli.engine.runtime import distributed
@@ -63,10 +63,9 @@ def check_same(record: dict[str, Any], identity: dict[str, Any], folder: Path) -
     found = {"base_id": record["base_id"], "data": record.get("data"), **record["options"]}
     for key, value in wanted.items():
         if key in found and found[key] != value:  # an older record lacks what was no option then
-            raise RecastError(
-                f"{folder} is finished with {key} {plain(found[key])}, now {key} is {plain(value)}",
-                "Give the old options to see its result, --restart to replace it, or another --task.",
-            )
+            anew = f"{option('restart', True)} to replace it, or another {option('name')}"
+            hint = f"Give the old options to see its result, {anew}."
+            raise RecastError(f"{folder} is finished with {key} {plain(found[key])}, now {key} is {plain(value)}", hint)
 
 
 def plain(value: Any) -> Any:

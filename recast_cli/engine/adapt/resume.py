@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.adapt.state import Epoch, State, Trained
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
 from recast_cli.engine.storage.atomic import atomic
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.task.folder import RECORD
@@ -54,10 +54,8 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["identity"] != to_json(identity):
-            raise RecastError(
-                f"{folder} holds an unfinished run with other options, images or base",
-                "Give the same command as before to go on, or --restart to begin anew.",
-            )
+            hint = f"Give the same command as before to go on, or {option('restart', True)} to begin anew."
+            raise RecastError(f"{folder} holds an unfinished run with other options, images or base", hint)
         return State(
             trained=split_head(content["trained"]),
             best=split_head(content["best"]),
@@ -71,7 +69,7 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
     except RecastError:
         raise
     except Exception:  # a damaged file shows itself in many ways; all of them mean the same to the user
-        raise RecastError(f"{path} is damaged", "Begin anew with --restart.") from None
+        raise DamagedFile(f"{path} is damaged", f"Begin anew with {option('restart', True)}.") from None
 
 
 def split_head(tensors: list[Tensor]) -> Trained:
@@ -94,7 +92,7 @@ def prepare(folder: Path, anew: bool = False) -> None:
     A finished task stays until the next one is.
     """
     if not folder.parent.parent.is_dir():
-        raise RecastError(f"The folder {folder.parent.parent} does not exist", "Create it first.")
+        raise MissingFile(f"The folder {folder.parent.parent} does not exist", "Create it first.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".*.tmp"):
@@ -102,9 +100,8 @@ def prepare(folder: Path, anew: bool = False) -> None:
         if anew:
             forget(folder)
     except FileExistsError:
-        raise RecastError(
-            f"{folder} is a file, and a folder is wanted there", "Move it, or name another task."
-        ) from None
+        hint = "Move it, or name another task."
+        raise RecastError(f"{folder} is a file, and a folder is wanted there", hint) from None
     except PermissionError:
         raise RecastError(f"No permission to write in {folder.parent}", "Check its permissions.") from None
 

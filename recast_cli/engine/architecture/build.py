@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.architecture.timm_config import check_name, quiet
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.storage.tensors import specs
 
 DRAWS = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
@@ -82,7 +82,7 @@ def build(architecture: Architecture, state: dict[str, Tensor], image_size: int 
     refusal = RecastError(
         f"{architecture.name} does not take images of {size} px: its weights or its strides fix the image size "
         f"({architecture.image_size} px is its own)",
-        "Leave out --image-size, or try another.",
+        f"Leave out {option('image_size')}, or try another.",
     )
     overlay = {"state_dict": dict(state), "label_offset": 0, "num_classes": architecture.args["num_classes"]}
     try:
@@ -115,7 +115,8 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
         parts = [f"lacks {first_of(missing)}"] if missing else []
         parts += [f"has {first_of(unexpected)} too many"] if unexpected else []
         parts += [f"has {key} of shape {given[key].shape} instead of {own[key].shape}" for key in wrong[:1]]
-        raise RecastError(f"The weights do not fit {name}: the file {', '.join(parts)}", "Check --architecture.")
+        hint = f"Check {option('architecture')}."
+        raise RecastError(f"The weights do not fit {name}: the file {', '.join(parts)}", hint)
 
 
 def first_of(keys: list[str]) -> str:

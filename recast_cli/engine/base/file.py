@@ -10,7 +10,7 @@ from typing import Any
 from recast_cli.engine.base.base import Base, base_of, plain_codes, shapes
 from recast_cli.engine.base.codec.code import Code, Deflated, code_from_dict
 from recast_cli.engine.base.header import CODED, MEANS, PLAIN, TRELLIS, BaseHeader, header_of, widest
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, RecastError
 from recast_cli.engine.storage.header import read_header, read_metadata
 from recast_cli.engine.storage.tensors import StoredTensors, read_stored, read_tensors, specs
 from recast_cli.engine.storage.writer import writing
@@ -53,9 +53,8 @@ def load_base(path: Path) -> Base:
     if metadata is None:
         raise RecastError(f"{path} is a safetensors file but not a base", "Make one: recast mimic SOURCE -o FILE.")
     if metadata["kind"] != "base":
-        raise RecastError(
-            f"{path} is a task's {metadata['kind']} file, and a base is wanted here", "Give the base it was made with."
-        )
+        hint = "Give the base it was made with."
+        raise RecastError(f"{path} is a task's {metadata['kind']} file, and a base is wanted here", hint)
     header = header_of(metadata, path)
     try:
         plain = metadata.get("codes", {})
@@ -63,10 +62,10 @@ def load_base(path: Path) -> Base:
             raise RecastError(f"{path} is of an earlier format of compressed bases", "Run `recast mimic` again.")
         codes = {name: code_from_dict(value) for name, value in plain.items()}
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise RecastError(f"{path}: the codes in its metadata are damaged", "Run `recast mimic` again.") from None
+        raise DamagedFile(f"{path}: the codes in its metadata are damaged", "Run `recast mimic` again.") from None
     wanted = {name: shape for name, shape in shapes(header.layout).items() if name not in codes}
     wanted |= {part: spec.shape for name, code in codes.items() for part, spec in code.specs(name).items()}
     for name, shape in wanted.items():
         if tuple(found.get(name, {}).get("shape", ())) != shape:
-            raise RecastError(f"{path} is damaged: {name} is missing or of another shape", "Run `recast mimic` again.")
+            raise DamagedFile(f"{path} is damaged: {name} is missing or of another shape", "Run `recast mimic` again.")
     return base_of(header, read_tensors(path), codes)

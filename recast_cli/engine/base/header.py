@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recast_cli.engine.architecture.description import Architecture
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, RecastError, UnknownArchitecture, option
 from recast_cli.engine.layout.layout import Layout, coefficient_key
 from recast_cli.engine.storage.header import FORMATS, read_floats, read_metadata
 
@@ -52,12 +52,10 @@ class BaseHeader:
     path: Path | None = None
 
     def known_architecture(self) -> Architecture:
-        """The architecture. Raises RecastError where nobody knows it: such a base can only be inspected."""
+        """The architecture. Raises UnknownArchitecture where nobody knows it: such a base can only be inspected."""
         if self.architecture is None:
-            raise RecastError(
-                f"{self.path or self.source} has no known architecture, so no network can be built from it",
-                "Mimic its source with --architecture NAME where timm has it.",
-            )
+            hint = f"Mimic its source with {option('architecture', 'NAME')} where timm has it."
+            raise UnknownArchitecture(self.path or self.source, hint, "no network can be built from it")
         return self.architecture
 
     def mimicked(self) -> list[float]:
@@ -159,6 +157,6 @@ def stored_as(compression: dict[str, Any]) -> str:
     return f"{compression['bits']:.2f} bits a weight, {how}"
 
 
-def damaged(path: Path) -> RecastError:
+def damaged(path: Path) -> DamagedFile:
     """The error of a base whose metadata cannot be used."""
-    return RecastError(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.")
+    return DamagedFile(f"{path}: its recast metadata is damaged", "Run `recast mimic` again.")

@@ -19,7 +19,7 @@ from typing import Any
 
 from recast_cli.engine.compare.spec import OWN_KINDS, Plan
 from recast_cli.engine.compare.sweep import Run, next_runs, still_needed
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError
 from recast_cli.engine.storage.header import to_json
 
 RUNS = "runs.jsonl"
@@ -32,7 +32,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Digest of a run -> its last line in runs.jsonl.
 
     Raises:
-        RecastError: A line that is not the last one is damaged.
+        DamagedFile: A line that is not the last one is damaged.
     """
     path = folder / RUNS
     try:
@@ -45,7 +45,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
             line = json.loads(text)
             results[line["key"]] = line
         except (ValueError, KeyError, TypeError):
-            raise RecastError(f"{path} line {number} is damaged", "Remove this line: its run is done again.") from None
+            raise DamagedFile(f"{path} line {number} is damaged", "Remove this line: its run is done again.") from None
     return results
 
 
@@ -68,19 +68,15 @@ def add_line(folder: Path, line: dict[str, Any]) -> None:
 def check_files(plan: Plan, runs: list[Run]) -> None:
     """Raise RecastError unless the images and weight files of the runs are there."""
     home = plan.path.parent
+    hint = f"Relative paths start at {home.resolve()}."
     for task in dict.fromkeys(run.task for run in runs):
         if not (home / Path(plan.tasks[task].data).expanduser()).is_dir():
-            raise RecastError(
-                f"{plan.path}: tasks.{task}.data: the folder {plan.tasks[task].data} does not exist",
-                f"Relative paths start at {home.resolve()}.",
-            )
+            what = f"{plan.path}: tasks.{task}.data: the folder {plan.tasks[task].data} does not exist"
+            raise MissingFile(what, hint)
     for source in dict.fromkeys(run.source for run in runs):
         weights = plan.sources[source].get("weights")
         if weights and not (home / Path(weights).expanduser()).exists():
-            raise RecastError(
-                f"{plan.path}: sources.{source}.weights: {weights} does not exist",
-                f"Relative paths start at {home.resolve()}.",
-            )
+            raise MissingFile(f"{plan.path}: sources.{source}.weights: {weights} does not exist", hint)
 
 
 def compare(

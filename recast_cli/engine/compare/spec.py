@@ -196,9 +196,8 @@ def read_source(path: Path, name: str, given: Any) -> tuple[str, dict[str, Any]]
     given = {"source": given} if isinstance(given, str) else given
     spec = mimic_options(path, f"sources.{name}", given, SOURCE)
     if not spec.get("source"):
-        raise RecastError(
-            f"{path}: sources.{name} names no source", "Write `source: ` and a timm name, folder or file."
-        )
+        hint = "Write `source: ` and a timm name, folder or file."
+        raise RecastError(f"{path}: sources.{name} names no source", hint)
     return name, spec
 
 
@@ -244,10 +243,8 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
         raise RecastError(f"{path}: {where}: unknown method '{kind}'", hint)
     for key in options:
         if key in option_types().keys() - set(A_METHODS_OWN) or (key == "seed" and kind not in OWN_KINDS):
-            raise RecastError(
-                f"{path}: {where}.{key} would give this method a budget of its own",
-                f"Write {key} for all methods, at the top or at a task.",
-            )
+            hint = f"Write {key} for all methods, at the top or at a task."
+            raise RecastError(f"{path}: {where}.{key} would give this method a budget of its own", hint)
     adapter: dict[str, Any] = {}
     if kind in OWN_KINDS:
         adapter = adapter_options(path, where, kind, {key: options.pop(key) for key in [*options] if key in ADAPTER})

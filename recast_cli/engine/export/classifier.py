@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.architecture.timm_config import config_of
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.export.merged import TOLERANCE, Merged
 from recast_cli.engine.export.restore import source_specs
 from recast_cli.engine.task.task import Task
 
-OTHERWISE = "Use --format onnx, which takes the head as it is."
+OTHERWISE = f"Use {option('format', 'onnx')}, which takes the head as it is."
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def with_classifier(merged: Merged) -> nn.Module:
         raise RecastError(
             f"Task {task.name}: the adapter {adapter} puts modules beside the network's own, and timm has no such "
             "network",
-            "Use --format onnx.",
+            f"Use {option('format', 'onnx')}.",
         )
     name = merged.base.known_architecture().name
     names = config_of(model).get("classifier") or ()

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.errors import RecastError, suggest
-from recast_cli.engine.export.merged import Merged, merge_task
+from recast_cli.engine.errors import OptionError, RecastError, UnknownArchitecture, option, suggest
+from recast_cli.engine.export.merged import merge_task
 from recast_cli.engine.export.onnx import check_extra, write_onnx
 from recast_cli.engine.export.restore import write_source
 from recast_cli.engine.export.timm_files import CONFIG, WEIGHTS, line, write_folder, write_plain
@@ -92,7 +92,7 @@ def export_all(base: Base, tasks: Sequence[Task], format: str, folder: Path) -> 
 def check_format(format: str) -> None:
     """Raise RecastError for a format that is unknown, or whose extra is missing."""
     if format not in SUFFIXES:
-        raise RecastError(f"--format {format} is unknown", suggest(format, SUFFIXES))
+        raise OptionError("format", f"{format} is unknown", suggest(format, SUFFIXES))
     if format == "onnx":
         check_extra()
 
@@ -114,10 +114,9 @@ def write_one(base: Base, task: Task | None, format: str, path: Path, final: Pat
         identical = write_source(base, path)
         return Exported(None, format, [path], None, identical, f"safetensors.torch.load_file({str(final)!r})")
     if base.architecture is None:
-        raise RecastError(
-            f"{base.path or base.source} has no known architecture, so there is no network to export",
-            "Use --format safetensors for its tensors, or mimic its source with --architecture NAME.",
-        )
+        rebuilt = f"mimic its source with {option('architecture', 'NAME')}"
+        hint = f"Use {option('format', 'safetensors')} for its tensors, or {rebuilt}."
+        raise UnknownArchitecture(base.path or base.source, hint, "there is no network to export")
     network = merge_task(base, task)
     title = task.name if task else None
     if format == "onnx":
@@ -133,6 +132,3 @@ def write_one(base: Base, task: Task | None, format: str, path: Path, final: Pat
 def moved(found: Exported, temporary: Path, home: Path) -> Exported:
     """The same export where its files are in the end."""
     return replace(found, files=[home / file.relative_to(temporary) for file in found.files])
-
-
-__all__ = ["SUFFIXES", "Exported", "Merged", "export", "export_all"]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.errors import RecastError, one_line
+from recast_cli.engine.errors import RecastError, one_line, option
 from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.model.attach import merge
@@ -79,18 +79,16 @@ class Merged:
             RecastError: It is above TOLERANCE, or undefined.
         """
         if logits.shape != self.logits.shape:
-            raise RecastError(
-                f"{what} gives logits of shape {tuple(logits.shape)} instead of {tuple(self.logits.shape)}", OTHERWISE
-            )
+            what = f"{what} gives logits of shape {tuple(logits.shape)} instead of {tuple(self.logits.shape)}"
+            raise RecastError(what, OTHERWISE)
         found = float((logits - self.logits).abs().max())
         if not found <= TOLERANCE:
-            raise RecastError(
-                f"{what} differs from the merged network by {found:.3g} in a logit, more than {TOLERANCE:g}", OTHERWISE
-            )
+            what = f"{what} differs from the merged network by {found:.3g} in a logit, more than {TOLERANCE:g}"
+            raise RecastError(what, OTHERWISE)
         return found
 
 
-OTHERWISE = "Nothing was written; try another --format."
+OTHERWISE = f"Nothing was written; try another {option('format')}."
 
 
 @torch.no_grad()
@@ -114,8 +112,6 @@ def merge_task(base: Base, task: Task | None) -> Merged:
         logits = network(images)
     except (RuntimeError, AssertionError, ValueError) as error:
         shape = " x ".join(map(str, preprocessing.input_size))
-        raise RecastError(
-            f"{architecture.name} does not take the images of {shape} that its data config names: {one_line(error)}",
-            "Correct input_size in the source's config.json and mimic it again.",
-        ) from None
+        what = f"{architecture.name} does not take the images of {shape} that its data config names: {one_line(error)}"
+        raise RecastError(what, "Correct input_size in the source's config.json and mimic it again.") from None
     return Merged(base, task, model, network, preprocessing, images, logits)

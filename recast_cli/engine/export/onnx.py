@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.errors import RecastError, one_line
+from recast_cli.engine.errors import OptionError, RecastError, one_line, option
 from recast_cli.engine.export.merged import Merged
 from recast_cli.engine.storage.atomic import write_text
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
+OTHERS = f"Use {option('format', 'timm')} or safetensors."
 INPUT, OUTPUT, BATCH_AXIS = "images", "logits", "batch"
 LARGEST = 2**31 - 2**20
 """Bytes of all tensors that fit into one ONNX file: protobuf counts them in 31 bits."""
@@ -32,7 +33,7 @@ def check_extra() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise RecastError(f"--format onnx needs {name}", "Run pip install 'recast-cli[onnx]'.") from None
+            raise OptionError("format", f"onnx needs {name}", "Run pip install 'recast-cli[onnx]'.") from None
 
 
 def write_onnx(merged: Merged, path: Path, notes: Path) -> float:
@@ -54,9 +55,8 @@ def write_onnx(merged: Merged, path: Path, notes: Path) -> float:
     """
     size = sum(tensor.nbytes for tensor in merged.network.state_dict().values())
     if size > LARGEST:
-        raise RecastError(
-            f"{merged.title} has {size / 1e9:.1f} GB of weights, and an ONNX file takes 2 GB", "Use --format timm."
-        )
+        what = f"{merged.title} has {size / 1e9:.1f} GB of weights, and an ONNX file takes 2 GB"
+        raise RecastError(what, f"Use {option('format', 'timm')}.")
     about = json.dumps(preparation(merged), indent=2, ensure_ascii=False) + "\n"
     refusal: RecastError | None = None
     for exporter in (of_graph, of_trace):
@@ -139,9 +139,7 @@ def attempt(convert: Callable[[], bytes]) -> bytes:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter wraps the reason in its own steps
             cause = cause.__cause__
-        raise RecastError(
-            f"ONNX has nothing for a part of this network: {one_line(cause)}", "Use --format timm or safetensors."
-        ) from None
+        raise RecastError(f"ONNX has nothing for a part of this network: {one_line(cause)}", OTHERS) from None
 
 
 def with_notes(content: bytes, about: str) -> bytes:
@@ -162,9 +160,7 @@ def run(merged: Merged, path: Path) -> float:
         parts = [merged.images[:1], merged.images[1:]]
         found = torch.cat([torch.from_numpy(session.run([OUTPUT], {INPUT: part.numpy()})[0]) for part in parts])
     except Exception as error:  # onnxruntime has a class of its own for every code, and no common one
-        raise RecastError(
-            f"onnxruntime does not run {merged.title}: {one_line(error)}", "Use --format timm or safetensors."
-        ) from None
+        raise RecastError(f"onnxruntime does not run {merged.title}: {one_line(error)}", OTHERS) from None
     return merged.difference(found, f"What onnxruntime runs of {merged.title}")
 
 

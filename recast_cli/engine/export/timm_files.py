@@ -71,9 +71,8 @@ def opened(merged: Merged, name: str, **args: Any) -> float:
             model: nn.Module = timm.create_model(name, **args).eval()
         logits = model(merged.images)
     except (RuntimeError, ValueError, AssertionError, KeyError, TypeError) as error:
-        raise RecastError(
-            f"timm does not open what was written of {merged.title}: {one_line(error)}", OTHERWISE
-        ) from None
+        what = f"timm does not open what was written of {merged.title}: {one_line(error)}"
+        raise RecastError(what, OTHERWISE) from None
     return merged.difference(logits, f"What timm opens of {merged.title}")
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.storage.atomic import atomic, check_writable
 from recast_cli.engine.storage.header import FORMATS, METADATA_KEY, to_json
 
@@ -40,7 +40,7 @@ STALE = 60
 """Seconds after which a temporary file that no run has locked is a killed run's."""
 
 
-class CacheWarning(UserWarning):
+class CacheWarning(RecastError, UserWarning):
     """The cache is not used and the run goes on without; the text is one line for the user."""
 
 
@@ -103,7 +103,7 @@ def build(
     size = HEADER + int(np.prod(shape)) + shape[0]
     try:
         if size > bound:
-            raise RecastError(f"they take {size / 1e9:.3g} GB, and --cache-size is {bound / 1e9:.3g} GB")
+            raise RecastError(f"they take {size / 1e9:.3g} GB, and {option('cache_size')} is {bound / 1e9:.3g} GB")
         if path.parts[0] == "~":
             raise RecastError("this user has no home folder and no RECAST_CACHE")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,5 +199,5 @@ def reserve(file: int, size: int) -> None:
 
 def warn(folder: Path, error: OSError | RecastError) -> None:
     """Say why nothing is cached, as a CacheWarning."""
-    reason = error.what if isinstance(error, RecastError) else error.strerror or error
-    warnings.warn(f"decoded images are not cached in {folder}: {reason}", CacheWarning, stacklevel=2)
+    reason = error.marked[0] if isinstance(error, RecastError) else error.strerror or error
+    warnings.warn(CacheWarning(f"decoded images are not cached in {folder}: {reason}"), stacklevel=2)

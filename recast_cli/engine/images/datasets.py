@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recast_cli.engine.errors import RecastError, suggest
+from recast_cli.engine.errors import DamagedFile, RecastError, option, suggest
 
 if TYPE_CHECKING:
     from recast_cli.engine.progress import Progress
@@ -129,10 +129,8 @@ def check_scipy() -> None:
     try:
         import scipy.io  # noqa: F401
     except ImportError:
-        raise RecastError(
-            "flowers needs scipy to read its labels, and scipy is not installed",
-            "Install it with `pip install 'recast-cli[data]'`.",
-        ) from None
+        hint = "Install it with `pip install 'recast-cli[data]'`."
+        raise RecastError("flowers needs scipy to read its labels, and scipy is not installed", hint) from None
 
 
 @contextlib.contextmanager
@@ -144,9 +142,8 @@ def workplace(destination: Path) -> Iterator[Path]:
             destination.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise RecastError(
-                f"No folder can be made in {destination.parent}: {error.strerror}", "Choose another with --data DIR."
-            ) from None
+            what = f"No folder can be made in {destination.parent}: {error.strerror}"
+            raise RecastError(what, f"Choose another with {option('data', 'DIR')}.") from None
         try:
             yield temporary
         finally:
@@ -285,7 +282,7 @@ def explain(name: str, destination: Path, error: BaseException) -> RecastError:
         return RecastError(f"Cannot download {name}: {first_line(error)} at {error.url}", f"Try again later, {by_hand}")
     if isinstance(error, OFFLINE):
         return RecastError(f"Cannot download {name}: {first_line(error)}", f"Go online, {by_hand}")
-    return RecastError(f"The download of {name} is damaged: {first_line(error)}", f"Try again, {by_hand}")
+    return DamagedFile(f"The download of {name} is damaged: {first_line(error)}", f"Try again, {by_hand}")
 
 
 def first_line(error: BaseException) -> str:

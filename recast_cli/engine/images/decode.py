@@ -15,7 +15,7 @@ import torch
 from timm.data import create_transform
 from torch import Tensor
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
 from recast_cli.engine.images.cache import DEFAULT_CACHE_SIZE, build, cache_file, keep, load_cached, reserve
 from recast_cli.engine.images.folders import Item
 from recast_cli.engine.images.preprocessing import Preprocessing
@@ -110,7 +110,8 @@ def decode(
             return open_image(root / paths[place], transform)
         except RecastError as error:
             if on_bad_image == "fail":
-                raise RecastError(error.what, "Repair or remove it, or use --on-bad-image skip.") from None
+                hint = f"Repair or remove it, or use {option('on_bad_image', 'skip')}."
+                raise type(error)(error.what, hint) from None
             return error.what
 
     def fill(rows: np.ndarray) -> list[bool]:
@@ -186,12 +187,12 @@ def open_image(path: Path, transform: Callable[[Any], Tensor]) -> Tensor:
                 raise ValueError(f"{image.size[0]} x {image.size[1]} pixels are no shape to scale")
             return transform(eight_bits(image).convert("RGB"))
     except FileNotFoundError:
-        raise RecastError(f"{path} does not exist", "Check the path.") from None
+        raise MissingFile(f"{path} does not exist", "Check the path.") from None
     except IsADirectoryError:
         raise RecastError(f"{path} is a folder", "Give image files.") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise RecastError(f"{path} is not a readable image ({reason[:80]})", "Repair or remove it.") from None
+        raise DamagedFile(f"{path} is not a readable image ({reason[:80]})", "Repair or remove it.") from None
 
 
 def eight_bits(image: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import MissingFile, RecastError, option
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
@@ -29,7 +29,8 @@ def list_classes(folder: Path) -> list[str]:
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     except FileNotFoundError:
-        raise RecastError(f"The image folder {folder} does not exist", "Give one with --data DIR.") from None
+        hint = f"Give one with {option('data', 'DIR')}."
+        raise MissingFile(f"The image folder {folder} does not exist", hint) from None
     except NotADirectoryError:
         raise RecastError(f"{folder} is a file, not an image folder", "Give a folder of class folders.") from None
     except PermissionError:
@@ -51,9 +52,8 @@ def list_items(root: Path, folder: str, classes: Sequence[str], known: Sequence[
         here = root / folder / name
         found = [file.relative_to(root).as_posix() for file in list_files(here)]
         if not found:
-            raise RecastError(
-                f"The class folder {here} has no images", f"Put {SUFFIXES[0]} or {SUFFIXES[2]} files there."
-            )
+            hint = f"Put {SUFFIXES[0]} or {SUFFIXES[2]} files there."
+            raise RecastError(f"The class folder {here} has no images", hint)
         for path in found:
             if path != path.encode(errors="replace").decode():
                 raise RecastError(f"The name of {root / path} is not UTF-8", "Rename it, e.g. with convmv.")

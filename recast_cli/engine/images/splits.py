@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import MissingFile, RecastError, option
 from recast_cli.engine.images.folders import Item, list_classes, list_items
 
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -56,16 +56,16 @@ def split_folder(root: Path, seed: int = 0, pooled: bool = False) -> Split:
         train, val, test = cut_twice(list_items(root, "", classes, classes), seed)
         return checked(Split(tuple(classes), "hash", train, val, test), root)
     if "train" not in found:
-        raise RecastError(f"{root} has {' and '.join(found)} but no train folder", "Add one, or give --data elsewhere.")
+        hint = f"Add one, or give {option('data')} elsewhere."
+        raise MissingFile(f"{root} has {' and '.join(found)} but no train folder", hint)
     classes = list_classes(root / found["train"])
     check_classes(root / found["train"], classes)
     parts = {}
     for part, folder in found.items():
         here = list_classes(root / folder)
         if strangers := sorted(set(here) - set(classes)):
-            raise RecastError(
-                f"{root / folder} has a class that train does not have: {strangers[0]}", "Add it to train."
-            )
+            hint = "Add it to train."
+            raise RecastError(f"{root / folder} has a class that train does not have: {strangers[0]}", hint)
         parts[part] = tuple(list_items(root, folder, here, classes))
     if pooled:
         train, val, test = cut_twice([item for items in parts.values() for item in items], seed)
@@ -125,10 +125,8 @@ def check_classes(root: Path, classes: Sequence[str]) -> None:
 def check_read(split: Split, labels: Tensor, root: Path) -> None:
     """Raise RecastError where none of a class's training images is among those that could be read, by their labels."""
     for label in sorted({item.label for item in split.train} - set(labels.tolist())):
-        raise RecastError(
-            f"Not one training image of the class {split.classes[label]} in {root} can be read",
-            "Repair them, or take the class away.",
-        )
+        hint = "Repair them, or take the class away."
+        raise RecastError(f"Not one training image of the class {split.classes[label]} in {root} can be read", hint)
 
 
 def checked(split: Split, root: Path) -> Split:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import MissingFile, RecastError
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.folders import Item, list_files
 from recast_cli.engine.images.preprocessing import Preprocessing
@@ -25,7 +25,7 @@ def list_images(folder: Path, most: int | None = CALIBRATION_IMAGES) -> list[Ite
         RecastError: There is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise RecastError(f"The folder of images {folder} does not exist", "Give one with a few hundred images.")
+        raise MissingFile(f"The folder of images {folder} does not exist", "Give one with a few hundred images.")
     found = sorted(file.relative_to(folder).as_posix() for file in list_files(folder))
     if not found:
         raise RecastError(f"There are no images in {folder}", "Give a folder with a few hundred, labelled or not.")

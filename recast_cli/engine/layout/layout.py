@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Layout:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Layout:
-        """Inverse of `to_dict`. Raises RecastError where fields are missing or of the wrong type."""
+        """Inverse of `to_dict`. Raises DamagedFile where fields are missing or of the wrong type."""
         try:
             banks = tuple(
                 Bank(
@@ -151,7 +151,7 @@ class Layout:
             )
             return cls(name=str(value["name"]), sets=int(value["sets"]), banks=banks)
         except (KeyError, TypeError, ValueError):
-            raise RecastError("The layout in the file's metadata is damaged", "Run `recast mimic` again.") from None
+            raise DamagedFile("The layout in the file's metadata is damaged", "Run `recast mimic` again.") from None
 
 
 def template_key(bank: Bank) -> str:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from recast_cli.engine.errors import RecastError, suggest
+from recast_cli.engine.errors import OptionError, RecastError, option, suggest
 from recast_cli.engine.layout.families import (
     Family,
     Modules,
@@ -72,20 +72,19 @@ def plan_layout(
         >>> pairs.coefficients  # 12 layers * 2 templates * 2 sets
         48
     """
-    for option, value in (("--groups", groups), ("--templates", templates), ("--sets", sets), ("--budget", budget)):
+    for name, value in {"groups": groups, "templates": templates, "sets": sets, "budget": budget}.items():
         if value is not None and value < 1:
-            raise RecastError(f"{option} {value} is below 1", "Give a positive number.")
+            raise OptionError(name, f"{value} is below 1", "Give a positive number.")
     if not modules:
         raise RecastError("The source has no linear or convolution weight", "RECAST has nothing to rewrite here.")
     free = bool(patterns) or any(value is not None for value in (groups, templates, sets))
     if layout is not None:
         if layout not in PAPER_LAYOUTS:
-            raise RecastError(f"Unknown layout '{layout}'", suggest(layout, PAPER_LAYOUTS))
+            raise OptionError("layout", f"{layout} is unknown", suggest(layout, PAPER_LAYOUTS))
         if free:
-            raise RecastError(
-                f"--layout {layout} fixes modules, groups, templates and sets",
-                "Leave out --layout, or --modules, --groups, --templates and --sets.",
-            )
+            others = f"{option('patterns')}, {option('groups')}, {option('templates')} and {option('sets')}"
+            hint = f"Leave out {option('layout')}, or {others}."
+            raise OptionError("layout", f"{layout} fixes modules, groups, templates and sets", hint)
         return paper_layout(modules, layout)
     if not free:
         return pick_layout(modules, budget)
@@ -142,7 +141,7 @@ def matching(modules: Modules, patterns: Sequence[str]) -> list[Family]:
     for pattern in patterns:
         names = fnmatch.filter(modules, pattern)
         if not names:
-            raise RecastError(f"--modules '{pattern}' matches no module", hint_of_roles(modules))
+            raise OptionError("patterns", f"'{pattern}' matches no module", hint_of_roles(modules))
         chosen.update({name: modules[name] for name in names})
     return find_families(chosen)
 
@@ -152,22 +151,19 @@ def free_layout(
 ) -> Layout:
     """A layout as the user spells it out; see `plan_layout` for the defaults of what is left open."""
     if not families:
-        raise RecastError("No two modules share role and shape here", "Say which to take with --modules.")
+        raise RecastError("No two modules share role and shape here", f"Say which to take with {option('patterns')}.")
     longest = max(len(family.modules) for family in families)
     if groups is not None and groups > longest:
-        raise RecastError(
-            f"--groups {groups} is more than the {longest} layers of the longest role",
-            f"Give at most {longest}; it counts per role and shape.",
-        )
+        hint = f"Give at most {longest}; it counts per role and shape."
+        raise OptionError("groups", f"{groups} is more than the {longest} layers of the longest role", hint)
     banks: list[Bank] = []
     for family in families:
         banks += make_banks(family, min(groups or pairs(family), len(family.modules)), templates)
     for bank in banks:
         if bank.templates > len(bank.modules):
-            raise RecastError(
-                f"--templates {bank.templates} is more than the {len(bank.modules)} layers of bank {bank.name}",
-                "That many are exact already: give fewer, or leave --templates out for one per layer.",
-            )
+            what = f"{bank.templates} is more than the {len(bank.modules)} layers of bank {bank.name}"
+            hint = f"That many are exact already: give fewer, or leave {option('templates')} out for one per layer."
+            raise OptionError("templates", what, hint)
     if sets is None:
         sets = next((k for k in (2, 1) if k * sum(len(b.modules) * b.templates for b in banks) <= budget), 1)
     return in_order("custom", sets, banks)

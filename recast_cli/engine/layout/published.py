@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import OptionError
 from recast_cli.engine.layout.families import Family, Modules, find_families, in_order, make_banks, pairs, role_of
 from recast_cli.engine.layout.layout import Layout
 
@@ -22,7 +22,7 @@ def paper_layout(modules: Modules, layout: str) -> Layout:
         chosen = {name: shape for name, shape in modules.items() if name.rsplit(".", 1)[-1] in wanted}
         banks = [bank for family in find_families(chosen) for bank in make_banks(family, pairs(family))]
     if not banks:
-        raise RecastError(f"No module of this source belongs to --layout {layout}", hint_of_roles(modules))
+        raise OptionError("layout", f"{layout} fits no module of this source", hint_of_roles(modules))
     return in_order(layout, PAPER_SETS, banks)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.errors import RecastError, suggest
+from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option, suggest
 from recast_cli.engine.images.decode import Images, decode, evaluation_transform, open_image
 from recast_cli.engine.images.folders import Item, list_classes, list_items
 from recast_cli.engine.images.preprocessing import Preprocessing
@@ -24,6 +24,8 @@ from recast_cli.engine.runtime.device import choose_device, ready
 from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.task import Task
+
+ELSEWHERE = f"Give images with {option('data', 'DIR')}."
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,11 @@ def evaluate(
         root, items, split = data, labelled_items(data, {name: i for i, name in enumerate(classes)}), "data"
     else:
         if recorded is None or not recorded.is_dir():
-            raise RecastError(f"The images of task {task.name} are gone from {recorded}", "Give them with --data DIR.")
+            raise MissingFile(f"The images of task {task.name} are gone from {recorded}", ELSEWHERE)
         root, items, split = recorded, recorded_items(task), "test"
         for item in items:
             if not (recorded / item.path).exists():
-                raise RecastError(f"{recorded / item.path} of the recorded test split is gone", "Give --data DIR.")
+                raise MissingFile(f"{recorded / item.path} of the recorded test split is gone", ELSEWHERE)
     where = switcher.device if switcher else choose_device(device)
     architecture = base.known_architecture()
     images = decode(
@@ -125,13 +127,13 @@ def evaluate_source(
     architecture = base.known_architecture()
     outputs = int(architecture.args.get("num_classes") or 0)
     if not outputs:
-        raise RecastError(f"{base.path or base.source}: the source has no classifier", "Measure a task with --task.")
+        hint = f"Measure a task with {option('task', 'NAME')}."
+        raise RecastError(f"{base.path or base.source}: the source has no classifier", hint)
     labels = class_map or class_indices(outputs)
     for name, index in labels.items():
         if not 0 <= index < outputs:
-            raise RecastError(
-                f"Class {name} has index {index}, the classifier ends at {outputs - 1}", "Correct the map."
-            )
+            hint = "Correct the map."
+            raise RecastError(f"Class {name} has index {index}, the classifier ends at {outputs - 1}", hint)
     items = labelled_items(data, labels)
     images = decode(data, items, architecture.preprocessing, on_bad_image, progress, cache_size=cache_size)
     model = ready(merge(base), where := choose_device(device))
@@ -190,7 +192,7 @@ def recorded_items(task: Task) -> list[Item]:
         parts = path.split("/")
         start = 0 if task.record["split"]["kind"] == "hash" else 1
         if len(parts) <= start + 1 or parts[start] not in index:
-            raise RecastError(f"task.yaml of {task.name} names a test image of no class: {path}", "Give --data DIR.")
+            raise DamagedFile(f"task.yaml of {task.name} names a test image of no class: {path}", ELSEWHERE)
         items.append(Item(path, index[parts[start]]))
     return items
 
@@ -205,7 +207,7 @@ def labelled_items(data: Path, labels: dict[str, int]) -> list[Item]:
     names = list_classes(data / folder)
     for name in names:
         if name not in labels:
-            hint = f"{suggest(name, labels)} Or say with --class-map which class it is."
+            hint = f"{suggest(name, labels)} Or say with {option('class_map')} which class it is."
             raise RecastError(f"{data / folder / name} is a class that is not known here", hint)
     return [Item(item.path, labels[names[item.label]]) for item in list_items(data, folder, names, names)]
 

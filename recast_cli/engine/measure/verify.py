@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from recast_cli.engine.architecture.modules import listen
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.splits import measured_part
 from recast_cli.engine.images.transforms import normalise
@@ -65,7 +65,8 @@ def verify(
         for name in outputs[0].keys() & outputs[1].keys():
             here, there = (seen[name].flatten(1).double() for seen in outputs)
             if len(here) % (part.stop - part.start):
-                raise RecastError(f"{name} does not keep images apart", "Leave out --verify for this network.")
+                hint = f"Leave out {option('verify')} for this network."
+                raise RecastError(f"{name} does not keep images apart", hint)
             cosines[name] += float(F.cosine_similarity(here, there, dim=1).mean()) * (part.stop - part.start)
         if progress:
             progress(part.stop, len(images), "comparing")
@@ -75,6 +76,5 @@ def verify(
 
 def check_verifiable(source: Source, data: Path) -> None:
     """Raise RecastError where `verify` cannot work: no known architecture, or no images."""
-    if source.architecture is None:
-        raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --verify.")
+    source.known_architecture(f"Leave out {option('verify')}.")
     list_images(data / measured_part(data))

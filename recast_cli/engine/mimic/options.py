@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import OptionError, option
 from recast_cli.engine.layout.families import Modules
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.layout.plan import BUDGET, plan_layout
@@ -66,11 +66,10 @@ class MimicOptions:
     def __post_init__(self) -> None:
         assert self.recipe is None or self.recipe  # what is wrong with the solver is raised here
         if self.dtype not in DTYPES:
-            raise RecastError(f"--dtype {self.dtype} is unknown", f"Use {', '.join(DTYPES)}.")
+            raise OptionError("dtype", f"{self.dtype} is unknown", f"Use {', '.join(DTYPES)}.")
         if self.compresses and self.dtype != "float32":
-            raise RecastError(
-                f"--dtype {self.dtype} does not go with --size and --bits", "Leave it out; --bits 16 is float16."
-            )
+            what = f"{self.dtype} does not go with {option('size')} and {option('bits')}"
+            raise OptionError("dtype", what, f"Leave it out; {option('bits', HALF)} is float16.")
         check_numbers(self.size, self.bits, self.group_size)
         self.most_bytes(0)
 
@@ -106,28 +105,28 @@ class MimicOptions:
             return int(source / float(times[1]))
         found = parse_bytes(text)
         if not found:
-            raise RecastError(f"--size {self.size} is not a size", "Give e.g. 4x (of the source) or 6MB.")
+            raise OptionError("size", f"{self.size} is not a size", "Give e.g. 4x (of the source) or 6MB.")
         if isinstance(self.size, str) and found < 1000 and text.replace(".", "", 1).isdigit():
-            raise RecastError(f"--size {self.size} has no unit", f"Write {text}x or {text}MB.")
+            raise OptionError("size", f"{self.size} has no unit", f"Write {text}x or {text}MB.")
         return found
 
     def check_images(self, calibrate: Path | None, heal: Path | None) -> None:
         """Raise RecastError where folders of images do not go with the size that is wanted."""
+        sizes = f"{option('size')} or {option('bits')}"
         if calibrate is not None and not self.compresses:
-            raise RecastError(
-                "--calibrate decides how weights are rounded", "Give --size or --bits, too, or leave it out."
-            )
+            raise OptionError("calibrate", "decides how weights are rounded", f"Give {sizes}, too, or leave it out.")
         if heal is not None and self.compresses and calibrate is None:
-            raise RecastError("--heal with --size or --bits needs --calibrate", "The same folder will do.")
+            raise OptionError("heal", f"with {sizes} needs {option('calibrate')}", "The same folder will do.")
 
 
 def check_numbers(size: int | str | None, bits: int | None, group_size: int | None) -> None:
     """Raise RecastError where size, bits and weights a scale make no plan."""
     if size is not None and bits is not None:
-        raise RecastError("--size chooses the bits itself", "Give --size or --bits, not both.")
+        raise OptionError("size", "chooses the bits itself", f"Give {option('size')} or {option('bits')}, not both.")
     if bits is not None and not (2 <= bits <= 8 or bits == HALF):
-        raise RecastError(f"--bits {bits} is out of range", "Give 2 to 8, or 16 for float16.")
+        raise OptionError("bits", f"{bits} is out of range", "Give 2 to 8, or 16 for float16.")
     if group_size is not None and not 8 <= group_size <= 4096:
-        raise RecastError(f"--group-size {group_size} is out of range", "Give 8 to 4096 values a scale; 64 is usual.")
+        raise OptionError("group_size", f"{group_size} is out of range", "Give 8 to 4096 values a scale; 64 is usual.")
     if group_size is not None and bits in (None, HALF):
-        raise RecastError("--group-size goes with --bits of 2 to 8", "Give --bits, too, or leave it out.")
+        hint = f"Give {option('bits')}, too, or leave it out."
+        raise OptionError("group_size", f"goes with {option('bits')} of 2 to 8", hint)

@@ -67,10 +67,8 @@ class Switcher:
             RecastError: `vector` is of another length, or the network does not take this image size.
         """
         if vector.shape != self.base.vector.shape:
-            raise RecastError(
-                f"The vector has shape {tuple(vector.shape)}, the base wants {tuple(self.base.vector.shape)}",
-                "Give the vector of a task of this base.",
-            )
+            what = f"The vector has shape {tuple(vector.shape)}, the base wants {tuple(self.base.vector.shape)}"
+            raise RecastError(what, "Give the vector of a task of this base.")
         if adapter is not None:
             return ready(merge(self.base, vector, image_size, adapter), self.device)
         size = image_size or self.image_size

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import OptionError, RecastError, option
 from recast_cli.engine.runtime import distributed
 
 Result = TypeVar("Result")
@@ -30,21 +30,20 @@ def choose_device(name: str | None = None) -> torch.device:
     if name in (None, "cuda") and torch.cuda.is_available():
         index = int(os.environ.get("LOCAL_RANK", 0)) if distributed.started() > 1 else None
         if (index or 0) >= torch.cuda.device_count():
-            raise RecastError(
-                f"torchrun started more processes than the {torch.cuda.device_count()} CUDA devices here",
-                "Lower --nproc-per-node, or use --device cpu.",
-            )
+            what = f"torchrun started more processes than the {torch.cuda.device_count()} CUDA devices here"
+            raise RecastError(what, f"Lower --nproc-per-node, or use {option('device', 'cpu')}.")
         return torch.device("cuda") if index is None else torch.device("cuda", index)
     if name is None:
         return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RecastError(f"--device {name} is unknown", "Use cpu, cuda or cuda:1.") from None
+        raise OptionError("device", f"{name} is unknown", "Use cpu, cuda or cuda:1.") from None
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise RecastError(f"--device {name}: no such CUDA device here", "Use --device cpu, or leave it out.")
+        hint = f"Use {option('device', 'cpu')}, or leave it out."
+        raise OptionError("device", f"{name}: no such CUDA device here", hint)
     if device.type not in ("cpu", "cuda") and not (device.type == "mps" and torch.backends.mps.is_available()):
-        raise RecastError(f"--device {name} is not available here", "Use cpu or cuda.")
+        raise OptionError("device", f"{name} is not available here", "Use cpu or cuda.")
     return device
 
 
@@ -109,6 +108,7 @@ def compile_function(function: Callable[[Tensor], Result]) -> Callable[[Tensor],
             return fast(images)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).split("\n")[0].split(" Set TORCH")[0]
-            raise RecastError(f"The network cannot be compiled here: {reason}", "Leave out --compile.") from None
+            hint = f"Leave out {option('compiled')}."
+            raise RecastError(f"The network cannot be compiled here: {reason}", hint) from None
 
     return run

@@ -12,7 +12,7 @@ import timm
 from torch import Tensor
 
 from recast_cli.engine.architecture.timm_config import quiet
-from recast_cli.engine.errors import RecastError, one_line
+from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, one_line
 from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
 from recast_cli.engine.storage.tensors import TYPE_NAMES, StoredTensors, specs, stored_tensors
 
@@ -53,10 +53,10 @@ def read_shards(index: Path) -> StoredTensors:
     for shard, names in sorted(by_shard.items()):
         file = index.parent / shard
         if not file.exists():
-            raise RecastError(f"{index} names the shard {shard}, which is not there", "Fetch it, too.")
+            raise MissingFile(f"{index} names the shard {shard}, which is not there", "Fetch it, too.")
         found = stored_tensors(file, read_header(file)).places
         if missing := [name for name in names if name not in found]:
-            raise RecastError(f"{file} lacks {missing[0]}, which {index.name} says it holds", "Fetch both again.")
+            raise DamagedFile(f"{file} lacks {missing[0]}, which {index.name} says it holds", "Fetch both again.")
         places.update({name: found[name] for name in names})
     return StoredTensors(places)
 
@@ -64,7 +64,7 @@ def read_shards(index: Path) -> StoredTensors:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """The state dict in a pickle, through `weights_only=True` alone, training wrappers taken off."""
     if not path.is_file():
-        raise RecastError(f"{path} does not exist", "Check the path.")
+        raise MissingFile(f"{path} does not exist", "Check the path.")
     try:
         with quiet():
             tensors = load_pickle(path)
@@ -73,7 +73,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise RecastError(f"{path} cannot be loaded safely: {one_line(error)}", safe_hint(path)) from None
     except Exception as error:
-        raise RecastError(f"{path} is not a weight file: {one_line(error)}", safe_hint(path)) from None
+        raise DamagedFile(f"{path} is not a weight file: {one_line(error)}", safe_hint(path)) from None
     return {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recast_cli.engine.architecture.build import check_fit, skeleton
 from recast_cli.engine.architecture.timm_config import check_name, quiet
-from recast_cli.engine.errors import RecastError, one_line, suggest
+from recast_cli.engine.errors import MissingFile, OptionError, RecastError, one_line, option, suggest
 from recast_cli.engine.source.checkpoint import WEIGHT_FILES, read_weights, weights_in
 from recast_cli.engine.source.source import (
     Source,
@@ -46,26 +46,28 @@ def open_source(name: str, architecture: str | None = None, weights: Path | None
     path = Path(name.removeprefix("local-dir:"))
     # a folder of whatever else may be called after the network whose files it has
     if path.is_dir() and ((path / "config.json").is_file() or not timm.is_model(name)):
-        reject(architecture or weights, f"{name} is a folder", "--architecture or --weights")
+        reject("architecture", architecture, f"{name} is a folder")
+        reject("weights", weights, f"{name} is a folder")
         return from_folder(path)
     if path.is_file() or path.name.endswith(WEIGHT_FILES):
-        reject(weights, f"{name} is a weight file itself", "--weights")
+        reject("weights", weights, f"{name} is a weight file itself")
         return from_file(path, architecture)
     if name.startswith((".", "/", "~")):
-        raise RecastError(f"{name} does not exist", "Check the path.")
-    reject(architecture, f"{name} is not a file", "--architecture")
+        raise MissingFile(f"{name} does not exist", "Check the path.")
+    reject("architecture", architecture, f"{name} is not a file")
     if weights is not None:
         if name.startswith("hf-hub:"):
-            raise RecastError("--weights goes with a timm name, not with hf-hub:", "Give the architecture's timm name.")
+            hint = "Give the architecture's timm name."
+            raise OptionError("weights", "goes with a timm name, not with hf-hub:", hint)
         source = from_file(Path(weights), name)
         return Source(name, source.tensors, source.modules, source.architecture, source.aliases)
     return from_timm(name)
 
 
-def reject(value: object, why: str, option: str) -> None:
-    """Raise RecastError where `value` was given though `option` means nothing here."""
+def reject(name: str, value: object, why: str) -> None:
+    """Raise OptionError where a `value` was given to a parameter that means nothing here."""
     if value:
-        raise RecastError(f"{why}; {option} does not apply", f"Leave out {option}.")
+        raise OptionError(name, f"does not apply: {why}", f"Leave out {option(name)}.")
 
 
 def from_file(path: Path, architecture: str | None) -> Source:
@@ -113,9 +115,8 @@ def from_folder(path: Path) -> Source:
     """
     config = path / "config.json"
     if not config.is_file():
-        raise RecastError(
-            f"{path} is a folder without a config.json", "Give a file, a timm name, or timm's own folder."
-        )
+        hint = "Give a file, a timm name, or timm's own folder."
+        raise RecastError(f"{path} is a folder without a config.json", hint)
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         if "architecture" not in values and (file := weights_in(path)) and is_foreign(values):
@@ -158,10 +159,9 @@ def from_timm(name: str) -> Source:
             if "Invalid pretrained tag" in str(error):
                 tags = timm.list_pretrained(name.split(".")[0] + ".*")
                 raise RecastError(f"timm has no weights '{name}'", suggest(name, tags)) from None
-            local = "a weight file with --architecture NAME" if from_hub else "local weights with --weights FILE"
-            raise RecastError(
-                f"Cannot get the weights of {name}: {one_line(error)}", f"Go online, or give {local}."
-            ) from None
+            named = option("architecture", "NAME") if from_hub else option("weights", "FILE")
+            hint = f"Go online, or give {'a weight file' if from_hub else 'local weights'} with {named}."
+            raise RecastError(f"Cannot get the weights of {name}: {one_line(error)}", hint) from None
     return from_model(name, model, args)
 
 

@@ -14,7 +14,7 @@ from recast_cli.engine.architecture.build import build
 from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.architecture.modules import find_modules, ties
 from recast_cli.engine.architecture.timm_config import describe
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import UnknownArchitecture, option
 from recast_cli.engine.layout.families import Modules
 from recast_cli.engine.storage.digest import tensors_digest
 from recast_cli.engine.storage.tensors import StoredTensors, also_as, specs, without
@@ -44,13 +44,18 @@ class Source:
         """`sha256:…` over names and bytes of all tensors, whatever file they came in."""
         return tensors_digest(self.tensors)
 
-    def network(self) -> nn.Module:
-        """The network itself, frozen, in eval mode. Raises RecastError where nobody knows the architecture."""
+    def known_architecture(self, hint: str = f"Give {option('architecture')}.") -> Architecture:
+        """The architecture. Raises UnknownArchitecture with this hint where nobody knows it."""
         if self.architecture is None:
-            raise RecastError(f"{self.name} has no known architecture, so it cannot run", "Give --architecture.")
+            raise UnknownArchitecture(self.name, hint)
+        return self.architecture
+
+    def network(self) -> nn.Module:
+        """The network itself, frozen, in eval mode. Raises as `known_architecture` does."""
+        architecture = self.known_architecture()
         tensors = dict(self.tensors)
         tensors |= {alias: tensors[name] for alias, name in self.aliases.items()}
-        return build(self.architecture, tensors).requires_grad_(False)
+        return build(architecture, tensors).requires_grad_(False)
 
 
 def from_model(name: str, model: torch.nn.Module, args: dict[str, Any]) -> Source:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import MissingFile, RecastError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk that takes no more, whose texts do not say which file it was."""
@@ -92,7 +92,7 @@ def check_new_folder(path: Path) -> None:
 def check_writable(path: Path) -> None:
     """Raise RecastError unless a file can be put at `path`; called before long work, so that none of it is lost."""
     if not path.parent.is_dir():
-        raise RecastError(f"{path}: the folder {path.parent} does not exist", "Create it first, or choose another.")
+        raise MissingFile(f"{path}: the folder {path.parent} does not exist", "Create it first, or choose another.")
     if path.is_dir():
         raise RecastError(f"{path} is a folder", "Give the name of a file.")
     if not os.access(path.parent, os.W_OK):

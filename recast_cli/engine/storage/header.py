@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError
 
 METADATA_KEY = "recast"
 FORMATS = {"base": 5, "coefficients": 1, "head": 1, "adapter": 1, "probe": 1, "images": 1, "pictures": 1, "task": 1}
@@ -46,10 +46,10 @@ def read_header(path: Path) -> dict[str, Any]:
             if not 2 <= length <= 100_000_000 or (raw := stream.read(1)) != b"{":
                 raise RecastError(f"{path} is not a safetensors file", "Check the name, or convert the file.")
             if 8 + length > size:
-                raise RecastError(f"{path} is truncated in its header", "Fetch or write the file again.")
+                raise DamagedFile(f"{path} is truncated in its header", "Fetch or write the file again.")
             raw += stream.read(length - 1)
     except FileNotFoundError:
-        raise RecastError(f"{path} does not exist", "Check the path.") from None
+        raise MissingFile(f"{path} does not exist", "Check the path.") from None
     except PermissionError:
         raise RecastError(f"{path}: no permission to read it", "Check its permissions.") from None
     try:
@@ -58,11 +58,10 @@ def read_header(path: Path) -> dict[str, Any]:
         end = max((int(entry["data_offsets"][1]) for entry in entries), default=0)
         header.get("__metadata__", {}).keys()  # an AttributeError where it is no mapping
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise RecastError(f"{path} has a damaged safetensors header", "Fetch or write the file again.") from None
+        raise DamagedFile(f"{path} has a damaged safetensors header", "Fetch or write the file again.") from None
     if 8 + length + end > size:
-        raise RecastError(
-            f"{path} is truncated: {8 + length + end} bytes announced, {size} there", "Fetch or write the file again."
-        )
+        hint = "Fetch or write the file again."
+        raise DamagedFile(f"{path} is truncated: {8 + length + end} bytes announced, {size} there", hint)
     return header
 
 
@@ -75,13 +74,12 @@ def read_metadata(path: Path, header: dict[str, Any] | None = None) -> dict[str,
         metadata = json.loads(raw)
         version, kind = metadata["format"], metadata["kind"]
     except (ValueError, KeyError, TypeError):
-        raise RecastError(f"{path}: its recast metadata is damaged", "Write the file again.") from None
+        raise DamagedFile(f"{path}: its recast metadata is damaged", "Write the file again.") from None
     if not isinstance(kind, str) or kind not in FORMATS:
         raise RecastError(f"{path} is a file of an unknown kind, {kind}", "Upgrade recast-cli.")
     if not isinstance(version, int) or version > FORMATS[kind]:
-        raise RecastError(
-            f"{path} is a {kind} of format {version}; this recast reads up to {FORMATS[kind]}", "Upgrade recast-cli."
-        )
+        hint = "Upgrade recast-cli."
+        raise RecastError(f"{path} is a {kind} of format {version}; this recast reads up to {FORMATS[kind]}", hint)
     return metadata
 
 
@@ -90,13 +88,13 @@ def read_index(index: Path) -> dict[str, str]:
     try:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except FileNotFoundError:
-        raise RecastError(f"{index} does not exist", "Check the path.") from None
+        raise MissingFile(f"{index} does not exist", "Check the path.") from None
     except PermissionError:
         raise RecastError(f"{index}: no permission to read it", "Check its permissions.") from None
     except (ValueError, LookupError, TypeError):
         shards = None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise RecastError(f"{index} is not an index of safetensors: no weight_map in it", "Fetch it again.")
+        raise DamagedFile(f"{index} is not an index of safetensors: no weight_map in it", "Fetch it again.")
     return shards
 
 
@@ -113,7 +111,7 @@ def read_floats(path: Path, names: Sequence[str]) -> list[float]:
         for name in names:
             entry = header.get(name, {})
             if entry.get("dtype") != "F32":
-                raise RecastError(f"{path} is damaged: {name} is missing or not float32", "Restore the right file.")
+                raise DamagedFile(f"{path} is damaged: {name} is missing or not float32", "Restore the right file.")
             first, end = entry["data_offsets"]
             stream.seek(start + first)
             values += struct.unpack(f"<{(end - first) // 4}f", stream.read(end - first))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError
 from recast_cli.engine.storage.header import read_header
 
 TYPES = {
@@ -81,9 +81,9 @@ class StoredTensors(Mapping[str, Tensor]):
                 while done < len(buffer) and (count := stream.readinto(buffer[done:])):
                     done += count
         except FileNotFoundError:
-            raise RecastError(f"{file} is gone", "Fetch or write the file again.") from None
+            raise MissingFile(f"{file} is gone", "Fetch or write the file again.") from None
         if done < len(buffer):
-            raise RecastError(f"{file} is truncated: {name} ends early", "Fetch or write the file again.")
+            raise DamagedFile(f"{file} is truncated: {name} ends early", "Fetch or write the file again.")
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -113,15 +113,13 @@ def stored_tensors(file: Path, header: dict[str, Any]) -> StoredTensors:
             dtype, shape = TYPES.get(entry["dtype"]), tuple(int(size) for size in entry["shape"])
             start, end = (int(offset) for offset in entry["data_offsets"])
         except (LookupError, TypeError, ValueError):
-            raise RecastError(f"{file} is damaged: {name} has no type or shape", "Fetch it again.") from None
+            raise DamagedFile(f"{file} is damaged: {name} has no type or shape", "Fetch it again.") from None
         if dtype is None:
             raise RecastError(f"{file}: {name} is of type {entry['dtype']}, which recast cannot read", "Convert it.")
         spec = Spec(dtype, shape)
         if start < 0 or min(shape, default=1) < 0 or end - start != spec.nbytes:
-            raise RecastError(
-                f"{file} is damaged: {name} has {end - start} bytes where its shape needs {spec.nbytes}",
-                "Fetch or write the file again.",
-            )
+            what = f"{file} is damaged: {name} has {end - start} bytes where its shape needs {spec.nbytes}"
+            raise DamagedFile(what, "Fetch or write the file again.")
         places[name] = Place(file, data + start, spec)
     return StoredTensors(places)
 
@@ -175,4 +173,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise RecastError(f"{path} is damaged: {error}", "Fetch or write the file again.") from None
+        raise DamagedFile(f"{path} is damaged: {error}", "Fetch or write the file again.") from None

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from recast_cli.engine.errors import RecastError, suggest
+from recast_cli.engine.errors import MissingFile, RecastError, suggest
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "keys", list: "a list"}
 """What a value of a type is called."""
@@ -39,7 +39,7 @@ def read_yaml(path: Path, hint: str) -> dict[Any, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
-        raise RecastError(f"{path} does not exist", "Check the path.") from None
+        raise MissingFile(f"{path} does not exist", "Check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecastError(f"{path} cannot be read: {error}", "Check the file.") from None
     except yaml.YAMLError as error:

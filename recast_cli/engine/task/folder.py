@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
 from recast_cli.engine.storage.atomic import write_text
 from recast_cli.engine.storage.header import FORMATS, read_header, read_metadata
 
@@ -36,6 +36,8 @@ FIELDS = {
     "metrics": dict,
 }
 """What a record must have; the rest is for people."""
+AGAIN = f"Adapt the task again with {option('restart', True)}."
+"""What to do about a damaged task."""
 
 
 def files_of(record: dict[str, Any]) -> list[str]:
@@ -46,10 +48,8 @@ def files_of(record: dict[str, Any]) -> list[str]:
 def check_task_name(name: str) -> str:
     """The name itself. Raises RecastError unless it can be a plain folder name."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,99}", name) or name.endswith((".", " ")):
-        raise RecastError(
-            f"'{name}' cannot be the name of a task",
-            "Use the letters A to Z and a to z, digits, '_', and inside also '.', '-' and spaces; 100 signs at most.",
-        )
+        hint = "Use the letters A to Z and a to z, digits, '_', and inside also '.', '-' and spaces; 100 signs at most."
+        raise RecastError(f"'{name}' cannot be the name of a task", hint)
     return name
 
 
@@ -64,19 +64,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         others = sorted(p.parent.name for p in folder.parent.glob(f"*/{RECORD}"))
         hint = f"Tasks here: {', '.join(others)}." if others else "Make it with `recast adapt`."
-        raise RecastError(f"There is no task '{folder.name}' in {folder.parent}", hint)
+        raise MissingFile(f"There is no task '{folder.name}' in {folder.parent}", hint)
     try:
         record = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
-        raise RecastError(
-            f"{folder} holds no finished task: {RECORD} is missing", "Give the same `recast adapt` command again."
-        ) from None
+        hint = "Give the same `recast adapt` command again."
+        raise MissingFile(f"{folder} holds no finished task: {RECORD} is missing", hint) from None
     except PermissionError:
         raise RecastError(f"{path}: no permission to read it", "Check its permissions.") from None
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise RecastError(f"{path} is not valid YAML", "Adapt the task again with --restart.") from None
+        raise DamagedFile(f"{path} is not valid YAML", AGAIN) from None
     if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in FIELDS.items()):
-        raise RecastError(f"{path} is not a task's record", "Adapt the task again with --restart.")
+        raise DamagedFile(f"{path} is not a task's record", AGAIN)
     if record["format"] > FORMATS["task"]:
         raise RecastError(f"{path} is of format {record['format']}; this recast reads {FORMATS['task']}", "Upgrade.")
     return record
@@ -93,13 +92,11 @@ def check_parts(folder: Path, record: dict[str, Any]) -> dict[str, tuple[int, ..
     try:
         shapes = {name: tuple(headers[name]["shape"]) for name in ("coefficients", "weight", "bias")}
     except KeyError as error:
-        raise RecastError(f"{folder}: the tensor {error} is missing", "Adapt the task again with --restart.") from None
+        raise DamagedFile(f"{folder}: the tensor {error} is missing", AGAIN) from None
     rows, classes = shapes["weight"][:1], len(record["classes"])
     if rows != (classes,):
-        raise RecastError(
-            f"{folder}: the head has {rows[0] if rows else 'no'} rows and the record {classes} classes",
-            "Adapt the task again with --restart.",
-        )
+        has = f"{rows[0] if rows else 'no'} rows"
+        raise DamagedFile(f"{folder}: the head has {has} and the record {classes} classes", AGAIN)
     return shapes
 
 
@@ -118,12 +115,8 @@ def read_part(path: Path, kind: str, base_id: str) -> dict[str, Any]:
 def check_bound(base_id: str, coefficients: int, base: BaseHeader, what: str) -> None:
     """Raise RecastError unless a task of the base called `base_id`, with so many coefficients, is one of `base`."""
     if base_id != base.base_id:
-        raise RecastError(
-            f"{what} belongs to base {base_id}, but {base.path or base.source} is base {base.base_id}",
-            "Give the task's own base with --base, or adapt the task again on this one.",
-        )
+        what = f"{what} belongs to base {base_id}, but {base.path or base.source} is base {base.base_id}"
+        raise RecastError(what, f"Give the task's own base with {option('base')}, or adapt the task again on this one.")
     if coefficients != base.layout.coefficients:
-        raise RecastError(
-            f"{what} has {coefficients} coefficients, the base wants {base.layout.coefficients}",
-            "Adapt the task again with --restart.",
-        )
+        wanted = base.layout.coefficients
+        raise DamagedFile(f"{what} has {coefficients} coefficients, the base wants {wanted}", AGAIN)

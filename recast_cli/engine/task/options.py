@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass, replace
 
-from recast_cli.engine.errors import RecastError, check_seed
+from recast_cli.engine.errors import OptionError, check_seed, option
 from recast_cli.engine.layout.layout import Layout
 
 
@@ -71,6 +71,15 @@ ADAPTERS = {
     "piggyback": AdapterDefaults(1e-4),
     "clr": AdapterDefaults(1e-3),
 }
+CHOICES = {
+    "recipe": tuple(RECIPES),
+    "split": ("auto", "pooled"),
+    "class_weights": ("none", "balanced"),
+    "on_bad_image": ("skip", "fail"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "adapter": tuple(ADAPTERS),
+}
+"""Option of adapt -> the words that it may be."""
 
 
 @dataclass(frozen=True)
@@ -118,53 +127,39 @@ class AdaptOptions:
     coefficients: bool = True
 
     def __post_init__(self) -> None:
-        for option, word, known in (
-            ("recipe", self.recipe, tuple(RECIPES)),
-            ("split", self.split, ("auto", "pooled")),
-            ("class-weights", self.class_weights, ("none", "balanced")),
-            ("on-bad-image", self.on_bad_image, ("skip", "fail")),
-            ("precision", self.precision, ("auto", "float32", "bfloat16")),
-            ("adapter", self.adapter, (None, *ADAPTERS)),
-        ):
-            if word not in known:
-                raise RecastError(f"--{option} {word} is unknown", f"Use {' or '.join(filter(None, known))}.")
+        for name, known in CHOICES.items():
+            word = getattr(self, name)
+            if word not in known and (name, word) != ("adapter", None):
+                raise OptionError(name, f"{word} is unknown", f"Use {' or '.join(known)}.")
         self.complete_adapter()
         for name in ("epochs", "head_lr", "batch_size", "patience"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(RECIPES[self.recipe], name))
-        for option, value in (
-            ("epochs", self.epochs),
-            ("lr", self.lr),
-            ("head-lr", self.head_lr),
-            ("batch-size", 1 if self.batch_size == "auto" else self.batch_size),
-            ("image-size", self.image_size),
-            ("rank", self.rank),
-            ("density", self.density),
-            ("adapter-lr", self.adapter_lr),
-        ):
-            more = ", or auto" if option == "batch-size" else ""
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-                raise RecastError(f"--{option} {value} is not a positive number", f"Give a number above 0{more}.")
+        for name in ("epochs", "lr", "head_lr", "batch_size", "image_size", "rank", "density", "adapter_lr"):
+            value = getattr(self, name)
+            if value is None or (name, value) == ("batch_size", "auto"):
+                continue
+            if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+                more = ", or auto" if name == "batch_size" else ""
+                raise OptionError(name, f"{value} is not a positive number", f"Give a number above 0{more}.")
         check_seed("seed", self.seed)
-        check_seed("split-seed", self.split_seed)
+        check_seed("split_seed", self.split_seed)
         if self.patience < 0:
-            raise RecastError(f"--patience {self.patience} is below 0", "Give 0 to train all epochs, or more.")
+            raise OptionError("patience", f"{self.patience} is below 0", "Give 0 to train all epochs, or more.")
         if self.density is not None and self.density > 1:
-            raise RecastError(f"--density {self.density} is above 1", "Give the share of entries, like 0.01.")
+            raise OptionError("density", f"{self.density} is above 1", "Give the share of entries, like 0.01.")
 
     def complete_adapter(self) -> None:
         """Fill in what the adapter is where nothing was said; an option that it does not have is an error."""
-        for name, default in (
-            ("rank", ADAPTERS[self.adapter].rank if self.adapter else None),
-            ("density", ADAPTERS[self.adapter].density if self.adapter else None),
-            ("adapter_lr", ADAPTERS[self.adapter].lr if self.adapter else None),
-        ):
-            option = f"--{name.replace('_', '-')}"
+        for name in ("rank", "density", "adapter_lr"):
+            default = getattr(ADAPTERS[self.adapter], name.removeprefix("adapter_")) if self.adapter else None
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
             elif default is None:
-                who = f"--adapter {self.adapter} has no {name}" if self.adapter else f"{option} belongs to an adapter"
-                raise RecastError(who, f"Leave {option} out, or choose another --adapter.")
+                hint = f"Leave {option(name)} out, or choose another {option('adapter')}."
+                if self.adapter:
+                    raise OptionError("adapter", f"{self.adapter} has no {name}", hint)
+                raise OptionError(name, "belongs to an adapter", hint)
 
 
 def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:

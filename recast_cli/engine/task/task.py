@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile
 from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.task.folder import (
     ADAPTER,
+    AGAIN,
     COEFFICIENTS,
     HEAD,
     RECORD,
@@ -128,7 +129,7 @@ def load_adapter(folder: Path, record: dict[str, Any]) -> Adapter | None:
     read_part(path, "adapter", record["base_id"])
     adapter = read_adapter(path)
     if (adapter.name, adapter.options) != (record["adapter"]["name"], record["adapter"]["options"]):
-        raise RecastError(f"{path} is not the adapter that {RECORD} names", "Restore the right file.")
+        raise DamagedFile(f"{path} is not the adapter that {RECORD} names", "Restore the right file.")
     return adapter
 
 
@@ -145,11 +146,11 @@ def save_adapter(path: Path, adapter: Adapter, bound: dict[str, Any]) -> None:
 
 
 def read_adapter(path: Path) -> Adapter:
-    """The inverse of `save_adapter`. Raises RecastError for a damaged file."""
+    """The inverse of `save_adapter`. Raises DamagedFile."""
     from recast_cli.engine.model.adapters.adapter import ADAPTERS, Adapter
 
     metadata = read_metadata(path) or {}
     name, options = metadata.get("adapter"), metadata.get("options")
     if name not in ADAPTERS or not isinstance(options, dict):
-        raise RecastError(f"{path}: its recast metadata is damaged", "Adapt the task again with --restart.")
+        raise DamagedFile(f"{path}: its recast metadata is damaged", AGAIN)
     return Adapter(name, options, read_tensors(path))

@@ -180,14 +180,14 @@ def test_importance_is_the_squared_gradient_summed_over_batches(vit_base, data):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"adapter": "lora"}, "--adapter lora is unknown"),
-        ({"rank": 3}, "--rank belongs to an adapter"),
-        ({"adapter_lr": 0.1}, "--adapter-lr belongs to an adapter"),
-        ({"adapter": "melo", "density": 0.1}, "--adapter melo has no density"),
-        ({"adapter": "piggyback", "rank": 2}, "--adapter piggyback has no rank"),
-        ({"adapter": "rosa", "density": 1.5}, "--density 1.5 is above 1"),
-        ({"adapter": "rosa", "density": 0}, "--density 0 is not a positive number"),
-        ({"adapter": "melo", "rank": -1}, "--rank -1 is not a positive number"),
+        ({"adapter": "lora"}, "adapter lora is unknown"),
+        ({"rank": 3}, "rank belongs to an adapter"),
+        ({"adapter_lr": 0.1}, "adapter_lr belongs to an adapter"),
+        ({"adapter": "melo", "density": 0.1}, "adapter melo has no density"),
+        ({"adapter": "piggyback", "rank": 2}, "adapter piggyback has no rank"),
+        ({"adapter": "rosa", "density": 1.5}, "density 1.5 is above 1"),
+        ({"adapter": "rosa", "density": 0}, "density 0 is not a positive number"),
+        ({"adapter": "melo", "rank": -1}, "rank -1 is not a positive number"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(given, message):

@@ -108,7 +108,7 @@ def test_adapters_that_change_weights_are_merged(adapter, kind, request, tmp_pat
 def test_adapters_beside_the_network_have_no_state_dict_in_timm(adapter, kind, format, request, tmp_path):
     base = request.getfixturevalue(f"{kind}_base")
     task = task_of(base, adapter=learned(base, adapter))
-    with pytest.raises(RecastError, match=f"the adapter {adapter} puts modules beside .* --format onnx"):
+    with pytest.raises(RecastError, match=f"the adapter {adapter} puts modules beside .* format=onnx"):
         export(base, tmp_path / ("out.safetensors" if format == "safetensors" else "out"), format, task)
     assert list(tmp_path.iterdir()) == []
 

@@ -248,7 +248,7 @@ def test_files_of_others_are_left_alone(tmp_path, folder, images):
 def test_a_set_larger_than_the_bound_is_not_cached(tmp_path, folder, images):
     right(tmp_path, images[:2], CONFIG, cache_size=ONE - 1)
     kept = files(folder)
-    with pytest.warns(CacheWarning, match="--cache-size"):
+    with pytest.warns(CacheWarning, match="cache_size is"):
         right(tmp_path, images, CONFIG, cache_size=ONE - 1)
     assert files(folder) == kept
 

@@ -65,15 +65,15 @@ def test_no_two_alike_gives_the_largest_one_scalar_each():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"groups": 0}, "--groups 0"),
-        ({"templates": 0}, "--templates 0"),
-        ({"sets": -1}, "--sets -1"),
-        ({"budget": 0}, "--budget 0"),
-        ({"groups": 13}, "--groups 13 is more than the 12"),
-        ({"templates": 3}, "--templates 3 is more than the 2 layers"),
-        ({"patterns": ["blocks.*.attn.q"]}, "matches no module"),
+        ({"groups": 0}, "groups 0"),
+        ({"templates": 0}, "templates 0"),
+        ({"sets": -1}, "sets -1"),
+        ({"budget": 0}, "budget 0"),
+        ({"groups": 13}, "groups 13 is more than the 12"),
+        ({"templates": 3}, "templates 3 is more than the 2 layers"),
+        ({"patterns": ["blocks.*.attn.q"]}, "patterns 'blocks.*' matches no module"),
         ({"layout": "paper-attention", "sets": 2}, "fixes"),
-        ({"layout": "paper"}, "Unknown layout 'paper'"),
+        ({"layout": "paper"}, "layout paper is unknown"),
     ],
 )
 def test_impossible_choices_are_refused(choice, message):

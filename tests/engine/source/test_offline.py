@@ -28,9 +28,9 @@ def _no_network(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "option"),
     [
-        ("vit_small_patch16_224", "--weights FILE"),
-        ("resnet34.a1_in1k", "--weights FILE"),
-        ("hf-hub:timm/resnet18.a1_in1k", "--architecture NAME"),
+        ("vit_small_patch16_224", "weights=FILE"),
+        ("resnet34.a1_in1k", "weights=FILE"),
+        ("hf-hub:timm/resnet18.a1_in1k", "architecture=NAME"),
     ],
 )
 def test_it_fails_soon_and_says_what_to_do(name, option):

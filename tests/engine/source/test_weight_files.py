@@ -7,7 +7,7 @@ from helpers import network
 from safetensors.torch import save_file
 
 from recast_cli.engine.base.file import load_base, save_base
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, UnknownArchitecture
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.source.open import open_source
@@ -81,7 +81,7 @@ def test_modules_of_an_unknown_architecture_go_by_name_and_shape(tmp_path):
     save_base(base, tmp_path / "base")
     loaded = load_base(tmp_path / "base")
     assert same(loaded.state(), tensors)
-    with pytest.raises(RecastError, match="--architecture"):
+    with pytest.raises(UnknownArchitecture, match="architecture=NAME"):
         loaded.known_architecture()
 
 
@@ -173,9 +173,9 @@ def test_half_precision_files_are_exact_too(state, tmp_path):
 
 def test_options_that_mean_nothing_are_refused(state, tmp_path):
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(RecastError, match="--weights does not apply"):
+    with pytest.raises(RecastError, match="weights does not apply"):
         open_source("w.pth", weights=tmp_path / "w.pth")
-    with pytest.raises(RecastError, match="--architecture does not apply"):
+    with pytest.raises(RecastError, match="architecture does not apply"):
         open_source(NAME, architecture=NAME)
 
 

@@ -15,7 +15,7 @@ from recast_cli.engine.base.codec.grid import Grid
 from recast_cli.engine.base.codec.packing import pack, packed_bytes, unpack
 from recast_cli.engine.base.codec.steps import Steps
 from recast_cli.engine.base.codec.trellis import halves
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile
 from recast_cli.engine.storage.tensors import Spec
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -121,14 +121,14 @@ class Deflated:
         """Integers (n, rows, columns) and their steps, of what is stored.
 
         Raises:
-            RecastError: The stream is damaged.
+            DamagedFile: The stream is damaged.
         """
         count, rows, columns = self.matrices
         lengths = [count * rows * columns, count * rows, count * columns]
         try:
             codes, *steps = inflate(tensors[f"{name}.codes"], sum(lengths), self.low).split(lengths)
         except ValueError as error:
-            raise RecastError(f"{name} of the base is damaged: {error}", "Run `recast mimic` again.") from None
+            raise DamagedFile(f"{name} of the base is damaged: {error}", "Run `recast mimic` again.") from None
         return codes.view(self.matrices), Steps(self.scale, *(each.view(count, -1) for each in steps))
 
     def decode(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:

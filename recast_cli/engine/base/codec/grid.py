@@ -10,7 +10,6 @@ itself is half a step from a point, which no network here has been seen to mind.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -96,10 +95,3 @@ class Grid:
 def stored(scales: Tensor) -> Tensor:
     """Scales as float16 holds them, in float32."""
     return scales.clamp_max(torch.finfo(torch.float16).max).half().float()
-
-
-def as_rows(tensor: Tensor, templates: bool = False) -> Tensor:
-    """A tensor as rows: all but its first dimension in one; of templates (n, *shape) all but the first two."""
-    shape = tensor.shape
-    outputs = math.prod(shape[:2]) if templates else shape[0]
-    return tensor.float().reshape(outputs, -1)

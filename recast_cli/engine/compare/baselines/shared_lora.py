@@ -72,10 +72,8 @@ def shared_lora(
         layers.setdefault((module.out_features, module.in_features), []).append(module)
     lengths = [side for shape in layers for side in shape for _ in range(rank)]  # columns of B, then rows of A
     if entries < len(lengths):
-        raise RecastError(
-            f"entries is {entries}, and B and A have {len(lengths)} columns and rows that need one each",
-            "Raise entries, or lower rank.",
-        )
+        what = f"entries is {entries}, and B and A have {len(lengths)} columns and rows that need one each"
+        raise RecastError(what, "Raise entries, or lower rank.")
     at_most("entries", entries, sum(lengths), "B and A together")
     generator = torch.Generator().manual_seed(seed)
     shares = iter(share_out(entries, lengths))

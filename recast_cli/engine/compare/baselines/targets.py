@@ -29,10 +29,8 @@ def choose_linear(model: nn.Module, modules: str, method: str) -> dict[str, nn.L
     found: dict[str, nn.Linear] = {}
     for name, module in choose(model, modules).items():
         if not isinstance(module, nn.Linear):
-            raise RecastError(
-                f"{method} changes linear layers only, and {name} is a {type(module).__name__}",
-                "Give `modules` that match linear layers only, or use lora, bias or norm.",
-            )
+            hint = "Give `modules` that match linear layers only, or use lora, bias or norm."
+            raise RecastError(f"{method} changes linear layers only, and {name} is a {type(module).__name__}", hint)
         found[name] = module
     return found
 

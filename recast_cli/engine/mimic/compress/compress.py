@@ -13,7 +13,7 @@ from torch import Tensor
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.codec.code import Code, Encode, Fixed, round_to_nearest
 from recast_cli.engine.base.file import save_base
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.images.unlabelled import list_images, read_images
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.mimic.compress.fisher import Curvature, curvatures
@@ -138,8 +138,8 @@ def encode_fixed(curves: Mapping[str, Curvature], name: str, tensor: Tensor, cod
 
 def check_calibration(source: Source, calibrate: Path, bits: int | None) -> None:
     """Raise RecastError where a source cannot be calibrated with these images, or nothing would be rounded."""
-    if source.architecture is None:
-        raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --calibrate.")
+    source.known_architecture(f"Leave out {option('calibrate')}.")
     if bits == HALF:
-        raise RecastError("16 bits a weight will do, so nothing is rounded", "Leave out --calibrate, or ask for less.")
+        hint = f"Leave out {option('calibrate')}, or ask for less."
+        raise RecastError("16 bits a weight will do, so nothing is rounded", hint)
     list_images(calibrate)

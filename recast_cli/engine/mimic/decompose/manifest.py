@@ -12,7 +12,7 @@ from recast_cli.engine.base.base import shapes
 from recast_cli.engine.base.codec.code import Code
 from recast_cli.engine.base.file import metadata_of
 from recast_cli.engine.base.header import BaseHeader, widest
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import OptionError
 from recast_cli.engine.layout.layout import Layout, template_key
 from recast_cli.engine.mimic.decompose.solver_options import DTYPES, GradientOptions, SolverOptions, VaeOptions
 from recast_cli.engine.source.source import Source
@@ -31,7 +31,7 @@ def manifest(
         RecastError: No such `dtype`.
     """
     if dtype not in DTYPES:
-        raise RecastError(f"dtype {dtype} is unknown", f"Use {', '.join(DTYPES)}.")
+        raise OptionError("dtype", f"{dtype} is unknown", f"Use {', '.join(DTYPES)}.")
     name = {type(None): "exact", GradientOptions: "gradient", VaeOptions: "vae"}[type(options)]
     return BaseHeader(
         layout=layout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from recast_cli.engine.errors import RecastError, check_seed
+from recast_cli.engine.errors import OptionError, check_seed, option
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that templates may be stored in."""
@@ -63,18 +63,19 @@ def solver_options(solver: str, **given: Any) -> SolverOptions:
     """
     kinds = {"exact": None, "gradient": GradientOptions, "vae": VaeOptions}
     if solver not in kinds:
-        raise RecastError(f"--solver {solver} is unknown", "Use exact, gradient or vae.")
+        raise OptionError("solver", f"{solver} is unknown", "Use exact, gradient or vae.")
     given = {name: value for name, value in given.items() if value is not None}
     kind = kinds[solver]
     known = kind.__dataclass_fields__ if kind else {}
     for name, value in given.items():
         if name not in known:
-            raise RecastError(f"--{name} does not belong to --solver {solver}", "Leave it out, or take another solver.")
+            hint = "Leave it out, or take another solver."
+            raise OptionError(name, f"does not belong to {option('solver', solver)}", hint)
         if name == "loss" and value not in LOSSES:
-            raise RecastError(f"--loss {value} is unknown", f"Use {' or '.join(LOSSES)}.")
+            raise OptionError(name, f"{value} is unknown", f"Use {' or '.join(LOSSES)}.")
         if (name in ("steps", "lr") and not value > 0) or (name == "noise" and not value >= 0):
             least = "0 or above" if name == "noise" else "above 0"
-            raise RecastError(f"--{name} {value} is out of range", f"Give a number {least}.")
+            raise OptionError(name, f"{value} is out of range", f"Give a number {least}.")
         if name == "seed":
             check_seed(name, value)
     return kind(**given) if kind else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import OptionError, option
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.mimic.decompose.finalize import finalize
 from recast_cli.engine.mimic.heal.distil import distil, judge_by
@@ -58,7 +58,7 @@ def heal(
     """
     check_healable(source, base.layout)
     if len(pixels) < 2 * HELD_OUT:
-        raise RecastError(f"--heal needs {2 * HELD_OUT} images that can be read", "Give some hundreds.")
+        raise OptionError("heal", f"needs {2 * HELD_OUT} images that can be read", "Give some hundreds.")
     architecture = base.known_architecture()
     where = choose_device(device)
     teacher = ready(source.network(), where)
@@ -93,10 +93,7 @@ def heal(
 
 def check_healable(source: Source, layout: Layout) -> None:
     """Raise RecastError where nothing is shared, or nobody knows the source's architecture."""
-    if source.architecture is None:
-        raise RecastError(f"{source.name} has no known architecture, so it cannot run", "Leave out --heal.")
+    source.known_architecture(f"Leave out {option('heal')}.")
     if all(bank.exact for bank in layout.banks):
-        raise RecastError(
-            "--heal fits what layers share, and here every layer has a template of its own",
-            "Give fewer --templates than layers, or leave it out.",
-        )
+        hint = f"Give fewer {option('templates')} than layers, or leave it out."
+        raise OptionError("heal", "fits what layers share, and here every layer has a template of its own", hint)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile
 from recast_cli.engine.model.adapters.adaptformer import adaptformer
 from recast_cli.engine.model.adapters.clr import clr
 from recast_cli.engine.model.adapters.dora import dora
@@ -130,16 +130,14 @@ class Installed:
         own = {**self.parameters, **self.fixed}
         if own.keys() != adapter.tensors.keys():
             name = sorted(own.keys() ^ adapter.tensors.keys())[0]
-            raise RecastError(f"The adapter's tensor {name} is missing or too many", "Adapt the task again.")
+            raise DamagedFile(f"The adapter's tensor {name} is missing or too many", "Adapt the task again.")
         for key, value in own.items():
             given = adapter.tensors[key]
             if packing and key in self.parameters:
                 given = packing.unpack(given, value.cpu())
             if given.shape != value.shape:
-                raise RecastError(
-                    f"The adapter's tensor {key} has shape {tuple(given.shape)} instead of {tuple(value.shape)}",
-                    "Adapt the task again.",
-                )
+                what = f"The adapter's tensor {key} has shape {tuple(given.shape)} instead of {tuple(value.shape)}"
+                raise DamagedFile(what, "Adapt the task again.")
             value.copy_(given)
 
     def merge(self, model: nn.Module) -> None:
