@@ -193,17 +193,8 @@ def _pattern(rng: np.random.Generator, size: int, pattern: Pattern, periods: tup
 # ---------------------------------------------------------------------------------------------------------------------
 # Images
 
-HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
 INKS = ("red", "orange", "lime", "green", "mint", "cyan", "azure", "violet", "purple", "pink")
 FIGURES = (*OUTLINES, *SYMBOLS)
-
-# The pretraining labels: one value of every factor for each image, in this order.
-FACTORS: dict[str, tuple[str, ...]] = {
-    "figure": FIGURES,
-    "fill": tuple(FILLS),
-    "ground": tuple(FILLS),
-    "hue": HUES,
-}
 
 
 def _inks(rng: np.random.Generator, hue: float, dark: bool) -> Array:
@@ -218,7 +209,7 @@ def _mix(amount: Array, inks: Array) -> Array:
     return inks[0] + amount[..., None] * (inks[1] - inks[0])
 
 
-def _scene(
+def draw_scene(
     rng: np.random.Generator,
     size: int,
     figure: str,
@@ -244,21 +235,6 @@ def _scene(
     return (255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-def draw_pretraining(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draw pretraining images, uint8 [count, size, size, 3], and their labels, int64 [count, len(FACTORS)].
-
-    Factors are drawn independently, so each of them can only be told by looking at it.
-    """
-    rng = np.random.default_rng(seed)
-    labels = np.stack([rng.integers(len(values), size=count) for values in FACTORS.values()], axis=1)
-    patterns = list(FILLS.values())
-    images = np.empty((count, size, size, 3), dtype=np.uint8)
-    for index, (figure, fill, ground, hue) in enumerate(labels):
-        colour = {"hue": hue / len(HUES), "spread": 0.25 / len(HUES)}
-        images[index] = _scene(rng, size, FIGURES[figure], patterns[fill], patterns[ground], **colour)
-    return images, labels
-
-
 def _one_of(rng: np.random.Generator, values: Iterable[T]) -> T:
     values = list(values)
     return values[rng.integers(len(values))]
@@ -267,14 +243,14 @@ def _one_of(rng: np.random.Generator, values: Iterable[T]) -> T:
 def _texture(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
     """The named texture, in any colours, behind any figure of the pretraining images."""
     figure, fill = _one_of(rng, FIGURES), _one_of(rng, FILLS.values())
-    return _scene(rng, size, figure, fill, TEXTURES[name], hue=rng.random(), noise=(0.12, 0.12))
+    return draw_scene(rng, size, figure, fill, TEXTURES[name], hue=rng.random(), noise=(0.12, 0.12))
 
 
 def _ink(rng: np.random.Generator, size: int, name: str) -> NDArray[np.uint8]:
     """Any letter in the named ink."""
     letter, fill, ground = _one_of(rng, LETTERS), _one_of(rng, FILLS.values()), _one_of(rng, FILLS.values())
     hue = INKS.index(name) / len(INKS)
-    return _scene(rng, size, letter, fill, ground, hue, spread=0.35 / len(INKS), noise=(0.08, 0.08))
+    return draw_scene(rng, size, letter, fill, ground, hue, spread=0.35 / len(INKS), noise=(0.08, 0.08))
 
 
 TASKS: dict[str, tuple[tuple[str, ...], Callable[[np.random.Generator, int, str], NDArray[np.uint8]]]] = {

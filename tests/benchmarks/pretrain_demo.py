@@ -31,18 +31,27 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from timm.layers import build_sincos2d_pos_embed
 from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from recast_cli.demo.draw import FACTORS, draw_pretraining
+from recast_cli.demo.draw import FIGURES, FILLS, draw_scene
 
 log = logging.getLogger(__name__)
 
 SIZE = 48  # pixels a side of what the model sees
 MARGIN = 6  # further pixels a side of what is drawn: every step sees another crop
+HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
+# The pretraining labels: one value of every factor for each image, in this order.
+FACTORS: dict[str, tuple[str, ...]] = {
+    "figure": FIGURES,
+    "fill": tuple(FILLS),
+    "ground": tuple(FILLS),
+    "hue": HUES,
+}
 CHUNK = 1024  # images drawn by one job; a chunk's number is its seed
 POOL = 60 * CHUNK  # images drawn for training
 HELD_OUT = 2 * CHUNK  # further images, never trained on
@@ -60,6 +69,21 @@ ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 64, "depth": 12, "num_heads": 4}
 ViT = Any  # timm's VisionTransformer, whose submodules type checkers take for tensors
 LABELS = list(FACTORS["figure"])  # other factors have fewer values and answer with the first outputs
+
+
+def draw_pretraining(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Draw pretraining images, uint8 [count, size, size, 3], and their labels, int64 [count, len(FACTORS)].
+
+    Factors are drawn independently, so each of them can only be told by looking at it.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.stack([rng.integers(len(values), size=count) for values in FACTORS.values()], axis=1)
+    patterns = list(FILLS.values())
+    images = np.empty((count, size, size, 3), dtype=np.uint8)
+    for index, (figure, fill, ground, hue) in enumerate(labels):
+        colour = {"hue": hue / len(HUES), "spread": 0.25 / len(HUES)}
+        images[index] = draw_scene(rng, size, FIGURES[figure], patterns[fill], patterns[ground], **colour)
+    return images, labels
 
 
 def draw_pool(workers: int = 2) -> tuple[Tensor, Tensor]:

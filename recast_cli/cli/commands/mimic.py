@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -96,28 +97,11 @@ def mimic(
         recast mimic vit_tiny_patch16_224 --size 6x --calibrate images -o small.safetensors
         recast mimic vit_tiny_patch16_224 --modules 'blocks.*' --groups 1 --templates 9 --heal images -o b.safetensors
     """
+    given = locals() | {"modules": tuple(pattern for each in modules or () for pattern in each.split(","))}
     out = Output(as_json, quiet)
     started = time.perf_counter()
     check_writable(output)
-    options = MimicOptions(
-        layout=layout,
-        modules=tuple(pattern for each in modules or () for pattern in each.split(",")),
-        groups=groups,
-        templates=templates,
-        sets=sets,
-        budget=budget,
-        solver=solver,
-        loss=loss,
-        noise=noise,
-        steps=steps,
-        lr=lr,
-        seed=seed,
-        kl=kl or None,
-        dtype=dtype,
-        size=size,
-        bits=bits,
-        group_size=group_size,
-    )
+    options = MimicOptions(**{each.name: given[each.name] for each in fields(MimicOptions)})
     options.check_images(calibrate, heal)
     prepare(device, runs_networks=calibrate is not None or heal is not None)
     check_output(output, Path(source.removeprefix("local-dir:")), weights)
