@@ -56,6 +56,11 @@ def make_base(
     Raises:
         RecastError: Options, images or source do not go together, or a weight is NaN or infinite.
         OSError: The file cannot be written.
+
+    Example:
+        >>> base = make_base(source, MimicOptions(layout="paper-attention"), file=Path("base.safetensors"))
+        >>> base.vector.shape, base.layout.degrees_of_freedom  # 12 layers * 2 templates * 2 sets, averaged
+        (torch.Size([48]), 24)
     """
     options, file = options or MimicOptions(), Path(file)
     check_writable(file)
