@@ -129,22 +129,10 @@ def read_class_map(path: Path) -> dict[str, int]:
 
 def summary(base_id: str, found: list[Evaluation], fail_under: float | None, unfinished: list[str]) -> dict[str, Any]:
     """The JSON of `recast eval`; with --fail-under a task that is not finished has not passed."""
-    tasks = [
-        {
-            "task": each.task,
-            "split": each.split,
-            "images": each.images,
-            "top1": each.top1,
-            "top5": each.top5,
-            "per_class": each.per_class,
-            "confused": each.confused,
-            "skipped_images": len(each.skipped),
-        }
-        for each in found
-    ]
+    tasks = [{**vars(each), "skipped_images": len(each.skipped)} for each in found]
     return {
         "base_id": base_id,
-        "tasks": tasks,
+        "tasks": [{key: value for key, value in task.items() if key != "skipped"} for task in tasks],
         "mean_top1": sum(each.top1 for each in found) / len(found),
         "unfinished": unfinished,
         "passed": None if fail_under is None else not unfinished and all(each.top1 >= fail_under for each in found),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +20,16 @@ if TYPE_CHECKING:
     from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis
 
 
+@dataclass(frozen=True)
 class Subject:
     """One inspected thing: its JSON, and what is needed to show, compare and draw it."""
 
-    def __init__(
-        self,
-        value: dict[str, Any],
-        base: Base | None = None,
-        banks: list[BankDiagnosis] | None = None,
-        roles: list[RoleDiagnosis] | None = None,
-        vector: list[float] | None = None,
-        changes: list[ModuleChange] | None = None,
-    ) -> None:
-        self.value = value
-        self.base = base
-        self.banks = banks
-        self.roles = roles
-        self.vector = vector
-        self.changes = changes
+    value: dict[str, Any]
+    base: Base | None = None
+    banks: list[BankDiagnosis] | None = None
+    roles: list[RoleDiagnosis] | None = None
+    vector: list[float] | None = None
+    changes: list[ModuleChange] | None = None
 
 
 def open_subject(item: str, workspace: Workspace, base: Path | None) -> Subject:

@@ -73,22 +73,22 @@ def mimic(
     """
     check_memory(layout, kept=layout.template_parameters if path is None else 0, copies=4 if options is None else 7)
     header, codes = manifest(source, layout, options, dtype, compression), dict(codes or {})
-    findings = Findings()
+    findings = Findings(codes, encode)
     # templates that are weights are only compared, and after each comparison torch's other threads spin on the cores
     # that hashing and writing need
     compared = options is None and not codes and all(bank.stored == len(bank.modules) for bank in layout.banks)
     few = partial(threads, 1 if compared else torch.get_num_threads())
-    pieces = decompose(source, header, codes, options, encode, findings, progress)
+    pieces = decompose(source, header, options, findings, progress)
     if path is None:
         with few(), closing(pieces):
             tensors = {key: tensor.clone() for key, tensor in pieces}  # the source may be a model that is trained on
-        base = base_of(findings.complete(header, codes), tensors, codes)
+        base = base_of(findings.complete(header), tensors, codes)
         return replace(base, verified=dict(verify(base))) if verify else base
     path, room = Path(path), widest(metadata_of(header, codes), layout, verified=verify is not None)
     with writing(path, stored_specs(base_specs(source, layout, dtype), codes), room) as writer:
         with few(), closing(pieces):
             writer.write_all(pieces)
-        header = findings.complete(header, codes)
+        header = findings.complete(header)
         if verify:
             header = replace(header, verified=dict(verify(base_of(header, writer.written(), codes))))
         writer.finish(metadata_of(header, codes))
@@ -100,45 +100,39 @@ class Findings:
     """What is known of a base, besides its tensors, once they all have been made.
 
     Attributes:
+        codes: Tensors that are stored in fewer bits, and `encode`, what makes of them what is stored.
         errors: By module.
         source: Hashes of the source's tensors.
         base: Hashes of the base's tensors; of templates, one each.
     """
 
+    codes: Mapping[str, Code]
+    encode: Encode
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     source: dict[str, Hashed] = field(default_factory=dict)
     base: dict[str, Hashed] = field(default_factory=dict)
 
-    def encoded(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    def encoded(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """What is stored of a tensor that has a code, noted."""
+        stored = self.encode(name, tensor, self.codes[name])
         self.base |= {part: hashed(value) for part, value in stored.items()}
         return stored
 
-    def note(self, batch: Mapping[str, Tensor], stored: Container[str]) -> None:
-        """Tensors of the source, those that are `stored` as they are in the base as well."""
+    def note(self, batch: Mapping[str, Tensor]) -> None:
+        """Tensors of the source; those without a code are the base's as well."""
         for name, tensor in batch.items():
             self.source[name] = hashed(tensor)
-            if name in stored:
+            if name not in self.codes:
                 self.base[name] = self.source[name]
 
-    def complete(self, header: BaseHeader, codes: Mapping[str, Code]) -> BaseHeader:
+    def complete(self, header: BaseHeader) -> BaseHeader:
         """`header` with its errors and digests."""
-        return replace(
-            header,
-            base_id=identify(header.layout, self.base, codes),
-            source_digest=digest(self.source),
-            errors=self.errors,
-        )
+        base_id = identify(header.layout, self.base, self.codes)
+        return replace(header, base_id=base_id, source_digest=digest(self.source), errors=self.errors)
 
 
 def decompose(
-    source: Source,
-    header: BaseHeader,
-    codes: Mapping[str, Code],
-    options: SolverOptions,
-    encode: Encode,
-    findings: Findings,
-    progress: Progress | None,
+    source: Source, header: BaseHeader, options: SolverOptions, findings: Findings, progress: Progress | None
 ) -> Generator[tuple[str, Tensor]]:
     """Name and value of every tensor of the base, one bank at a time; `findings` are complete after the last one.
 
@@ -149,12 +143,10 @@ def decompose(
     with Background() as background:
         for number, bank in enumerate(layout.banks):
             # a generator of its own, so that nothing of a bank is left in memory when the next one is read
-            yield from decompose_bank(
-                source, bank, partial(solver, number=number), dtype, codes, encode, findings, background
-            )
+            yield from decompose_bank(source, bank, partial(solver, number=number), dtype, findings, background)
             background.settle()
         for names in batches(source, {f"{module}.weight" for module in layout.modules}):
-            yield from keep(source, names, codes, encode, findings, background)
+            yield from keep({name: source.tensors[name] for name in names}, findings, background)
             background.settle()
 
 
@@ -163,8 +155,6 @@ def decompose_bank(
     bank: Bank,
     solver: Callable[[Tensor, Bank], Solution],
     dtype: torch.dtype,
-    codes: Mapping[str, Code],
-    encode: Encode,
     findings: Findings,
     background: Background,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -176,8 +166,8 @@ def decompose_bank(
         raise RecastError(f"{source.name}: weights of {bank.name} are NaN or infinite", "Give a sound checkpoint.")
     solution = solver(stacked, bank)
     key = template_key(bank)
-    templates, code = solution.templates.to(dtype), codes.get(key)
-    stored = {key: templates} if code is None else findings.encoded(encode(key, templates, code))
+    templates, code = solution.templates.to(dtype), findings.codes.get(key)
+    stored = {key: templates} if code is None else findings.encoded(key, templates)
     kept = templates.float() if code is None else code.decode(key, stored)
     errors = Solution(with_means(kept) if bank.means else kept, solution.coefficients).errors(stacked, bank.means)
     findings.errors |= zip(bank.modules, errors, strict=True)
@@ -212,21 +202,11 @@ def batches(source: Source, done: Container[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def keep(
-    source: Source,
-    names: list[str],
-    codes: Mapping[str, Code],
-    encode: Encode,
-    findings: Findings,
-    background: Background,
-) -> Iterator[tuple[str, Tensor]]:
+def keep(batch: Mapping[str, Tensor], findings: Findings, background: Background) -> Iterator[tuple[str, Tensor]]:
     """Name and value of what the base holds of other tensors of the source, which `background` hashes."""
-    batch = {name: source.tensors[name] for name in names}
-    plain = {name: tensor for name, tensor in batch.items() if name not in codes}
-    background.add(sum(tensor.nbytes for tensor in batch.values()), partial(findings.note, batch, plain.keys()))
-    yield from plain.items()
-    for name in batch.keys() - plain.keys():
-        yield from findings.encoded(encode(name, batch[name], codes[name])).items()
+    background.add(sum(tensor.nbytes for tensor in batch.values()), partial(findings.note, batch))
+    for name, tensor in batch.items():
+        yield from findings.encoded(name, tensor).items() if name in findings.codes else ((name, tensor),)
 
 
 def solve(
