@@ -11,6 +11,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.yaml_file import check_keys, read_yaml, with_underscores
 from recast_cli.engine.task.folder import RECORD, check_task_name
 from recast_cli.engine.task.options import AdaptOptions, option_types
+from recast_cli.engine.task.record import TaskRecord
 
 CONFIG_NAMES = ("recast.yaml", "recast.yml")
 
@@ -89,7 +90,7 @@ class Workspace:
                 raise error.at(f"recast.yaml: tasks.{name}") from None
             raise
 
-    def recorded_data(self, record: dict[str, Any]) -> Path:
+    def recorded_data(self, record: TaskRecord) -> Path:
         """The data folder a task's record names, which is relative to `root` where it lies inside."""
         return self.root / str(record.get("data", ""))
 

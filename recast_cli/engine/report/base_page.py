@@ -6,7 +6,6 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -26,6 +25,7 @@ from recast_cli.engine.report.figures import (
 )
 from recast_cli.engine.report.html import Markup, cards, document, folded, section, table, text, tinted, with_bar
 from recast_cli.engine.storage.atomic import atomic
+from recast_cli.engine.task.record import TaskRecord
 from recast_cli.engine.units import percent, show_bytes
 from recast_cli.version import __version__
 
@@ -41,7 +41,7 @@ class Learned:
         bytes: Of its files without task.yaml.
     """
 
-    record: dict[str, Any]
+    record: TaskRecord
     vector: list[float]
     changes: list[ModuleChange]
     bytes: int
@@ -223,7 +223,7 @@ def task_row(task: Learned) -> list[str]:
         str(record["name"]),
         str(len(record["classes"])),
         f"{record['image_size']} px",
-        record["adapter"]["name"] if record.get("adapter") else "–",
+        adapter["name"] if (adapter := record.get("adapter")) else "–",
         show_bytes(task.bytes),
         "–" if probe is None else percent(probe),
         "–" if top1 is None else with_bar(percent(top1), top1),

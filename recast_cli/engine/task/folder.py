@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
 from recast_cli.engine.storage.atomic import write_text
 from recast_cli.engine.storage.header import FORMATS, read_header, read_metadata
+from recast_cli.engine.task.record import FIELDS, TaskRecord
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.header import BaseHeader
 
 
-COEFFICIENTS, HEAD, ADAPTER, RECORD = (
-    "coefficients.safetensors",
-    "head.safetensors",
-    "adapter.safetensors",
-    "task.yaml",
-)
-
-
-FIELDS = {
-    "format": int,
-    "name": str,
-    "base_id": str,
-    "data": str,
-    "image_size": int,
-    "classes": list,
-    "split": dict,
-    "options": dict,
-    "metrics": dict,
-}
-"""What a record must have; the rest is for people."""
+COEFFICIENTS, HEAD, ADAPTER = "coefficients.safetensors", "head.safetensors", "adapter.safetensors"
+RECORD = "task.yaml"
 AGAIN = f"Adapt the task again with {option('restart', True)}."
 """What to do about a damaged task."""
 
 
-def files_of(record: dict[str, Any]) -> list[str]:
+def files_of(record: TaskRecord) -> list[str]:
     """Names of the files that the task of a record has."""
     return [COEFFICIENTS, HEAD, *([ADAPTER] if record.get("adapter") else []), RECORD]
 
@@ -53,12 +36,12 @@ def check_task_name(name: str) -> str:
     return name
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: TaskRecord) -> None:
     """Write task.yaml, keys in the order given."""
     write_text(path, yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> TaskRecord:
     """The content of a task's task.yaml. Raises RecastError where the folder holds no finished task."""
     path = folder / RECORD
     if not folder.is_dir():
@@ -78,10 +61,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise DamagedFile(f"{path} is not a task's record", AGAIN)
     if record["format"] > FORMATS["task"]:
         raise RecastError(f"{path} is of format {record['format']}; this recast reads {FORMATS['task']}", "Upgrade.")
-    return record
+    return cast(TaskRecord, record)
 
 
-def check_parts(folder: Path, record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def check_parts(folder: Path, record: TaskRecord) -> dict[str, tuple[int, ...]]:
     """Shapes of a task's tensors, `coefficients`, `weight` and `bias`, from the headers of its two weight files.
 
     Raises:

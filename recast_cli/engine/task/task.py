@@ -27,6 +27,7 @@ from recast_cli.engine.task.folder import (
     write_record,
 )
 from recast_cli.engine.task.head import Head
+from recast_cli.engine.task.record import TaskRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +55,7 @@ class Task:
     vector: Tensor
     weight: Tensor
     bias: Tensor
-    record: dict[str, Any]
+    record: TaskRecord
     adapter: Adapter | None = None
 
     @property
@@ -121,14 +122,15 @@ def load_task(folder: Path, base: Base | None = None) -> Task:
     )
 
 
-def load_adapter(folder: Path, record: dict[str, Any]) -> Adapter | None:
+def load_adapter(folder: Path, record: TaskRecord) -> Adapter | None:
     """What a task learned in an adapter, from its file; None for a task without one."""
-    if not record.get("adapter"):
+    about = record.get("adapter")
+    if not about:
         return None
     path = folder / ADAPTER
     read_part(path, "adapter", record["base_id"])
     adapter = read_adapter(path)
-    if (adapter.name, adapter.options) != (record["adapter"]["name"], record["adapter"]["options"]):
+    if (adapter.name, adapter.options) != (about["name"], about["options"]):
         raise DamagedFile(f"{path} is not the adapter that {RECORD} names", "Restore the right file.")
     return adapter
 
