@@ -17,6 +17,8 @@ from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.task.options import AdaptOptions
 
+pytestmark = pytest.mark.slow
+
 
 def rows(count, seed):
     """Features that tell their labels in part."""
