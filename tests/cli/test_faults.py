@@ -58,6 +58,7 @@ def test_a_full_disk_leaves_the_old_base(ready, vit_folder):
     assert line.startswith("error: base.safetensors: No space left on device. ")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_half_task_and_the_same_command_goes_on(fresh, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", fail(full_disk))

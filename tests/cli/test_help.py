@@ -94,6 +94,7 @@ def test_version():
     assert result.stdout.startswith("recast-cli ")
 
 
+@pytest.mark.slow
 def test_torch_is_imported_without_collecting_garbage_and_then_left_alone():
     code = """
 import gc, sys

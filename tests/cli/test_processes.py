@@ -36,6 +36,7 @@ def read(handle):
         return b""
 
 
+@pytest.mark.slow
 def test_a_pipeline_gets_json_on_stdout_and_plain_messages_on_stderr(fresh):
     code, stdout, stderr = finished("adapt", "--task", "colours", "--json", *QUICK)
     assert code == 0
@@ -45,6 +46,7 @@ def test_a_pipeline_gets_json_on_stdout_and_plain_messages_on_stderr(fresh):
     assert ESCAPE not in stdout + stderr
 
 
+@pytest.mark.slow
 def test_colours_and_bars_are_for_terminals(fresh):
     code, shown = on_terminal("adapt", "--task", "colours", *QUICK)
     assert code == 0
@@ -52,6 +54,7 @@ def test_colours_and_bars_are_for_terminals(fresh):
     assert "test top-1" in shown
 
 
+@pytest.mark.slow
 def test_no_color_on_a_terminal(fresh):
     code, shown = on_terminal("adapt", "--task", "colours", *QUICK, NO_COLOR="1")
     assert code == 0
@@ -66,6 +69,7 @@ def test_an_error_is_one_plain_line_for_a_pipe(variables):
     assert stderr == "error: missing.safetensors does not exist. Check the path.\n"
 
 
+@pytest.mark.slow
 def test_an_error_is_red_on_a_terminal_and_plain_without_colours():
     assert ESCAPE in on_terminal("inspect", "missing.safetensors")[1]
     assert on_terminal("inspect", "missing.safetensors", NO_COLOR="1") == (
@@ -87,6 +91,7 @@ def test_a_reader_that_leaves_early_is_no_error(arguments, vit_folder):
     assert running.returncode == 0
 
 
+@pytest.mark.slow
 def test_closed_streams_are_no_error(vit_folder):
     command = shlex.join([sys.executable, "-m", "recast_cli", *INSPECT])
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -109,6 +114,7 @@ def test_no_line_ends_in_blanks(vit_folder):
     assert lines == [line.rstrip() for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [20, 40, 60])
 def test_narrow_terminals_lose_nothing(columns, vit_folder):
     code, stdout, _ = finished(*INSPECT, cwd=vit_folder, variables={"COLUMNS": str(columns)})

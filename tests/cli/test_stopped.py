@@ -31,6 +31,7 @@ def learned():
     return [(folder / name).read_bytes() for name in FILES], [(epoch["loss"], epoch["val_top1"]) for epoch in history]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_the_same_command_ends_with_the_bytes_of_an_unbroken_run(how, status, fresh):
     code, stdout, stderr = stop_after_two_epochs(how)

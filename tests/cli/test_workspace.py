@@ -20,6 +20,7 @@ def options(folder, task="colours"):
     return yaml.safe_load((folder / "tasks" / task / "task.yaml").read_text())["options"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["recast.yaml", "recast.yml"])
 def test_base_images_and_tasks_are_found_from_a_folder_below(name, fresh, monkeypatch):
     (fresh / "base.safetensors").rename(fresh / "other.safetensors")
@@ -53,6 +54,7 @@ def test_numbers_as_people_write_them(fresh):
     assert (options(fresh)["lr"], options(fresh)["head_lr"]) == (0.002, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "tasks:\n", "tasks:\n  colours:\n", "base:\ntasks: {colours: {data: }}\n"])
 def test_what_is_left_open_has_its_default(text, fresh):
     write(text)

@@ -48,6 +48,7 @@ def test_json_says_what_was_learned(fresh):
     )
 
 
+@pytest.mark.slow
 def test_messages_follow_the_epochs_on_stderr_and_the_result_is_on_stdout(fresh):
     result = recast("adapt", "--task", "colours", "--epochs", 2)
     assert result.exit_code == 0
@@ -59,6 +60,7 @@ def test_messages_follow_the_epochs_on_stderr_and_the_result_is_on_stdout(fresh)
     assert "linear probe" in result.stdout
 
 
+@pytest.mark.slow
 def test_quiet_leaves_the_result_alone(fresh):
     result = recast("adapt", "--task", "colours", "--quiet", *QUICK)
     assert result.exit_code == 0
@@ -84,12 +86,14 @@ def test_with_other_options_it_is_an_error_that_names_restart(ready):
     assert "--restart" in line
 
 
+@pytest.mark.slow
 def test_restart_replaces_one_task_and_leaves_the_other(ready):
     before = listing("tasks/shades")
     assert recast_json("adapt", "--task", "colours", "--epochs", 2, "--restart")["epochs"] == 2
     assert listing("tasks/shades") == before
 
 
+@pytest.mark.slow
 def test_equal_commands_give_equal_bytes(ready):
     files = ("coefficients.safetensors", "head.safetensors")
     first = [(ready / "tasks" / "colours" / name).read_bytes() for name in files]
@@ -98,6 +102,7 @@ def test_equal_commands_give_equal_bytes(ready):
     assert [(ready / "tasks" / "colours" / name).read_bytes() for name in files] == first
 
 
+@pytest.mark.slow
 def test_every_option_is_recorded(fresh):
     options = {
         "recipe": "paper",
@@ -130,6 +135,7 @@ def test_every_option_is_recorded(fresh):
     assert record["classes"] == ["blue", "green", "red"]
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_left_out_counted_and_named(fresh):
     for name in ("blue/000.png", "red/003.png"):
         (fresh / "data" / "colours" / name).write_text("no image")
@@ -148,6 +154,7 @@ def test_or_refused_where_that_is_asked_for(fresh):
     assert "blue/000.png" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["data/colours", "elsewhere"])
 def test_images_are_found_by_the_name_of_the_task_or_by_flag(place, fresh):
     (fresh / "data" / "colours").rename(fresh / place)
@@ -156,6 +163,7 @@ def test_images_are_found_by_the_name_of_the_task_or_by_flag(place, fresh):
     assert yaml.safe_load((fresh / "tasks" / "colours" / "task.yaml").read_text())["data"] == place
 
 
+@pytest.mark.slow
 def test_the_automatic_batch_of_a_cpu_is_the_recipe_s(fresh):
     assert recast("adapt", "--task", "colours", *QUICK, "--batch-size", "auto").exit_code == 0
     record = yaml.safe_load((fresh / "tasks" / "colours" / "task.yaml").read_text())
@@ -195,6 +203,7 @@ def test_a_network_that_cannot_be_compiled_is_said_in_one_line(fresh, monkeypatc
     )
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_used_is_a_warning_of_one_line(fresh, monkeypatch):
     (fresh / "file").write_text("")
     monkeypatch.setenv("RECAST_CACHE", str(fresh / "file" / "folder"))

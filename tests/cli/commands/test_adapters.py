@@ -8,6 +8,7 @@ from fixtures.cli_helpers import QUICK, recast, recast_json, refused
 pytest_plugins = ["fixtures.cli"]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_learned_beside_the_coefficients(fresh):
     value = recast_json("adapt", "--task", "colours", "--adapter", "melo", "--rank", 2, *QUICK)
     file = fresh / "tasks" / "colours" / "adapter.safetensors"
@@ -28,6 +29,7 @@ def test_an_adapter_is_learned_beside_the_coefficients(fresh):
     assert found["top1"] == value["test_top1"]
 
 
+@pytest.mark.slow
 def test_people_are_told_what_was_learned(fresh):
     both = recast("adapt", "--task", "colours", "--adapter", "rosa-mlp", *QUICK).stdout
     assert "48 coefficients, 24 numbers of rosa-mlp" in " ".join(both.split())
@@ -41,6 +43,7 @@ def test_people_are_told_what_was_learned(fresh):
     assert recast_json("inspect", "colours")["adapter"]["floats"] == 24
 
 
+@pytest.mark.slow
 def test_eval_of_all_and_predict_use_each_task_s_adapter(ready):
     recast("adapt", "--task", "shades", "--adapter", "adaptformer", "--restart", *QUICK)
     both = {each["task"]: each["top1"] for each in recast_json("eval", "--all")["tasks"]}
@@ -54,6 +57,7 @@ def test_eval_of_all_and_predict_use_each_task_s_adapter(ready):
     assert 0 < before <= 1
 
 
+@pytest.mark.slow
 def test_the_settings_file_may_name_an_adapter_and_a_flag_wins(fresh):
     text = "tasks: {colours: {adapter: melo, rank: 3, coefficients: false}}\n"
     (fresh / "recast.yaml").write_text(text)
@@ -75,6 +79,7 @@ def test_what_does_not_fit_is_refused(arguments, message, fresh):
     assert message in refused("adapt", "--task", "colours", *arguments)
 
 
+@pytest.mark.slow
 def test_a_finished_task_with_another_adapter_is_not_mistaken(fresh):
     recast("adapt", "--task", "colours", "--adapter", "melo", *QUICK)
     assert "adapter melo" in refused("adapt", "--task", "colours", *QUICK)

@@ -18,6 +18,7 @@ from recast_cli.engine.compare.runner import compare, read_results
 pytest_plugins = ["fixtures.compare"]
 
 
+@pytest.mark.slow
 def test_the_results_of_a_finished_comparison(whole):
     value = recast_json("compare", "c.yaml", "-o", "out")
     assert value.keys() == {"directory", "standings", "failed", "files"}
@@ -33,6 +34,7 @@ def test_the_results_of_a_finished_comparison(whole):
     assert "Test top-1 in percent, mean ± standard deviation over 2 seeds" in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_finished_comparison_needs_neither_images_nor_timm(whole):
     for path in sorted(Path("images").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -100,6 +102,7 @@ def test_a_file_of_which_nothing_can_run_is_refused(folder):
     assert "nothing of it can run: The adapter piggyback needs" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_status_1_and_the_rest_is_done(folder, monkeypatch):
     sound = trial.do_run
 
@@ -124,6 +127,7 @@ def without_times(results):
     return {key: {name: line[name] for name in line.keys() - TIMES} for key, line in results.items()}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_lines_of_one_and_survive_the_death_of_one(folder, monkeypatch):
     """A worker's death is told in a line and costs one run, which the next call does."""
     plan = plan_of(
@@ -161,6 +165,7 @@ def alive(process):
         return False
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_no_process_and_a_folder_to_go_on_from(folder):
     plan_of(YAML.replace("epochs: 1", "epochs: 50\npatience: 0"))
     running = process("compare", "c.yaml", "--jobs", 2, start_new_session=True)

@@ -15,6 +15,7 @@ def source(vit_folder):
     return vit_folder
 
 
+@pytest.mark.slow
 def test_the_plan_is_printed_before_and_the_file_is_as_small(source, tmp_path):
     result = recast("mimic", source, "-o", "base.safetensors", "--size", "3x")
     assert result.exit_code == 0, result.output
@@ -47,6 +48,7 @@ def test_a_base_that_is_not_compressed_says_nothing_of_it(source):
     assert "compression" not in recast_json("mimic", source, "-o", "base.safetensors")
 
 
+@pytest.mark.slow
 def test_a_task_is_adapted_and_measured_on_a_calibrated_base(source, tmp_path):
     draw_images(tmp_path / "data" / "colours")
     made = recast_json("mimic", source, "-o", "base.safetensors", "--size", "4x", "--calibrate", "data/colours")
@@ -93,6 +95,7 @@ def test_a_network_that_nobody_knows_cannot_be_calibrated(tmp_path):
     assert recast("mimic", "weights.safetensors", *options).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_there(source, tmp_path, monkeypatch):
     draw_images(tmp_path / "images", count=1)
     (tmp_path / "base.safetensors").write_text("old")

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from fixtures.cli_helpers import process, recast, refused
 from PIL import Image
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_a_folder_that_works(tmp_path):
     running = process("demo", "--json")
     stdout, stderr = running.communicate(timeout=900)

@@ -59,6 +59,7 @@ def test_people_read_what_opens_it(ready):
     assert "equal to the merged network's" in result.stdout
 
 
+@pytest.mark.slow
 def test_onnx(ready):
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name, reason="pip install 'recast-cli[onnx]' for this test")

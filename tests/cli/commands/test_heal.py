@@ -16,6 +16,7 @@ def _few_epochs(monkeypatch):
     monkeypatch.setattr(distil, "EPOCHS", 3)
 
 
+@pytest.mark.slow
 def test_a_healed_base_says_so_and_a_task_is_adapted_on_it(vit_folder, tmp_path):
     draw_images(tmp_path / "data" / "colours")
     made = recast_json("mimic", vit_folder, "-o", "base.safetensors", *SHARED, "--heal", "data")
@@ -30,6 +31,7 @@ def test_a_healed_base_says_so_and_a_task_is_adapted_on_it(vit_folder, tmp_path)
     assert recast_json("inspect", "base.safetensors")["solver"]["healed"] == made["healed"]
 
 
+@pytest.mark.slow
 def test_people_are_told_what_it_did_instead_of_being_warned(vit_folder, data):
     plain = recast("mimic", vit_folder, "-o", "base.safetensors", *SHARED)
     assert "--heal" in plain.stderr
@@ -40,6 +42,7 @@ def test_people_are_told_what_it_did_instead_of_being_warned(vit_folder, data):
     assert "warning" not in result.stderr
 
 
+@pytest.mark.slow
 def test_healed_then_rounded(vit_folder, data):
     small = ("--bits", 4, "--group-size", 16, "--calibrate", data)
     made = recast_json("mimic", vit_folder, "-o", "base.safetensors", *SHARED, "--heal", data, *small)

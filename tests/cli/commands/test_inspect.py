@@ -72,6 +72,7 @@ BESIDE_THE_BASE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "gone"),
     [*((each, False) for each in ANYWHERE + BESIDE_THE_BASE), *((each, True) for each in ANYWHERE)],
@@ -195,6 +196,7 @@ def test_a_folder_without_a_task_is_refused(ready):
     assert "task.yaml is missing" in refused("inspect", "data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "svg", "html"])
 def test_plots_of_a_base_and_of_tasks(suffix, ready):
     pytest.importorskip("recast_cli.engine.report.figures")

@@ -134,6 +134,7 @@ def test_templates_are_stored_in_the_type_asked_for(dtype, source):
     assert (value["max_relative_error"] == 0) == (dtype == "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [("gradient", "--loss", "mse", "--noise", 0), ("vae", "--kl", "--lr", 1e-3)])
 def test_the_other_solvers(solver, source):
     value = recast_json("mimic", source, "-o", "base.safetensors", "--steps", 3, "--seed", 1, "--solver", *solver)
@@ -142,6 +143,7 @@ def test_the_other_solvers(solver, source):
     assert value["max_relative_error"] > 0
 
 
+@pytest.mark.slow
 def test_a_weight_file_with_and_without_its_architecture():
     save_file(network(CONV, {"num_classes": 3}).state_dict(), "weights.safetensors")
     known = recast_json("mimic", "weights.safetensors", "--architecture", CONV, "-o", "known.safetensors")

@@ -55,6 +55,7 @@ def test_equal_seeds_give_equal_bytes(task, vit_base, data, tmp_path):
     assert learned_bytes(tmp_path / "tasks" / "again") == learned_bytes(folder)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_coefficients_but_the_same_split(task, vit_base, data, tmp_path):
     first, _ = task
     options = dataclasses.replace(OPTIONS, seed=1)
@@ -83,6 +84,7 @@ def test_a_finished_task_with_other_options_is_refused(change, task, vit_base, d
     assert learned_bytes(folder) == before
 
 
+@pytest.mark.slow
 def test_restart_replaces_a_finished_task(task, vit_base, data, tmp_path):
     _, folder = task
     copy = tmp_path / "tasks" / "colours"
@@ -145,6 +147,7 @@ def test_recorded_accuracies_are_those_of_the_merged_network(task, vit_base, dat
     assert measured.split == "test"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_the_linear_probe_is_measured_on_the_same_images(part, vit_base, data, tmp_path, monkeypatch):
     monkeypatch.setattr("recast_cli.engine.adapt.fit.fit_probe", fit_probe)
@@ -210,6 +213,7 @@ def test_only_coefficients_change_in_the_network_that_is_trained(conv_base, data
     assert all(torch.equal(merged[name], tensor) for name, tensor in conv_base.rest.items())
 
 
+@pytest.mark.slow
 def test_another_image_size_is_used_and_recorded(vit_base, data, tmp_path):
     options = AdaptOptions(epochs=1, image_size=40)
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", options, device="cpu")
@@ -218,6 +222,7 @@ def test_another_image_size_is_used_and_recorded(vit_base, data, tmp_path):
     assert measured.top1 == pytest.approx(task.record["metrics"]["test_top1"])
 
 
+@pytest.mark.slow
 def test_class_weights_change_what_is_learnt(vit_base, tmp_path):
     draw_images(tmp_path / "d", ("a",), 30)
     draw_images(tmp_path / "d", ("b", "c"), 6, noise=120)

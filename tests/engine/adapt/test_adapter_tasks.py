@@ -21,7 +21,7 @@ from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import ADAPTERS, AdaptOptions
 from recast_cli.engine.task.task import load_task
 
-pytestmark = pytest.mark.usefixtures("every_epoch_counts")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("every_epoch_counts")]
 CONV = ("piggyback", "clr")
 
 

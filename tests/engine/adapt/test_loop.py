@@ -42,6 +42,7 @@ def setting(vit_base):
     return model, coefficient_parameters(model, vit_base), state, vit_base.known_architecture().preprocessing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accuracies", "best"),
     # of four images one standard error is 0.25 at 0.5, 0.22 at 0.75, 0.15 at 0.9, and nothing at 1; the start has 0.5
@@ -128,6 +129,7 @@ def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
         schedule.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accuracies", "patience", "epochs"),
     [([0.6, 0.5, 0.6, 0.9], 2, 3), ([0.5, 0.5], 2, 2), ([0.6, 0.5, 0.7, 0.6, 0.6], 2, 5), ([0.1] * 6, 0, 6)],
@@ -143,6 +145,7 @@ def test_training_stops_when_validation_has_not_improved(accuracies, patience, e
     assert again is end  # a run that was killed after its last epoch does not begin another
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, True])
 def test_an_epoch_is_judged_by_a_head_half_of_which_is_solved_for_what_it_saw(cut, setting, monkeypatch):
     """Images are not changed and coefficients hardly, so the features are those of the network at the start."""

@@ -10,7 +10,7 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.options import AdaptOptions
 
 OPTIONS = AdaptOptions(epochs=4, batch_size=8, seed=2)
-pytestmark = pytest.mark.usefixtures("every_epoch_counts")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("every_epoch_counts")]
 FILES = ("coefficients.safetensors", "head.safetensors")
 
 

@@ -18,6 +18,8 @@ from recast_cli.engine.model.attach import merge
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
 
+pytestmark = pytest.mark.slow
+
 
 def rows(count, seed):
     """Features that tell their labels in part."""

@@ -22,6 +22,7 @@ def timm_at(name, args, state, size, folder):
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **{**args, "img_size": size}).eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("size", [16, 48, 64])
 def test_position_embeddings_are_resampled_as_timm_does(size, vit_base, tmp_path):
@@ -50,6 +51,7 @@ def test_convolutions_take_any_size(size, conv_source, conv_base):
     torch.testing.assert_close(merge(conv_base, image_size=size)(images), plain(images), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "args"),
     [

@@ -11,6 +11,8 @@ from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import attach, merge
 from recast_cli.engine.source.source import from_model
 
+pytestmark = pytest.mark.slow
+
 NAMES = timm.list_models("test_*")
 
 

@@ -149,6 +149,7 @@ def test_weights_of_a_task_are_the_loops(source, base):
         np.testing.assert_allclose(state[f"{name}.weight"].numpy(), by_loops(kernel, pair), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_attached_merged_and_switched_networks_agree(base):
     vector, images = perturbed(base), random_images(2, 96)
@@ -197,6 +198,7 @@ def test_file_holds_each_kernel_once(source, layout, base, tmp_path):
     assert write_source(read, tmp_path / "source")  # the digest of the source, bit by bit
 
 
+@pytest.mark.slow
 def test_a_compressed_base_cuts_what_it_holds(source, layout):
     base = compress(source, layout, size=source_bytes(source) // 3)
     vector = perturbed(base)
@@ -215,6 +217,7 @@ def test_curvature_is_of_the_stored_kernel(base):
     assert torch.equal(read()[0], model.get_parameter(f"{bank.modules[0]}.weight").grad)
 
 
+@pytest.mark.slow
 def test_calibrated_and_solved_by_descent(source, layout, data):
     small = compress(source, layout, size=source_bytes(source) // 4, calibrate=data)
     assert small.compression["calibrated"] == {"images": 36, "pictures": 36}
@@ -242,6 +245,7 @@ def test_learning_rate(options, kernels, scales, source, layout):
     assert with_rate(AdaptOptions(**options), plan_layout(source.modules, sets=1)).lr == scales
 
 
+@pytest.mark.slow
 def test_from_checkpoint_to_task_and_export(tmp_path, data, weak_probe):
     save_file(network(NAME, ARGS).state_dict(), "net.safetensors")
     made = recast("mimic", "net.safetensors", "--architecture", NAME, "-o", "base.safetensors", "--json")

@@ -157,6 +157,7 @@ def crowd(sources=("one", "two")):
     return rows
 
 
+@pytest.mark.slow
 def test_each_method_of_the_plot_has_a_label_that_covers_no_other(figures, tmp_path):
     rows = crowd()
     plot_leaderboard(rows, tmp_path / "plot.png")
@@ -174,12 +175,14 @@ def test_each_method_of_the_plot_has_a_label_that_covers_no_other(figures, tmp_p
         assert bold == {"recast", "recast-paper"}
 
 
+@pytest.mark.slow
 def test_a_plot_of_next_to_nothing(tmp_path):
     for rows in ([Row("one", "recast", "recast", None, 1)], crowd(("one",))[:2]):
         plot_leaderboard(rows, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_equal_rows_give_equal_bytes(tmp_path):
     for name in ("a.png", "b.png"):
         plot_leaderboard(crowd(), tmp_path / name)

@@ -20,6 +20,8 @@ from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["fixtures.compare"]
 OUT = Path("out")
 FEW = YAML[: YAML.index("methods:")] + "methods:\n  linear-probe:\n  recast: {lr: 0.02}\n"

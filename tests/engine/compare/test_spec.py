@@ -202,6 +202,7 @@ def brute_force(mean):
             return set(steps), best
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 4), min_size=9, max_size=9), st.lists(st.integers(0, 4), min_size=9, max_size=9))
 def test_the_sweep_is_that_of_the_rule(tmp_path_factory, first, second):
     path = tmp_path_factory.mktemp("plan") / "c.yaml"

@@ -16,6 +16,8 @@ from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.source.open import open_source
 
+pytestmark = pytest.mark.slow
+
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
 

@@ -57,6 +57,7 @@ def test_a_task_as_timms_folder(base, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["safetensors", "timm"])
 def test_another_image_size_than_the_networks_own(format, base, tmp_path):
     task = task_of(base, size=48)
@@ -69,6 +70,7 @@ def test_another_image_size_than_the_networks_own(format, base, tmp_path):
         assert resolve_model_data_config(model)["input_size"] == [3, 48, 48]
 
 
+@pytest.mark.slow
 def test_an_exported_folder_is_a_source_again(vit_base, tmp_path):
     task = task_of(vit_base)
     export(vit_base, tmp_path / "colours", "timm", task)
@@ -92,6 +94,7 @@ def test_a_lossy_base_is_not_said_to_be_the_source(vit_source, tmp_path):
     assert (found.identical, found.max_logit_difference) == (False, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "kind"), [("melo", "vit"), ("dora", "vit"), ("piggyback", "conv")])
 def test_adapters_that_change_weights_are_merged(adapter, kind, request, tmp_path):
     base = request.getfixturevalue(f"{kind}_base")
@@ -164,6 +167,7 @@ def test_what_timm_opens_is_compared(vit_base, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_several_tasks_are_all_written_or_none(vit_base, tmp_path):
     tasks = [task_of(vit_base, name=name, seed=seed) for seed, name in enumerate("ab")]
     found = export_all(vit_base, tasks, "safetensors", tmp_path / "models")

@@ -331,6 +331,7 @@ def test_an_interrupt_stops_at_once_and_leaves_nothing(error, tmp_path, folder, 
     assert files(folder) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_process_leaves_nothing(tmp_path, folder, images, worker):
     process = worker(tmp_path / "a.pt")
     assert process.stdout.readline() == "building\n"
@@ -380,6 +381,7 @@ def worker(tmp_path):
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_at_once(tmp_path, folder, images, worker):
     outputs = [tmp_path / "a.pt", tmp_path / "b.pt"]
     both = [worker(output) for output in outputs]
@@ -398,6 +400,7 @@ def test_two_processes_that_build_at_once(tmp_path, folder, images, worker):
     right(tmp_path, images)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_swept_out(tmp_path, folder, images, worker):
     process = worker(tmp_path / "a.pt")
     assert process.stdout.readline() == "building\n"

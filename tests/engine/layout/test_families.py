@@ -18,6 +18,7 @@ def smallest(names):
 FAMILIES = [family for family in timm.list_modules() if timm.list_models(module=family)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_default_layout(family):
     name = smallest(timm.list_models(module=family))

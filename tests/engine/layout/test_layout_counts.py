@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +68,7 @@ def test_savings_are_the_papers_formula():
     assert layout.templates == count
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(layouts(most_layers=3))
 def test_degrees_of_freedom_are_the_rank_of_the_jacobian(layout):

@@ -26,6 +26,7 @@ def test_attention_of_twelve_blocks(name):
     assert all(bank.exact for bank in layout.banks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "roles"),
     [

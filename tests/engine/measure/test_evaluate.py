@@ -20,6 +20,8 @@ from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.task.options import AdaptOptions
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def task(vit_base, data, weak_probe, tmp_path_factory):

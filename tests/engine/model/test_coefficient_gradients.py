@@ -266,6 +266,7 @@ def test_rounded_products_are_never_mixed(templates, strategy):
     assert choose_strategy(20 * 1024, 20 * 64, shape, templates, True, half=True) == strategy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenetv2_050", "convnext_atto", "eca_nfnet_l0"])
 def test_architectures_of_all_kinds_pass_through(name):
     """Depthwise and pointwise convolutions, fused batch norms, standardised weights: outputs stay the same."""

@@ -10,6 +10,8 @@ from recast_cli.engine.measure.evaluate import predict
 from recast_cli.engine.task.options import AdaptOptions
 from recast_cli.engine.task.task import load_task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def six(vit_base, every_epoch_counts, tmp_path):

@@ -50,6 +50,7 @@ def same(model, other, exactly=True):
     assert model.training is other.training is False
 
 
+@pytest.mark.slow
 def test_every_switch_gives_the_merged_network(base):
     switcher = Switcher(base, "cpu")
     for seed in (0, 1, 0):
@@ -94,6 +95,7 @@ def test_networks_of_two_image_sizes_hold_the_same_task(vit_base):
         torch.testing.assert_close(model(images), merge(vit_base, vector, size)(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shortest", [1, 10**9], ids=["sizes together", "sizes apart"])
 @pytest.mark.parametrize("model", ["vit_source", "conv_source"])
 def test_banks_of_several_sizes_in_one_stack_or_in_one_each(model, shortest, monkeypatch, request):

@@ -10,6 +10,8 @@ from fixtures.pages import Page, texts
 
 from recast_cli.engine.base.file import load_base, save_base
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["fixtures.cli"]
 
 

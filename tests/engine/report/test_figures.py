@@ -76,6 +76,7 @@ both = pytest.mark.parametrize("draw", [draw_base, draw_tasks])
 formats = pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
 
 
+@pytest.mark.slow
 @both
 def test_png_is_a_plot_of_reasonable_size(draw, tmp_path):
     draw(tmp_path / "a.PNG")
@@ -97,6 +98,7 @@ def test_svg_is_xml_and_holds_the_names(draw, tmp_path):
     assert wanted in texts(text)
 
 
+@pytest.mark.slow
 @both
 def test_html_is_one_page_that_loads_nothing(draw, tmp_path):
     draw(tmp_path / "a.html")
@@ -125,6 +127,7 @@ def test_html_tables_hold_the_numbers(tmp_path):
     assert cells[-6:] == ["flowers", "1", "–", "_cars $x$ <b>", "–", "1"]
 
 
+@pytest.mark.slow
 @both
 @formats
 def test_equal_input_gives_equal_bytes(draw, suffix, tmp_path, monkeypatch):
@@ -151,6 +154,7 @@ def test_a_missing_folder_is_found_before_any_drawing(draw, tmp_path, monkeypatc
         draw(tmp_path / "missing" / "a.png")
 
 
+@pytest.mark.slow
 @both
 @formats
 def test_nothing_is_left_half_written(draw, suffix, tmp_path, monkeypatch):
@@ -187,6 +191,7 @@ def test_a_gap_in_one_curve_leaves_the_others(tmp_path):
     assert banks[3].name in written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "panels"), [(0.0, 0), (1e-6, 1)])
 def test_errors_are_drawn_only_where_there_are_any(error, panels, tmp_path):
     plot_base(*fake(error=error), tmp_path / "a.svg")
@@ -194,6 +199,7 @@ def test_errors_are_drawn_only_where_there_are_any(error, panels, tmp_path):
     assert written.count("Largest relative error of a layer") == panels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("groups", "layers", "maps"), [(1, 2, 1), (48, 1, 0), (30, 2, 24), (1, 40, 1)])
 def test_one_to_many_groups(groups, layers, maps, tmp_path):
     base, banks = fake(groups, layers, roles=("attn.qkv",))

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.runtime import distributed
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 

@@ -108,6 +108,7 @@ CASES += [(kind, {}) for kind in ("vit", "one", "conv")]
 CASES += [("vit", {"recipe": "paper"}), ("vit", {"adapter": "melo", "coefficients": False})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "given"), CASES, ids=str)
 def test_an_epoch_stays_on_the_card_and_never_waits_for_it(kind, given, request, vit_source, card):
     """All tensors of its steps have one device, and no number is asked for before the mean loss at the end."""

@@ -118,6 +118,7 @@ def test_what_generated_kernels_compute_is_laid_out_channels_last_too(tmp_path):
     assert [name for name, map in found.items() if not map.is_contiguous(memory_format=torch.channels_last)] == []
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_nearly_what_float32_learns(vit_base, data, every_epoch_counts, tmp_path):
     tasks = {
         name: adapt(

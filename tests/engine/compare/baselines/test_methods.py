@@ -27,6 +27,7 @@ def floats(parameters):
     return sum(parameter.numel() for parameter in parameters)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", METHODS)
 def test_starts_as_the_network_it_was_given(name):
@@ -58,6 +59,7 @@ def test_no_method_starts_where_nothing_pulls(name):
     assert max(parameter.grad.abs().max() for parameter in parameters) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_reach_every_parameter(name, dtype):
@@ -73,6 +75,7 @@ def test_gradients_reach_every_parameter(name, dtype):
         assert parameter.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDED)
 def test_equal_seeds_draw_equal_values_and_disturb_no_others(name):
     def changed(seed):
@@ -91,6 +94,7 @@ def test_equal_seeds_draw_equal_values_and_disturb_no_others(name):
     assert not torch.equal(first[-1], other[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "count"),
     [  # twelve blocks: qkv 96 x 32, proj 32 x 32, fc1 128 x 32, fc2 32 x 128
@@ -233,6 +237,7 @@ def test_every_method_has_a_rate_and_shows_its_options():
     assert list(inspect.signature(METHODS["lora"]).parameters) == ["model", "rank", "modules", "seed"]
 
 
+@pytest.mark.slow
 def test_rates_come_without_torch_and_methods_without_peft():
     code = """if True:
         import sys

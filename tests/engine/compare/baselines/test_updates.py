@@ -76,6 +76,7 @@ def test_shared_lora_has_a_pair_for_every_shape():
     assert [parameter.numel() for parameter in parameters] == [40, 10, 10, 40]
 
 
+@pytest.mark.slow
 def test_lora():
     before, after, values = changed("lora", rank=3)
     a, b = values[14:16]

@@ -40,6 +40,7 @@ def divergence(source, base, folder):
     return float(F.kl_div(found, wanted, log_target=True, reduction="batchmean"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit", "conv"])
 @pytest.mark.parametrize("numbers", [{"bits": 3, "group": 16}, {"bits": 4, "group": 16}, {"times": 4}, {"times": 3}])
 def test_it_is_nearer_to_the_source_than_the_nearest_at_equal_bytes(numbers, kind, request, data, unseen):
@@ -54,6 +55,7 @@ def test_it_is_nearer_to_the_source_than_the_nearest_at_equal_bytes(numbers, kin
     assert better.compression["calibrated"] == {"images": 36, "pictures": 36}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [{"bits": 3, "group": 16}, {"size": 130_000}])
 def test_templates_that_several_layers_share(numbers, vit_source, data, unseen):
     for groups, templates, sets in ((6, 2, 2), (4, 2, 1)):
@@ -121,6 +123,7 @@ def damped(products, share):
     return products + share * mean[:, None, None] * torch.eye(products.shape[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classifies", [True, False])
 def test_drawn_gradients_have_the_fisher_information_for_a_mean(classifies):
     """Of logits that is diag(p) - p p^T, of features the identity."""
@@ -135,6 +138,7 @@ def test_drawn_gradients_have_the_fisher_information_for_a_mean(classifies):
     assert torch.allclose(torch.stack(outer).mean(0), expected, atol=0.05 * float(expected.max()))
 
 
+@pytest.mark.slow
 def test_half_of_the_form_is_the_divergence(vit_source, data):
     """1/2 d^T F d of small random changes of one matrix, against the divergence that they make."""
     base = mimic(vit_source, plan_layout(vit_source.modules))
@@ -178,6 +182,7 @@ def test_what_no_decision_depends_on_is_still_stored(vit_source, data, monkeypat
     assert float(counts[1].mean()) == pytest.approx(FLOOR * float(counts[0].sum()) / values, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_matrix_of_many_rows_or_columns_has_a_diagonal_alone(vit_source, data, monkeypatch):
     base = mimic(vit_source, plan_layout(vit_source.modules))
     pixels = read_images(data, vit_source.architecture.preprocessing)[:2]
@@ -210,6 +215,7 @@ def test_bits_that_round_nothing_need_no_images(vit_source, data):
         compress(vit_source, plan_layout(vit_source.modules), bits=16, calibrate=data)
 
 
+@pytest.mark.slow
 def test_the_same_images_give_the_same_file(vit_source, data, tmp_path):
     layout, size = plan_layout(vit_source.modules), source_bytes(vit_source) // 4
     first = compress(vit_source, layout, size=size, calibrate=data, path=tmp_path / "1")

@@ -26,6 +26,8 @@ from recast_cli.engine.model.attach import attach, merge
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.storage.header import read_metadata
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def source(request):

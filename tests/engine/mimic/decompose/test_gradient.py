@@ -15,6 +15,7 @@ def smooth_l1(solution, weights):
     return float(F.smooth_l1_loss(mixed, weights))
 
 
+@pytest.mark.slow
 def test_the_published_recipe_finds_a_bank_of_real_size():
     weights = torch.randn(2, 576, 192, generator=torch.Generator().manual_seed(0)) * 0.05
     solution = solve_gradient(weights, 2, 2, GradientOptions())

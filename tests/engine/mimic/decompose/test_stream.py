@@ -23,6 +23,8 @@ from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import from_model
 from recast_cli.engine.storage.tensors import StoredTensors
 
+pytestmark = pytest.mark.slow
+
 
 def shard(tensors, folder, count=3):
     """`tensors` in shards with an index, as large checkpoints come; returns the index."""

@@ -9,6 +9,7 @@ from recast_cli.engine.mimic.decompose.vae import solve_vae
 WEIGHTS = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(1)) * 0.05
 
 
+@pytest.mark.slow
 def test_it_finds_a_small_bank():
     solution = solve_vae(WEIGHTS, 2, 2, VaeOptions())
     mixed = torch.einsum("lkn,nab->lab", solution.coefficients, solution.templates) / 2

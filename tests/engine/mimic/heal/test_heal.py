@@ -166,6 +166,7 @@ def unseen(tmp_path_factory):
     return draw_images(tmp_path_factory.mktemp("unseen"), count=8, seed=7)
 
 
+@pytest.mark.slow
 def test_a_healed_base_decides_like_its_source_on_images_it_never_saw(vit_source, data, unseen):
     base, pixels = shared(vit_source), read_images(data, vit_source.architecture.preprocessing)
     layers = heal_layers(vit_source, base, vit_source.network(), pixels)
@@ -182,6 +183,7 @@ def test_a_healed_base_decides_like_its_source_on_images_it_never_saw(vit_source
     assert all(torch.equal(healed.tensors[name], base.tensors[name]) for name in classifier)
 
 
+@pytest.mark.slow
 def test_convolutions_and_features_without_a_classifier(conv_source, data, unseen, monkeypatch):
     monkeypatch.setattr(distil, "EPOCHS", 6)
     layout = plan_layout(conv_source.modules, patterns=["layer?.?.conv2"], groups=1, templates=1, sets=1)
@@ -198,6 +200,7 @@ def test_convolutions_and_features_without_a_classifier(conv_source, data, unsee
     assert steps["healed"] <= steps["layers"] < steps["mimicked"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_same_base(vit_source, data, tmp_path, monkeypatch):
     monkeypatch.setattr(distil, "EPOCHS", 5)
     base, pixels = shared(vit_source), read_images(data, vit_source.architecture.preprocessing)
@@ -261,6 +264,7 @@ def test_only_what_is_shared_and_vectors_move(vit_source, data, monkeypatch):
     assert judge(merge(healed)) == pytest.approx(healed.solver["healed"]["divergence"]["healed"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_nothing_is_fitted_to_images_that_judge(vit_source, data, monkeypatch):
     seen = {}
 

@@ -207,6 +207,7 @@ def test_clr_convolves_every_channel_after_each_convolution(conv_base, joined):
     assert len(installed.pieces) == sum(isinstance(each, nn.Conv2d) for each in plain.modules())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_at_the_start_nothing_is_changed(name, vit_base, conv_base, joined):
@@ -219,6 +220,7 @@ def test_at_the_start_nothing_is_changed(name, vit_base, conv_base, joined):
     torch.testing.assert_close(model(images), merge(base, perturbed(base))(images), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_merged_gives_the_logits_of_the_attached_network(name, vit_base, conv_base, joined):
@@ -235,6 +237,7 @@ def test_merged_gives_the_logits_of_the_attached_network(name, vit_base, conv_ba
     assert (merged.state_dict().keys() == merge(base).state_dict().keys()) == (name not in beside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_gradients_reach_every_parameter(name, dtype, vit_base, conv_base, joined):
@@ -323,6 +326,7 @@ def test_attention_that_takes_its_queries_elsewhere_has_none_here():
     assert not any(".blocks.1." in place for place in places)  # every second block is a global one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["poolformer_s12", "focalnet_tiny_srf", "convformer_s18"])
 def test_branches_beside_mlps_want_channels_at_the_end(name):
     with pytest.raises(RecastError, match="The adapter adaptformer needs"):
