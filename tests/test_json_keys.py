@@ -2,7 +2,7 @@
 
 tests/golden/json_keys.json has them all. A new key is fine; one that is gone, or whose value is of another type, is
 not. After a change that is meant to be one, `RECAST_WRITE_GOLDEN=1 pytest tests/test_json_keys.py` writes the file
-anew, and the difference belongs into docs/json.md and CHANGELOG.md.
+anew, and the difference belongs into docs/reference/json.md and CHANGELOG.md.
 """
 
 import functools
@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 
 import pytest
-from cli_helpers import recast, recast_json
+from fixtures.cli_helpers import recast, recast_json
 
-pytest_plugins = ["cli_fixtures", "compare_fixtures"]
+pytest_plugins = ["fixtures.cli", "fixtures.compare"]
 
 GOLDEN = Path(__file__).parent / "golden" / "json_keys.json"
 WRITE = "RECAST_WRITE_GOLDEN" in os.environ
@@ -42,10 +42,10 @@ READY = {
 COMPARED = {
     "compare": ["compare c.yaml -o out"],
     "compare --dry-run": ["compare c.yaml -o out --dry-run"],
-    "mimic --size --verify": ["mimic vit -o new --size 4x --verify pictures"],
-    "mimic --bits --calibrate": ["mimic vit -o new --bits 4 --calibrate pictures"],
-    "mimic --heal": [f"mimic vit -o new {SHARED} --heal pictures"],
-    "inspect a base of --size --verify": ["mimic vit -o new --size 4x --verify pictures", "inspect new"],
+    "mimic --size --verify": ["mimic vit -o new --size 4x --verify images"],
+    "mimic --bits --calibrate": ["mimic vit -o new --bits 4 --calibrate images"],
+    "mimic --heal": [f"mimic vit -o new {SHARED} --heal images"],
+    "inspect a base of --size --verify": ["mimic vit -o new --size 4x --verify images", "inspect new"],
 }
 """The same in a folder with a comparison that is done, and with a smaller network."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_helpers import recast, recast_json, refused
+from fixtures.cli_helpers import recast, recast_json, refused
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
