@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recast_cli.engine.adapt.fit import extract_features
+from recast_cli.engine.adapt.learner import make_learner
 from recast_cli.engine.adapt.linear_probe import halfway, solve_head
-from recast_cli.engine.adapt.loop import Loop
+from recast_cli.engine.adapt.state import State
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.model.attach import attach, coefficient_parameters
-from recast_cli.engine.runtime.device import choose_device, ready
-from recast_cli.engine.task.head import Head
+from recast_cli.engine.runtime.device import choose_device
+from recast_cli.engine.task.options import AdaptOptions
 
 DRAWS = 300
 
@@ -43,11 +43,12 @@ def main() -> None:
     parser.add_argument("--head-lr", type=float, default=0.001, help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="their mean counts")
     parser.add_argument("--choosers", type=int, default=150, help="images that choose (default: %(default)s)")
+    parser.set_defaults(draw=None)
     options = parser.parse_args()
     base = load_base(options.base)
     found: dict[tuple[str, str], dict[str, float]] = {}
     for data in options.data:
-        task = open_task(base, data, options.image_size)
+        task = open_task(base, data, 0, options)
         for seed in options.seeds:
             for key, value in judge(logits_of(base, task, seed, options), task, options.choosers).items():
                 sums = found.setdefault(key, dict.fromkeys((each.name for each in options.data), 0.0))
@@ -61,27 +62,19 @@ def main() -> None:
 
 def logits_of(base: Base, task: Task, seed: int, options: Any) -> dict[str, list[Tensor]]:
     """Head -> its logits (images, classes) at the start, where it is the linear probe, and after every epoch."""
-    device, data = choose_device(), base.known_architecture().preprocessing
-    model = ready(attach(base, image_size=options.image_size), device)
-    parameters = coefficient_parameters(model, base)
-    _, (start, _) = extract_features(model, task.images, data, device)
+    learner = make_learner(base, AdaptOptions(image_size=options.image_size), choose_device())
+    _, (start, _) = extract_features(learner.model, task.data)
     probe = task.probe.head(start)
     found = {"trained": [probe], "solved": [probe], "mean of both": [probe]}
-    measure = Loop.measure
 
-    def noted(loop: Loop, penalty: float) -> float:
-        trained = Head(*(part.detach().cpu() for part in loop.head))
-        (features, labels), (seen, _) = extract_features(model, task.images, data, device)
-        solved = solve_head(features, labels, penalty, trained)
+    def note(state: State) -> None:
+        trained = state.trained.head
+        (features, labels), (seen, _) = extract_features(learner.model, task.data)
+        solved = solve_head(features, labels, state.probe.penalty, trained)
         for name, head in zip(found, (trained, solved, halfway(trained, solved)), strict=True):
             found[name].append(head(seen))
-        return measure(loop, penalty)
 
-    Loop.measure = noted  # type: ignore[method-assign]
-    try:
-        fit(model, parameters, task, options.lr, seed, base, options)
-    finally:
-        Loop.measure = measure  # type: ignore[method-assign]
+    fit(learner, task, options.lr, seed, options, note)
     return found
 
 
@@ -110,7 +103,7 @@ RULES: dict[str, Callable[[Tensor, Tensor, int], int]] = {
 
 def judge(logits: dict[str, list[Tensor]], task: Task, choosers: int) -> dict[tuple[str, str], float]:
     """(Head, rule) -> the mean accuracy on images that did not choose; and the linear probe's."""
-    labels = task.images["val"].labels
+    labels = task.data.images["val"].labels
     right = {name: torch.stack([(e.argmax(1) == labels).float() for e in each]) for name, each in logits.items()}
     loss = partial(F.cross_entropy, target=labels, reduction="none")
     losses = {name: torch.stack([loss(epoch) for epoch in each]) for name, each in logits.items()}

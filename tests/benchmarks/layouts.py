@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -28,14 +29,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.adapt.fit import extract_features, learn, probe_rows, start_state
+from recast_cli.engine.adapt.fit import learn_task, probe_network
+from recast_cli.engine.adapt.learner import Learner
 from recast_cli.engine.adapt.linear_probe import Probe
-from recast_cli.engine.adapt.loop import Part, TrainingData
+from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.adapt.state import State
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.images.decode import Images, decode
+from recast_cli.engine.images.decode import decode
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.model.attach import merge
@@ -45,10 +47,10 @@ from recast_cli.engine.task.options import AdaptOptions
 
 
 class Task(NamedTuple):
-    """Images of one task, and the linear probe on them."""
+    """What one task is learned from, and the linear probe on it."""
 
     name: str
-    images: dict[str, Images]
+    data: TrainingData
     probe: Probe
 
 
@@ -118,8 +120,8 @@ def open_task(base: Base, data: Path, seed: int, options: Any) -> Task:
     }
     device = choose_device()
     model = ready(merge(base, image_size=options.image_size), device)
-    probe = probe_rows(*extract_features(model, images, config, device), len(split.classes), None)
-    return Task(data.name, images, probe)
+    training_data = TrainingData(images, len(split.classes), config, AdaptOptions())
+    return Task(data.name, training_data, probe_network(model, training_data))
 
 
 def logged(
@@ -134,7 +136,7 @@ def logged(
     candidate = CANDIDATES[name] or learned(base, [each for each in tasks if each is not task], options)
     model = ready(merge(base, image_size=options.image_size), choose_device())
     parameters = candidate(model)
-    reached = fit(model, parameters, task, lr, seed, base, options)
+    reached = fit(Learner(model, base.vector, parameters), task, lr, seed, options)
     found = {"key": key, "floats": sum(each.numel() for each in parameters), "val_top1": reached.val_top1}
     with log.open("a") as stream:
         stream.write(json.dumps(found) + "\n")
@@ -143,12 +145,11 @@ def logged(
 
 
 def fit(
-    model: nn.Module, parameters: list[nn.Parameter], task: Task, lr: float, seed: int, base: Base, options: Any
+    learner: Learner, task: Task, lr: float, seed: int, options: Any, save: Callable[[State], None] | None = None
 ) -> State:
     """What `adapt` does, from the linear probe to the head that is solved once more."""
     recipe = AdaptOptions(epochs=options.epochs, patience=0, lr=lr, head_lr=options.head_lr, seed=seed)
-    data, state = base.known_architecture().preprocessing, start_state(parameters, task.probe, recipe)
-    return learn(model, [Part(parameters, lr)], state, TrainingData(task.images, data, recipe))
+    return learn_task(learner, task.data._replace(options=recipe), probe=task.probe, save=save).state
 
 
 def learned(base: Base, others: list[Task], options: Any, rank: int = 4) -> Candidate:
@@ -206,13 +207,14 @@ def fit_templates(base: Base, tasks: list[Task], options: Any, rank: int) -> dic
         ([part for head in heads for part in head], 1e-3),
     ]
     optimizer = torch.optim.AdamW([{"params": each, "lr": rate} for each, rate in groups], weight_decay=0.0)
-    dtype, steps = training_precision(model, device), options.epochs * max(len(t.images["train"]) for t in tasks) // 24
+    dtype = training_precision(model, device)
+    steps = options.epochs * max(len(task.data.images["train"]) for task in tasks) // 24
     for step in range(steps):
         for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
         for task, head in zip(tasks, heads, strict=True):
-            images = task.images["train"]
+            images = task.data.images["train"]
             rows = torch.randint(len(images), (24,), generator=generator)
             pixels = augment(normalise(images.pixels[rows], data), draw_crops(24, generator))
             with precision(device, dtype):

@@ -16,7 +16,7 @@ import torch
 from common import arguments, race, report, run
 
 from recast_cli.cli.registry import SUMMARIES
-from recast_cli.engine.storage.header import FORMAT_VERSION
+from recast_cli.engine.storage.header import FORMATS
 from recast_cli.engine.task.task import Task, save_task
 
 HEAD = """import typer
@@ -65,7 +65,7 @@ def save_example(folder: Path) -> Path:
     """A task with 48 coefficients and ten classes that was never trained."""
     classes = [f"class {number}" for number in range(10)]
     record = {
-        "format": FORMAT_VERSION,
+        "format": FORMATS["task"],
         "name": folder.name,
         "base_id": "0" * 32,
         "data": "data/example",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from recast_cli.engine.adapt import resume
-from recast_cli.engine.adapt.fit import class_weights, extract_features, learn, probe_rows
-from recast_cli.engine.adapt.learner import begin, make_learner
+from recast_cli.engine.adapt.fit import learn_task, timed
+from recast_cli.engine.adapt.learner import make_learner
 from recast_cli.engine.adapt.loop import TrainingData
-from recast_cli.engine.adapt.record import check_same, describe_split, describe_training, identity_of, now, versions
-from recast_cli.engine.adapt.state import Epoch, State
+from recast_cli.engine.adapt.record import check_same, describe_learned, describe_split, identity_of, now, versions
+from recast_cli.engine.adapt.state import Epoch
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import check_read, split_folder
@@ -21,10 +21,10 @@ from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.device import choose_device
-from recast_cli.engine.runtime.precision import training_precision
-from recast_cli.engine.storage.header import FORMAT_VERSION
+from recast_cli.engine.storage.header import FORMATS
 from recast_cli.engine.task.folder import RECORD, check_task_name, read_record
 from recast_cli.engine.task.options import AdaptOptions, with_rate
+from recast_cli.engine.task.record import TaskRecord
 from recast_cli.engine.task.task import Task, load_task, save_task
 
 
@@ -82,93 +82,54 @@ def adapt(
     if (folder / RECORD).exists() and not restart:
         check_same(read_record(folder), identity, folder)
         return load_task(folder, base)
-    architecture = base.known_architecture()
-    timings: dict[str, float] = {}
     started, clock = now(), time.perf_counter()
+    architecture = base.known_architecture()
+    preprocessing = architecture.preprocessing.at(options.image_size)
     split = split_folder(data, options.split_seed, options.split == "pooled")
     identity["split"] = describe_split(split, options)
+    timings: dict[str, float] = {}
 
     def read(part: str) -> Images:
+        items, on_bad_image = getattr(split, part), options.on_bad_image
         with timed(timings, "decode"), distributed.first_goes_first():
-            items = getattr(split, part)
-            return decode(
-                data,
-                items,
-                architecture.preprocessing.at(options.image_size),
-                options.on_bad_image,
-                progress,
-                cache_size=cache_size,
-            )
+            return decode(data, items, preprocessing, on_bad_image, progress, cache_size=cache_size)
 
     with distributed.join(where):
         read_state = resume.load_begun if restart else resume.load_state
         state = distributed.from_first(lambda: read_state(folder, identity))
         with timed(timings, "build"):
             learner = make_learner(base, options, where)
-        model = learner.model
-        precision = training_precision(model, where, options.precision)
         images = {"train": read("train"), "val": read("val")}
         check_read(split, images["train"].labels, data)
-        weights = class_weights(images["train"].labels, len(split.classes), options)
         distributed.from_first(lambda: resume.prepare(folder, restart and state is None))
-        if state is None:
-            with timed(timings, "probe"):
-                rows = extract_features(model, images, architecture.preprocessing, where, progress)
-                probe = probe_rows(*rows, len(split.classes), weights)
-            state = begin(learner, base, options, images["train"], probe)
-        elif learner.adapter:
-            learner.adapter.fix(state.fixed)
-        if on_epoch:
-            for epoch in state.history:
-                on_epoch(epoch)
-
-        def after_epoch(reached: State) -> None:
-            distributed.from_first(lambda: resume.save_state(folder, identity, reached))
-            if on_epoch:
-                on_epoch(reached.history[-1])
-
-        with timed(timings, "train"):
-            state = learn(
-                model,
-                learner.parts(options),
-                state,
-                TrainingData(images, architecture.preprocessing, options, weights),
-                compiled=compiled,
-                after_epoch=after_epoch,
-                progress=progress,
-            )
-        (vector, adapter), head = learner.learned(state.best.values, base.vector), state.best.head
-        learned = learner.described()
-        del model, learner  # test wants the memory
+        learned = learn_task(
+            learner,
+            TrainingData(images, len(split.classes), preprocessing, options),
+            state=state,
+            compiled=compiled,
+            save=lambda reached: distributed.from_first(lambda: resume.save_state(folder, identity, reached)),
+            on_epoch=on_epoch,
+            progress=progress,
+        )
+        timings |= learned.timings
+        del learner  # test wants the memory
         # the test images are read only now, and measured once
         images["test"] = read("test")
         with timed(timings, "test"):
             switcher, size = Switcher(base, device), options.image_size
-            probe_top1 = measure(
-                switcher.switch(base.vector, size), state.probe.head, images["test"], architecture.preprocessing
-            )
-            model = switcher.switch(vector, size, adapter)
-            test_top1 = measure(model, head, images["test"], architecture.preprocessing)
+            model = switcher.switch(base.vector, size)
+            probe_top1 = measure(model, learned.state.probe.head, images["test"], preprocessing)
+            model = switcher.switch(learned.vector, size, learned.adapter)
+            test_top1 = measure(model, learned.head, images["test"], preprocessing)
         record = {
-            "format": FORMAT_VERSION,
+            "format": FORMATS["task"],
             "name": name,
             "base_id": base.base_id,
             "base_source": base.source,
             "architecture": architecture.name,
             "data": identity["data"],
             "image_size": options.image_size or architecture.image_size,
-            **learned,
-            "head_parameters": head.floats,
-            "metrics": {
-                "val_top1": state.val_top1,
-                "test_top1": test_top1,
-                "linear_probe_val_top1": state.probe.val_top1,
-                "linear_probe_test_top1": probe_top1,
-                "linear_probe_penalty": state.probe.penalty,
-                "best_epoch": state.best_epoch,
-            },
-            "options": identity["options"],
-            **describe_training(state, images, where, precision),
+            **describe_learned(learned, options, images, where, test_top1, probe_top1),
             "seconds": round(time.perf_counter() - clock, 2),
             "timings": {part: round(seconds, 2) for part, seconds in timings.items()},
             "started": started,
@@ -177,7 +138,7 @@ def adapt(
             "classes": list(split.classes),
             "split": identity["split"],
         }
-        task = Task(name, base.base_id, vector, *head, record, adapter)
+        task = Task(name, base.base_id, learned.vector, *learned.head, cast(TaskRecord, record), learned.adapter)
         distributed.from_first(lambda: save_finished(task, folder))
     return task
 
@@ -186,11 +147,3 @@ def save_finished(task: Task, folder: Path) -> None:
     """Put the finished task in place of what a resumed run would need."""
     save_task(task, folder)
     resume.forget(folder)
-
-
-@contextmanager
-def timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds that the block takes to `timings[name]`."""
-    start = time.perf_counter()
-    yield
-    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start

@@ -1,50 +1,136 @@
-"""Linear probe, training, and the head settled: how parameters of a network and a head learn a task.
+"""The whole road of learning: linear probe, training, and the head refitted.
 
-`adapt` gives it the coefficients of a base, `compare` whatever a method trains.
+`adapt` takes it with the coefficients of a base, `compare` with whatever a method trains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.adapt.learner import Learner
 from recast_cli.engine.adapt.linear_probe import Probe, fit_probe, halfway
-from recast_cli.engine.adapt.loop import Part, TrainingData, train
+from recast_cli.engine.adapt.loop import TrainingData, train
 from recast_cli.engine.adapt.state import Epoch, State, Trained, put
 from recast_cli.engine.images.decode import Images
-from recast_cli.engine.images.preprocessing import Preprocessing
 from recast_cli.engine.measure.metrics import top_k
+from recast_cli.engine.model.adapters.adapter import Adapter
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.inference import infer, take_features
+from recast_cli.engine.runtime.precision import training_precision
 from recast_cli.engine.task.head import Head
-from recast_cli.engine.task.options import RECIPES, AdaptOptions
+from recast_cli.engine.task.options import RECIPES
 
 Rows = tuple[Tensor, Tensor]
 """Features (N, width) of images, and their labels (N,)."""
 
 
-def class_weights(labels: Tensor, classes: int, options: AdaptOptions) -> Tensor | None:
-    """Weights (classes,) of the loss where the options want them: by inverse frequency, with mean 1 over the images.
+class Learned(NamedTuple):
+    """What `learn_task` comes to.
 
-    A class without images gets 0.
+    Attributes:
+        vector: Coefficients in layout order, or what a method trains in their place, one value after another.
+        adapter: What was learned in an adapter, where there is one.
+        head: The final head.
+        state: How it went.
+        coefficients: How many numbers of `vector` were trained: all or none.
+        adapter_floats: How many of the adapter.
+        precision: Of products while training.
+        timings: Seconds of `probe`, where it was to be fitted, and of `train`.
     """
-    if options.class_weights == "none":
-        return None
-    counts = torch.bincount(labels, minlength=classes).float()
-    return torch.where(counts > 0, len(labels) / (classes * counts.clamp_min(1)), torch.zeros(()))
+
+    vector: Tensor
+    adapter: Adapter | None
+    head: Head
+    state: State
+    coefficients: int
+    adapter_floats: int
+    precision: torch.dtype
+    timings: dict[str, float]
+
+
+def learn_task(
+    learner: Learner,
+    training_data: TrainingData,
+    *,
+    probe: Probe | None = None,
+    state: State | None = None,
+    compiled: bool = False,
+    save: Callable[[State], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    progress: Progress | None = None,
+) -> Learned:
+    """Train from the linear probe, then refit the head where the recipe starts from the probe.
+
+    Args:
+        learner: From `make_learner`. It is trained in place, and lets go of its base: a sparse adapter has then looked
+            at the source's weights, and nobody wants the memory of two networks.
+        training_data: What is learned.
+        probe: The linear probe, where it is known.
+        state: Of a run to be continued.
+        compiled: As of `train`, like the next two.
+        save: Called with the state.
+        on_epoch: Called with every epoch, first with those before: epoch 0 is the start.
+        progress: Called after every batch and every step.
+
+    Raises:
+        RecastError: The loss is no longer finite.
+    """
+    model, options = learner.model, training_data.options
+    timings: dict[str, float] = {}
+    if state is None:
+        with timed(timings, "probe"):
+            state = begin(learner, training_data, probe or probe_network(model, training_data, progress))
+    elif learner.adapter:
+        learner.adapter.fix(state.fixed)
+    learner.base = None
+    if on_epoch:
+        for epoch in state.history:
+            on_epoch(epoch)
+    with timed(timings, "train"):
+        state = train(learner, state, training_data, compiled=compiled, save=save, on_epoch=on_epoch, progress=progress)
+        if RECIPES[options.recipe].head == "probe":
+            put(learner.parameters, state.best.values)
+            state = refit_head(state, *extract_features(model, training_data, progress), training_data.class_weights)
+    return Learned(
+        *learner.learned(state.best.values),
+        state.best.head,
+        state,
+        sum(parameter.numel() for parameter in learner.coefficients),
+        learner.adapter.floats if learner.adapter else 0,
+        training_precision(model, learner.device, options.precision),
+        timings,
+    )
+
+
+def begin(learner: Learner, training_data: TrainingData, probe: Probe) -> State:
+    """Epoch 0: the parameters as they are, the linear probe or random weights for a head, a sparse adapter's choice."""
+    options, head = training_data.options, probe.head
+    accuracy: float | None = probe.val_top1
+    fixed = learner.choose(head, training_data.images["train"], options)
+    if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
+        bound, generator = head.weight.shape[1] ** -0.5, torch.Generator().manual_seed(options.seed)
+        head = Head(*(torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head))
+        accuracy = None
+    start = Trained(learner.parameters, head).copy()
+    return State(start, start, probe, history=[Epoch(0, None, accuracy)], fixed=fixed)
+
+
+def probe_network(model: nn.Module, training_data: TrainingData, progress: Progress | None = None) -> Probe:
+    """The linear probe on what a network makes of images as they are, the same in all processes."""
+    rows = extract_features(model, training_data, progress)
+    return probe_rows(*rows, training_data.classes, training_data.class_weights)
 
 
 def extract_features(
-    model: nn.Module,
-    images: dict[str, Images],
-    preprocessing: Preprocessing,
-    device: torch.device,
-    progress: Progress | None = None,
+    model: nn.Module, training_data: TrainingData, progress: Progress | None = None
 ) -> tuple[Rows, Rows]:
     """What a network makes of the training and of the validation images, as they are.
 
@@ -52,82 +138,23 @@ def extract_features(
     there a head that was fitted to bfloat16 features can be a point worse.
 
     Args:
-        model: On `device`.
-        images: `train` and `val`.
-        preprocessing: The network's.
-        device: Where the network is.
+        model: On its device.
+        training_data: The images.
         progress: Called after every batch.
     """
+    device = next(model.parameters()).device
 
     def rows(part: Images) -> Rows:
-        found = infer(take_features(model), part.pixels, preprocessing, device, progress=progress, text="probing")
+        own = training_data.preprocessing
+        found = infer(take_features(model), part.pixels, own, device, progress=progress, text="probing")
         return found, part.labels
 
-    return rows(images["train"]), rows(images["val"])
+    return rows(training_data.images["train"]), rows(training_data.images["val"])
 
 
 def probe_rows(train: Rows, val: Rows, classes: int, class_weights: Tensor | None) -> Probe:
     """The linear probe, `fit_probe`, the same in all processes."""
     return distributed.from_first(lambda: fit_probe(train, val, classes, class_weights))
-
-
-def start_state(
-    parameters: Sequence[nn.Parameter], probe: Probe, options: AdaptOptions, fixed: dict[str, Tensor] | None = None
-) -> State:
-    """Epoch 0: the parameters as they are, and the linear probe or random weights for a head.
-
-    Args:
-        parameters: What is trained of the network.
-        probe: The linear probe.
-        options: The recipe says which head.
-        fixed: What of an adapter was chosen and stays.
-    """
-    head = probe.head
-    accuracy: float | None = probe.val_top1
-    if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
-        bound = head.weight.shape[1] ** -0.5
-        generator = torch.Generator().manual_seed(options.seed)
-        head = Head(*(torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head))
-        accuracy = None
-    trained = Trained(parameters, head).copy()
-    return State(
-        trained=trained,
-        best=trained,
-        probe=probe,
-        history=[Epoch(0, None, accuracy)],
-        fixed={name: tensor.cpu().clone() for name, tensor in (fixed or {}).items()},
-    )
-
-
-def learn(
-    model: nn.Module,
-    parts: Sequence[Part],
-    state: State,
-    training_data: TrainingData,
-    progress: Progress | None = None,
-    **training: Any,
-) -> State:
-    """Train from `state`, then settle the head where the recipe starts from the linear probe.
-
-    Args:
-        model: Frozen but for what `parts` hold, on its device, in eval mode.
-        parts: What is trained beside the head; none where it is the head alone.
-        state: From `start_state`, or of a run to be continued.
-        training_data: What is learned.
-        progress: Called after every step, and after every batch that is looked at.
-        training: Further options of `train`.
-
-    Raises:
-        RecastError: The loss is no longer finite.
-    """
-    state = train(model, parts, state, training_data, progress=progress, **training)
-    if RECIPES[training_data.options.recipe].head == "random":
-        return state
-    put([parameter for part in parts for parameter in part.parameters], state.best.values)
-    rows = extract_features(
-        model, training_data.images, training_data.preprocessing, next(model.parameters()).device, progress
-    )
-    return refit_head(state, *rows, training_data.class_weights)
 
 
 def refit_head(state: State, train: Rows, val: Rows, class_weights: Tensor | None) -> State:
@@ -144,6 +171,13 @@ def refit_head(state: State, train: Rows, val: Rows, class_weights: Tensor | Non
         class_weights: (classes,) of the loss, or None.
     """
     values, trained = state.best
-    solved = probe_rows(train, val, len(trained.bias), class_weights).head
-    head = halfway(trained, solved)
+    head = halfway(trained, probe_rows(train, val, len(trained.bias), class_weights).head)
     return replace(state, best=Trained(values, head), final_val_top1=top_k(head(val[0]), val[1]))
+
+
+@contextmanager
+def timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that the block takes to `timings[name]`."""
+    start = time.perf_counter()
+    yield
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start

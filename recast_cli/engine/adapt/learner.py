@@ -3,60 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.adapt.fit import start_state
 from recast_cli.engine.adapt.importance import squared_gradients
-from recast_cli.engine.adapt.linear_probe import Probe
-from recast_cli.engine.adapt.loop import Part
-from recast_cli.engine.adapt.state import State
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.model.adapters.adapter import Adapter, Installed
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.runtime.device import ready
+from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
 
 
-class Learner(NamedTuple):
-    """A network with what is trained of it: coefficients (K, n) in layout order, and an adapter."""
+@dataclass
+class Learner:
+    """A network with what is trained of it.
+
+    Attributes:
+        model: On its device, in eval mode, frozen but for what follows.
+        vector: The base's own coefficients, which a task has where none are trained.
+        coefficients: (K, n) of every module in layout order, or what a method trains in their place.
+        adapter: In the network, where there is one.
+        base: Where a sparse adapter finds the source's weights; None once they were looked at.
+    """
 
     model: nn.Module
+    vector: Tensor
     coefficients: list[nn.Parameter]
-    adapter: Installed | None
+    adapter: Installed | None = None
+    base: Base | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Of the network."""
+        return next(self.model.parameters()).device
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained beside the head."""
         return [*self.coefficients, *(self.adapter.parameters.values() if self.adapter else ())]
 
-    def parts(self, options: AdaptOptions) -> list[Part]:
-        """`parameters` with their learning rates."""
-        parts = []
-        if self.coefficients:
-            assert options.lr is not None
-            parts.append(Part(self.coefficients, options.lr))
-        if self.adapter:
-            assert options.adapter_lr is not None
-            parts.append(Part([*self.adapter.parameters.values()], options.adapter_lr))
-        return parts
+    def groups(self, options: AdaptOptions) -> list[dict[str, Any]]:
+        """`parameters` with their learning rates, as an optimiser takes them."""
+        own = [*self.adapter.parameters.values()] if self.adapter else []
+        rates = [(self.coefficients, options.lr), (own, options.adapter_lr)]
+        return [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
 
-    def described(self) -> dict[str, Any]:
-        """What a record says of what is trained: `coefficients`, and of `adapter` its name, options and `floats`."""
-        adapter = self.adapter
-        return {
-            "coefficients": sum(parameter.numel() for parameter in self.coefficients),
-            "adapter": adapter and {"name": adapter.name, "options": adapter.options, "floats": adapter.floats},
-        }
+    def choose(self, head: Head, images: Images, options: AdaptOptions) -> dict[str, Tensor]:
+        """What of an adapter stays as it is; a sparse one first chooses the entries that matter most to a head.
 
-    def learned(self, values: Sequence[Tensor], vector: Tensor) -> tuple[Tensor, Adapter | None]:
-        """The vector and the adapter of a task, from values of `parameters`; `vector` is the base's own."""
+        Args:
+            head: The linear probe's.
+            images: Of training.
+            options: Of the task.
+        """
+
+        def importance(names: list[str]) -> dict[str, Tensor]:
+            assert self.base is not None
+            plain = ready(merge(self.base, image_size=options.image_size), self.device)
+            preprocessing = self.base.known_architecture().preprocessing
+            return squared_gradients(plain, names, images, head, preprocessing, options.seed)
+
+        if self.adapter is None:
+            return {}
+        self.adapter.choose(importance)
+        return {name: tensor.cpu().clone() for name, tensor in self.adapter.fixed.items()}
+
+    def learned(self, values: Sequence[Tensor]) -> tuple[Tensor, Adapter | None]:
+        """The vector and the adapter of a task, from values of `parameters`."""
         count = len(self.coefficients)
-        if count:
-            vector = torch.cat([tensor.reshape(-1) for tensor in values[:count]])
+        vector = torch.cat([value.reshape(-1) for value in values[:count]]) if count else self.vector
         return vector, self.adapter.learned([*values[count:]]) if self.adapter else None
 
 
@@ -75,28 +95,4 @@ def make_learner(base: Base, options: AdaptOptions, device: torch.device) -> Lea
     if options.adapter:
         given = {"rank": options.rank, "density": options.density, "seed": options.seed}
         adapter = Installed(model, options.adapter, given)
-    return Learner(model, coefficients, adapter)
-
-
-def begin(learner: Learner, base: Base, options: AdaptOptions, images: Images, probe: Probe) -> State:
-    """Epoch 0. An adapter that is sparse changes the entries that matter most to the linear probe.
-
-    Args:
-        learner: On its device.
-        base: Its source's weights are looked at.
-        options: Of the task.
-        images: Of training.
-        probe: The head.
-    """
-    device = next(learner.model.parameters()).device
-
-    def importance(names: list[str]) -> dict[str, Tensor]:
-        plain = ready(merge(base, image_size=options.image_size), device)
-        preprocessing = base.known_architecture().preprocessing
-        return squared_gradients(plain, names, images, probe.head, preprocessing, options.seed)
-
-    fixed = None
-    if learner.adapter:
-        learner.adapter.choose(importance)
-        fixed = learner.adapter.fixed
-    return start_state(learner.parameters, probe, options, fixed)
+    return Learner(model, base.vector, coefficients, adapter, base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recast_cli.engine.adapt.learner import Learner
 from recast_cli.engine.adapt.linear_probe import halfway, solve_head
 from recast_cli.engine.adapt.state import Epoch, State, Trained, advance, is_finished, put
 from recast_cli.engine.architecture.modules import features
@@ -33,201 +34,157 @@ from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import RECIPES, AdaptOptions
 
 
-class Part(NamedTuple):
-    """Parameters of a network that are trained at one learning rate."""
-
-    parameters: Sequence[Tensor]
-    lr: float
-
-
 class TrainingData(NamedTuple):
     """What is learned from, and how.
 
     Attributes:
         images: `train` is what is learned, `val` chooses the epoch, see `advance`.
+        classes: How many there are.
         preprocessing: The network's.
         options: The options.
-        class_weights: (classes,) weights of the loss, or None.
     """
 
     images: dict[str, Images]
+    classes: int
     preprocessing: Preprocessing
     options: AdaptOptions
-    class_weights: Tensor | None = None
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """Weights (classes,) of the loss where the options want them: by inverse frequency, mean 1 over the images.
+
+        A class without images gets 0.
+        """
+        if self.options.class_weights == "none":
+            return None
+        labels = self.images["train"].labels
+        counts = torch.bincount(labels, minlength=self.classes).float()
+        return torch.where(counts > 0, len(labels) / (self.classes * counts.clamp_min(1)), torch.zeros(()))
 
 
 def train(
-    model: nn.Module,
-    parts: Sequence[Part],
+    learner: Learner,
     state: State,
     training_data: TrainingData,
     *,
     compiled: bool = False,
-    after_epoch: Callable[[State], None] | None = None,
+    save: Callable[[State], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     progress: Progress | None = None,
 ) -> State:
     """Train from `state` until validation stops improving, or to the last epoch.
 
     Args:
-        model: Frozen but for what `parts` hold, on its device, in eval mode: batch norm learns nothing.
-        parts: Parameters of the model: coefficients (K, n), an adapter's; none where the head alone is trained.
+        learner: What is trained beside the head; nothing where the head is trained alone.
         state: Where to start.
         training_data: What is learned.
         compiled: Compile the network first, which pays in long runs.
-        after_epoch: Called with the state after every epoch.
+        save: Called with the state after every epoch.
+        on_epoch: Called with what the epoch came to, after that.
         progress: Called after every step.
 
     Raises:
         RecastError: The loss is no longer finite.
     """
-    loop, options = Loop(model, parts, state, training_data, compiled), training_data.options
-    with cheap_gradients(model), frozen_norms(model), quick_attention(model, loop.device, loop.dtype):
-        if state.batch_size is None:
-            state = replace(state, batch_size=choose_batch(options, loop.try_batch, loop.count, loop.device))
-        assert state.batch_size is not None
-        accumulator = Accumulator(
-            loop.share_of_loss, loop.parameters, math.ceil(state.batch_size / distributed.world())
-        )
-        while not is_finished(state, options):
-            start, number = time.perf_counter(), state.history[-1].number + 1
-            loss = loop.steps(number, state.batch_size, accumulator, progress)
-            training = time.perf_counter() - start
-            if not math.isfinite(loss):
-                hint = f"Lower {option('lr')} or {option('head_lr')}."
-                raise RecastError(f"The loss is no longer finite in epoch {number}", hint)
-            accuracy = loop.measure(state.probe.penalty)
-            epoch = Epoch(number, loss, accuracy, loop.count / training, time.perf_counter() - start)
-            state = advance(state, epoch, loop.trained, loop.optimizer, len(loop.val_labels))
-            if after_epoch:
-                after_epoch(state)
-    return state
+    images, _, preprocessing, options = training_data
+    recipe, model, device = RECIPES[options.recipe], learner.model, learner.device
+    dtype = training_precision(model, device, options.precision)
 
+    # what is trained, and its optimiser
+    head = Head(*(nn.Parameter(part.to(device, copy=True)) for part in state.trained.head))
+    trained, parameters = Trained(learner.parameters, head), [*learner.parameters, *head]
+    put(learner.parameters, state.trained.values)
+    groups = [*learner.groups(options), {"params": head, "lr": options.head_lr}]
+    rates, fused = [group["lr"] for group in groups], device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=fused)
+    if state.optimizer is not None:
+        optimizer.load_state_dict(state.optimizer)
 
-class Loop:
-    """What stays from epoch to epoch: images and parameters on their device, and the optimiser.
+    # what it is trained on; labels, order and crops lie where the images do
+    pixels, val_pixels = (resident(images[part].pixels, device) for part in ("train", "val"))
+    place, count, val_labels = pixels.device, len(pixels), images["val"].labels
+    labels, class_weights = images["train"].labels.to(place), training_data.class_weights
+    weights = torch.ones(training_data.classes) if class_weights is None else class_weights
+    image_weights = weights.to(place)[labels]
+    # features (count, width) of every image, as it was when it was last trained on
+    seen = torch.zeros(count, head.weight.shape[1], device=device) if recipe.head == "probe" else None
 
-    Arguments as of `train`.
+    def outputs(images: Tensor) -> tuple[Tensor, Tensor]:
+        found = features(model, images)
+        return found, head(found)
 
-    Attributes:
-        trained: What `parts` hold, and the head; `parameters` are all of it.
-        count: Training images.
-        seen: Features (count, width) of every image, as it was when it was last trained on; None where the head is
-            trained alone.
-    """
+    network = compile_function(outputs) if compiled else outputs
 
-    def __init__(
-        self, model: nn.Module, parts: Sequence[Part], state: State, training_data: TrainingData, compiled: bool = False
-    ) -> None:
-        images, self.preprocessing, self.options, self.class_weights = training_data
-        options = self.options
-        self.model, self.recipe = model, RECIPES[options.recipe]
-        self.device = device = next(model.parameters()).device
-        self.dtype = training_precision(model, device, options.precision)
-        self.head = Head(*(nn.Parameter(part.to(device, copy=True)) for part in state.trained.head))
-        self.trained = Trained([parameter for part in parts for parameter in part.parameters], self.head)
-        put(self.trained.values, state.trained.values)
-        self.parameters = [*self.trained.values, *self.head]
-        self.parts = [*parts, Part(self.head, options.head_lr)]
-        groups = [{"params": part.parameters, "lr": part.lr} for part in self.parts]
-        self.optimizer = torch.optim.AdamW(
-            groups, weight_decay=self.recipe.weight_decay, fused=device.type in ("cpu", "cuda")
-        )
-        if state.optimizer is not None:
-            self.optimizer.load_state_dict(state.optimizer)
-
-        self.pixels, self.val_pixels = (resident(images[part].pixels, device) for part in ("train", "val"))
-        self.labels, self.val_labels = images["train"].labels.to(self.pixels.device), images["val"].labels
-        self.count = len(self.labels)
-        weights = torch.ones(len(self.head.bias)) if self.class_weights is None else self.class_weights
-        self.image_weights = weights.to(self.pixels.device)[self.labels]
-        solves = self.recipe.head == "probe"
-        self.seen = torch.zeros(self.count, self.head.weight.shape[1], device=device) if solves else None
-        head = self.head
-
-        def outputs(images: Tensor) -> tuple[Tensor, Tensor]:  # no method: a cycle would keep the device's memory
-            found = features(model, images)
-            return found, head(found)
-
-        self.outputs = compile_function(outputs) if compiled else outputs
-
-    def share_of_loss(self, pixels: Tensor, labels: Tensor, crops: Tensor, shares: Tensor, rows: Tensor) -> Tensor:
-        """What some images of a batch add to its loss.
-
-        Args:
-            pixels: (B, 3, H, W) uint8.
-            labels: (B,).
-            crops: (B, 2, 3), as `draw_crops` gives them.
-            shares: (B,), of each image in the batch's mean.
-            rows: (B,), which images they are.
-        """
-        images = augment(normalise(pixels, self.preprocessing), crops)
-        with precision(self.device, self.dtype):
-            found, logits = self.outputs(images)
+    def loss_of(pixels: Tensor, labels: Tensor, crops: Tensor, shares: Tensor, rows: Tensor) -> Tensor:
+        """What some images add to the loss of their batch: `shares` (B,) are theirs in its mean."""
+        augmented = augment(normalise(pixels, preprocessing), crops)
+        with precision(device, dtype):
+            found, logits = network(augmented)
             loss = (F.cross_entropy(logits, labels, reduction="none") * shares).sum()
-        if self.seen is not None:
-            self.seen[rows] = found.detach().float()
+        if seen is not None:
+            seen[rows] = found.detach().float()
         return loss
 
-    def batch(self, rows: Tensor, crops: Tensor, weight: Tensor) -> list[Tensor]:
-        """What `share_of_loss` takes of the images `rows`, on the device.
+    def inputs(rows: Tensor, crops: Tensor, weight: Tensor) -> list[Tensor]:
+        """What `loss_of` takes of the images `rows`, on the device; `weight` is the sum over their whole batch."""
+        parts = [labels[rows], crops, image_weights[rows] / weight, rows]
+        return [take(pixels, rows, device), *(each.to(device, non_blocking=True) for each in parts)]
 
-        Args:
-            rows: (B,), where the images are.
-            crops: (B, 2, 3).
-            weight: Sum of the weights of all images of the batch, whichever process has them.
-        """
-        parts = [self.labels[rows], crops, self.image_weights[rows] / weight, rows]
-        return [take(self.pixels, rows, self.device), *(each.to(self.device, non_blocking=True) for each in parts)]
-
-    def steps(self, number: int, batch_size: int, accumulator: Accumulator, progress: Progress | None) -> float:
-        """One epoch of steps; returns the mean loss over its images."""
-        # one generator an epoch: a run that was killed draws the same order and crops as one that was not
-        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + number)
-        order = torch.randperm(self.count, generator=generator).to(self.pixels.device)
-        crops = draw_crops(self.count, generator).to(self.pixels.device)
-        steps, epochs = math.ceil(self.count / batch_size), self.options.epochs
-        total = torch.zeros((), device=self.device)
-        if self.seen is not None:
-            self.seen.zero_()
-        for step, part in enumerate(batches(self.count, batch_size)):
-            factor = SCHEDULES[self.recipe.schedule](number - 1 + step / steps, epochs)
-            for group, own in zip(self.optimizer.param_groups, self.parts, strict=True):
-                group["lr"] = own.lr * factor
-            weight = self.image_weights[order[part]].sum()
-            value, gradients = accumulator.gradients(
-                *self.batch(distributed.mine(order[part]), distributed.mine(crops[part]), weight)
-            )
-            distributed.add([value, *gradients])
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                parameter.grad = gradient
-            self.optimizer.step()
-            total += value * (part.stop - part.start)
-            if progress:
-                progress((number - 1) * self.count + part.stop, epochs * self.count, f"epoch {number}/{epochs}")
-        return float(total) / self.count  # here the CPU waits for the device, once an epoch
-
-    def measure(self, penalty: float) -> float:
-        """Validation accuracy after an epoch, of nearly the head of a run that ended here, see `refit_head`.
-
-        Its solved half is for the features that the epoch's steps saw, which need no pass over the images.
-
-        Args:
-            penalty: Of the linear probe.
-        """
-        found = infer(take_features(self.model), self.val_pixels, self.preprocessing, self.device, dtype=self.dtype)
-        head = Head(*(part.detach().cpu() for part in self.head))
-        if (seen := self.seen) is not None:
-            distributed.add([seen])  # each process has the rows of its images, and zeros elsewhere
-            solve = partial(solve_head, seen, self.labels, penalty, head, self.class_weights)
-            head = halfway(head, distributed.from_first(solve))
-        return top_k(head(found), self.val_labels)
-
-    def try_batch(self, size: int) -> None:
+    def try_batch(size: int) -> None:
         """The work of a step of so many images, which changes nothing."""
-        rows = torch.arange(size, device=self.pixels.device) % self.count
-        crops = draw_crops(size, torch.Generator()).to(self.pixels.device)
-        loss = self.share_of_loss(*self.batch(rows, crops, torch.ones((), device=self.pixels.device)))
-        torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        rows, crops = torch.arange(size, device=place) % count, draw_crops(size, torch.Generator()).to(place)
+        loss = loss_of(*inputs(rows, crops, torch.ones((), device=place)))
+        torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+    with cheap_gradients(model), frozen_norms(model), quick_attention(model, device, dtype):
+        size = state.batch_size or choose_batch(options, try_batch, count, device)
+        accumulator = Accumulator(loss_of, parameters, math.ceil(size / distributed.world()))
+        while not is_finished(state, options):
+            start, number = time.perf_counter(), state.history[-1].number + 1
+            # one generator an epoch: a run that was killed draws the same order and crops as one that was not
+            generator = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
+            order, crops = torch.randperm(count, generator=generator).to(place), draw_crops(count, generator).to(place)
+            total, steps = torch.zeros((), device=device), math.ceil(count / size)
+            if seen is not None:
+                seen.zero_()
+            for step, rows in enumerate(batches(count, size)):
+                factor = SCHEDULES[recipe.schedule](number - 1 + step / steps, options.epochs)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                weight = image_weights[order[rows]].sum()
+                loss, gradients = accumulator.gradients(
+                    *inputs(distributed.mine(order[rows]), distributed.mine(crops[rows]), weight)
+                )
+                distributed.add([loss, *gradients])
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                total += loss * (rows.stop - rows.start)
+                if progress:
+                    done = (number - 1) * count + rows.stop
+                    progress(done, options.epochs * count, f"epoch {number}/{options.epochs}")
+            mean_loss = float(total) / count  # here the CPU waits for the device, once an epoch
+            training = time.perf_counter() - start
+            if not math.isfinite(mean_loss):
+                hint = f"Lower {option('lr')} or {option('head_lr')}."
+                raise RecastError(f"The loss is no longer finite in epoch {number}", hint)
+
+            # validation judges nearly the head of a run that ended here, see `refit_head`: its solved half is for the
+            # features that the epoch's steps saw, which need no pass over the images
+            found = infer(take_features(model), val_pixels, preprocessing, device, dtype=dtype)
+            judged = Head(*(part.detach().cpu() for part in head))
+            if seen is not None:
+                distributed.add([seen])  # each process has the rows of its images, and zeros elsewhere
+                solve = partial(solve_head, seen, labels, state.probe.penalty, judged, class_weights)
+                judged = halfway(judged, distributed.from_first(solve))
+            accuracy = top_k(judged(found), val_labels)
+            epoch = Epoch(number, mean_loss, accuracy, count / training, time.perf_counter() - start)
+            state = advance(replace(state, batch_size=size), epoch, trained, optimizer, len(val_labels))
+            if save:
+                save(state)
+            if on_epoch:
+                on_epoch(epoch)
+    return state
 
 
 SCHEDULES: dict[str, Callable[[float, int], float]] = {

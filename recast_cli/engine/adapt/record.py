@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from recast_cli.engine.adapt.state import State
+from recast_cli.engine.adapt.fit import Learned
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.splits import Split
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.task.options import AdaptOptions
+from recast_cli.engine.task.record import TaskRecord
 
 
 def identity_of(base: Base, data: Path, folder: Path, options: AdaptOptions) -> dict[str, Any]:
@@ -25,16 +26,34 @@ def identity_of(base: Base, data: Path, folder: Path, options: AdaptOptions) -> 
     return {"base_id": base.base_id, "data": recorded_path(data, folder), "options": asdict(options)}
 
 
-def describe_training(
-    state: State, images: Mapping[str, Images], device: torch.device, precision: torch.dtype
+def describe_learned(
+    learned: Learned,
+    options: AdaptOptions,
+    images: Mapping[str, Images],
+    device: torch.device,
+    test_top1: float,
+    probe_top1: float,
 ) -> dict[str, Any]:
-    """What task.yaml says of how its training went."""
+    """What task.yaml says of what was learned and how its training went; `probe_top1` is the linear probe's on test."""
+    state, adapter, floats = learned.state, learned.adapter, learned.adapter_floats
     return {
+        "coefficients": learned.coefficients,
+        "adapter": adapter and {"name": adapter.name, "options": adapter.options, "floats": floats},
+        "head_parameters": learned.head.floats,
+        "metrics": {
+            "val_top1": state.val_top1,
+            "test_top1": test_top1,
+            "linear_probe_val_top1": state.probe.val_top1,
+            "linear_probe_test_top1": probe_top1,
+            "linear_probe_penalty": state.probe.penalty,
+            "best_epoch": state.best_epoch,
+        },
+        "options": asdict(options),
         "batch_size": state.batch_size,
         "skipped_images": [path for part in images.values() for path in part.skipped],
         "history": [asdict(epoch) for epoch in state.history],
         "device": str(device),
-        "precision": type_name(precision),
+        "precision": type_name(learned.precision),
         "processes": distributed.world(),
         "images_per_second": state.images_per_second,
     }
@@ -57,7 +76,7 @@ def recorded_path(data: Path, folder: Path) -> str:
     return data.relative_to(home).as_posix() if data.is_relative_to(home) else str(data)
 
 
-def check_same(record: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
+def check_same(record: TaskRecord, identity: dict[str, Any], folder: Path) -> None:
     """Raise RecastError unless a finished task was made from the same base and data with the same options."""
     wanted = {"base_id": identity["base_id"], "data": identity["data"], **identity["options"]}
     found = {"base_id": record["base_id"], "data": record.get("data"), **record["options"]}

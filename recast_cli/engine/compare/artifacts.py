@@ -13,24 +13,26 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from recast_cli.engine.adapt.fit import class_weights, extract_features, probe_rows
+from recast_cli.engine.adapt.fit import probe_network
 from recast_cli.engine.adapt.linear_probe import Probe
+from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.compare.spec import MIMIC, Plan, digest_of, probe_options
 from recast_cli.engine.compare.sweep import Run
 from recast_cli.engine.errors import RecastError, in_python
 from recast_cli.engine.images.decode import Images, decode
-from recast_cli.engine.images.splits import Split, split_folder
+from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.mimic.make_base import make_base
 from recast_cli.engine.mimic.options import MimicOptions
 from recast_cli.engine.model.attach import attach
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.source.open import open_source
-from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
+from recast_cli.engine.storage.header import FORMATS, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.task.head import Head
+from recast_cli.engine.task.options import AdaptOptions
 
 
 class CannotRun(RecastError):
@@ -118,18 +120,15 @@ def probe_of(
 def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_size: int | None, path: Path) -> None:
     """Fit the linear probe of a run's base and task."""
     options = plan.tasks[run.task].options
-    images = {part: task_images(plan, run.task, base, part, cache_size) for part in ("train", "val")}
-    classes = len(split_of(plan, run.task).classes)
+    data = data_of(plan, run.task, base, options, cache_size)
     reset_peak(device)
     start = time.perf_counter()
     with applying():  # a network may not take images of this size
         model = ready(attach(base, image_size=options.image_size), device)
-    preprocessing = base.known_architecture().preprocessing
-    weights = class_weights(images["train"].labels, classes, options)
-    probe = probe_rows(*extract_features(model, images, preprocessing, device), classes, weights)
+    probe = probe_network(model, data)
     metadata = {
         "kind": "probe",
-        "format": FORMAT_VERSION,
+        "format": FORMATS["probe"],
         "base_id": base.base_id,
         "task": run.task,
         "penalty": probe.penalty,
@@ -140,6 +139,12 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
     write_tensors(path, probe.head._asdict(), metadata)
 
 
+def data_of(plan: Plan, task: str, base: Base, options: AdaptOptions, cache_size: int | None) -> TrainingData:
+    """What a run of these options learns from."""
+    images = {part: task_images(plan, task, base, part, cache_size) for part in ("train", "val")}
+    return TrainingData(images, len(_kept["split"].classes), base.known_architecture().preprocessing, options)
+
+
 def task_images(plan: Plan, task: str, base: Base, part: str, cache_size: int | None) -> Images:
     """The `train`, `val` or `test` images of a task as a base's network wants them; the last task's are kept."""
     options = plan.tasks[task].options
@@ -148,7 +153,7 @@ def task_images(plan: Plan, task: str, base: Base, part: str, cache_size: int | 
     if _kept.get("key") != key:
         _kept.clear()
         _kept["key"] = key
-        _kept["split"] = split_of(plan, task)
+        _kept["split"] = split_folder(data_folder(plan, task), options.split_seed, options.split == "pooled")
     if part not in _kept:
         items = getattr(_kept["split"], part)
         folder = data_folder(plan, task)
@@ -163,12 +168,6 @@ _kept: dict[str, Any] = {}
 def forget_images() -> None:
     """Give back the memory of the last task's images."""
     _kept.clear()
-
-
-def split_of(plan: Plan, task: str) -> Split:
-    """The split of a task's images."""
-    options = plan.tasks[task].options
-    return split_folder(data_folder(plan, task), options.split_seed, options.split == "pooled")
 
 
 def data_folder(plan: Plan, task: str) -> Path:

@@ -34,7 +34,7 @@ def prepare(method: Method, base: Base, options: AdaptOptions, device: torch.dev
         parameters = install(method, model, options.seed)
     model = ready(model, device)
     preprocessing = base.known_architecture().preprocessing
-    return Learner(model, used(model, parameters, preprocessing.at(options.image_size)), None)
+    return Learner(model, base.vector, used(model, parameters, preprocessing.at(options.image_size)))
 
 
 def install(method: Method, model: nn.Module, seed: int) -> list[nn.Parameter]:

@@ -12,30 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from recast_cli.engine.adapt.fit import class_weights, learn
-from recast_cli.engine.adapt.learner import begin
-from recast_cli.engine.adapt.loop import TrainingData
+from recast_cli.engine.adapt.fit import Learned, learn_task
 from recast_cli.engine.adapt.record import now, type_name, versions
 from recast_cli.engine.adapt.state import put
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.compare.artifacts import CannotRun, base_of, peak_mb, probe_of, reset_peak, task_images
+from recast_cli.engine.compare.artifacts import CannotRun, base_of, data_of, peak_mb, probe_of, reset_peak, task_images
 from recast_cli.engine.compare.candidate import prepare
 from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan, TaskSpec
 from recast_cli.engine.compare.sweep import Run
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.measure.evaluate import measure
-from recast_cli.engine.model.adapters.adapter import Adapter
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.runtime.device import choose_device
-from recast_cli.engine.runtime.precision import measuring_precision, training_precision
-from recast_cli.engine.storage.header import FORMAT_VERSION
+from recast_cli.engine.runtime.precision import measuring_precision
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions, with_rate
-from recast_cli.engine.task.task import read_adapter, save_adapter, save_head
+from recast_cli.engine.task.task import bound, read_adapter, save_adapter, save_head
 
 Line = dict[str, Any]
 """What runs.jsonl says of a run."""
@@ -69,20 +64,9 @@ class Work:
             return replace(options, **self.method.adapter, adapter_lr=self.run.lr)
         return replace(options, lr=self.run.lr or options.lr)
 
-    @property
-    def values_file(self) -> Path:
-        """Where what was trained is kept until it is measured or no longer needed."""
-        return self.folder / "trained" / f"{self.run.key}.safetensors"
-
-    @property
-    def adapter_file(self) -> Path:
-        """What an adapter learned, where there is one."""
-        return self.folder / "trained" / f"{self.run.key}.adapter.safetensors"
-
-    @property
-    def head_file(self) -> Path:
-        """The head beside it."""
-        return self.folder / "trained" / f"{self.run.key}.head.safetensors"
+    def file(self, part: str = "") -> Path:
+        """Where what was trained is kept until it is measured; the `part` .head and .adapter lie beside it."""
+        return self.folder / "trained" / f"{self.run.key}{part}.safetensors"
 
 
 def do_run(
@@ -122,7 +106,7 @@ def do_run(
     try:
         if work.method.kind == "linear-probe":
             found = probe_line(work)
-        elif line is not None and work.values_file.exists() and work.head_file.exists():
+        elif line is not None and work.file().exists() and work.file(".head").exists():
             return line | {"test_top1": test_stored(work), "finished": now()}
         else:  # also where only the lines were kept: what was trained is trained again
             found = train_line(work)
@@ -139,7 +123,6 @@ def probe_line(work: Work) -> Line:
     probe, made = probe_of(work.plan, work.run, work.folder, base, work.device, work.cache_size)
     images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
     model = Switcher(base, str(work.device)).switch(base.vector, work.options.image_size)
-    preprocessing = base.known_architecture().preprocessing
     return {
         **shared(work, base),
         "floats": 0,
@@ -151,7 +134,7 @@ def probe_line(work: Work) -> Line:
         "best_epoch": 0,
         "penalty": probe.penalty,
         "val_top1": probe.val_top1,
-        "test_top1": measure(model, probe.head, images, preprocessing),
+        "test_top1": measure(model, probe.head, images, base.known_architecture().preprocessing),
         "seconds": made["seconds"],
         "peak_memory_mb": made["peak_memory_mb"],
         "images_per_second": None,
@@ -169,32 +152,25 @@ def train_line(work: Work) -> Line:
     plan, run, device = work.plan, work.run, work.device
     base = base_of(plan, run, work.folder)
     options = with_rate(work.options, base.layout)
-    preprocessing = base.known_architecture().preprocessing
     probe, _ = probe_of(plan, run, work.folder, base, device, work.cache_size)
-    images = {part: task_images(plan, run.task, base, part, work.cache_size) for part in ("train", "val")}
+    data = data_of(plan, run.task, base, options, work.cache_size)
     reset_peak(device)
     start = time.perf_counter()
     learner = prepare(work.method, base, options, device)
-    model, adapter, parameters = learner.model, learner.adapter, learner.parameters
-    state = begin(learner, base, options, images["train"], probe)
-    weights = class_weights(images["train"].labels, len(probe.head.bias), options)
-    precision = training_precision(model, device, options.precision)
-    about, degrees, base_id, vector = shared(work, base), base.layout.degrees_of_freedom, base.base_id, base.vector
-    del base  # the network has what it needs: no method is charged for a second one
+    about, degrees, base_id = shared(work, base), base.layout.degrees_of_freedom, base.base_id
+    del base  # nor does the learner keep it: no method is charged for a second network
     try:
-        state = learn(model, learner.parts(options), state, TrainingData(images, preprocessing, options, weights))
+        learned = learn_task(learner, data, probe=probe)
     except RecastError as error:  # the loss is no longer finite: another rate may do
         return {"error": str(error), "diverged": True, "val_top1": None, "test_top1": None}
     seconds, peak = time.perf_counter() - start, peak_mb(device)
-    floats = sum(parameter.numel() for parameter in parameters)
-    own = adapter.floats if adapter else 0
-    size = save_trained(work, base_id, *learner.learned(state.best.values, vector), state.best.head)
+    state, floats = learned.state, learned.coefficients + learned.adapter_floats
     return {
         **about,
         "floats": floats,
-        "degrees_of_freedom": degrees + own if work.method.kind == "recast" else floats,
-        "file_bytes": size,
-        "head_floats": state.best.head.floats,
+        "degrees_of_freedom": degrees + learned.adapter_floats if work.method.kind == "recast" else floats,
+        "file_bytes": save_learned(work, base_id, learned),
+        "head_floats": learned.head.floats,
         "head_lr": options.head_lr,
         "epochs": len(state.history) - 1,
         "best_epoch": state.best_epoch,
@@ -203,32 +179,31 @@ def train_line(work: Work) -> Line:
         "seconds": round(seconds, 2),
         "peak_memory_mb": peak,
         "images_per_second": state.images_per_second,
-        "precision": type_name(precision),
+        "precision": type_name(learned.precision),
     }
 
 
-def save_trained(work: Work, base_id: str, vector: Tensor, adapter: Adapter | None, head: Head) -> int:
-    """Write what was trained, as `adapt` does; returns the bytes of what the method adds to a head."""
-    about = {"format": FORMAT_VERSION, "base_id": base_id}
+def save_learned(work: Work, base_id: str, learned: Learned) -> int:
+    """Write what was learned, as `adapt` does; returns the bytes of what the method adds to a head."""
     kind = work.method.kind
     extra = {} if kind in OWN_KINDS else {"method": kind, "options": work.method.options}
-    write_tensors(work.values_file, {"coefficients": vector}, {"kind": "coefficients", **about, **extra})
-    save_head(work.head_file, head, about)
-    size = 0 if kind in ("head", "adapter") else work.values_file.stat().st_size
-    if adapter is not None:
-        save_adapter(work.adapter_file, adapter, about)
-        size += work.adapter_file.stat().st_size
+    write_tensors(work.file(), {"coefficients": learned.vector}, bound("coefficients", base_id) | extra)
+    save_head(work.file(".head"), learned.head, base_id)
+    size = 0 if kind in ("head", "adapter") else work.file().stat().st_size
+    if learned.adapter is not None:
+        save_adapter(work.file(".adapter"), learned.adapter, base_id)
+        size += work.file(".adapter").stat().st_size
     return size
 
 
 def test_stored(work: Work) -> float:
     """Top-1 on the test images of what was trained. RECAST is measured as `adapt` does it: merged."""
     base = base_of(work.plan, work.run, work.folder)
-    vector, head = read_tensors(work.values_file)["coefficients"], Head(**read_tensors(work.head_file))
+    vector, head = read_tensors(work.file())["coefficients"], Head(**read_tensors(work.file(".head")))
     images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
     options, device = work.options, work.device
     if work.method.kind in OWN_KINDS:
-        adapter = read_adapter(work.adapter_file) if work.method.adapter else None
+        adapter = read_adapter(work.file(".adapter")) if work.method.adapter else None
         model = Switcher(base, str(device)).switch(vector, options.image_size, adapter)
     else:
         learner = prepare(work.method, base, options, device)

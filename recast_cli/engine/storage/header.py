@@ -17,7 +17,6 @@ from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError
 METADATA_KEY = "recast"
 FORMATS = {"base": 5, "coefficients": 1, "head": 1, "adapter": 1, "probe": 1, "images": 1, "pictures": 1, "task": 1}
 """Kind of a file -> the latest of its formats that this version reads and writes."""
-FORMAT_VERSION = 1
 INDEX = ".safetensors.index.json"
 """How the name of an index ends: JSON whose `weight_map` says in which shard each tensor lies."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recast_cli.engine.errors import DamagedFile
-from recast_cli.engine.storage.header import FORMAT_VERSION, read_metadata
+from recast_cli.engine.storage.header import FORMATS, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.task.folder import (
@@ -78,13 +78,12 @@ def save_task(task: Task, folder: Path) -> None:
     """Write the files of a task; the record last, as its presence says that the task is finished."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
-    bound = {"format": FORMAT_VERSION, "base_id": task.base_id}
-    write_tensors(folder / COEFFICIENTS, {"coefficients": task.vector}, {"kind": "coefficients", **bound})
-    save_head(folder / HEAD, task.head, bound)
+    write_tensors(folder / COEFFICIENTS, {"coefficients": task.vector}, bound("coefficients", task.base_id))
+    save_head(folder / HEAD, task.head, task.base_id)
     if task.adapter is None:
         (folder / ADAPTER).unlink(missing_ok=True)
     else:
-        save_adapter(folder / ADAPTER, task.adapter, bound)
+        save_adapter(folder / ADAPTER, task.adapter, task.base_id)
     write_record(folder / RECORD, task.record)
 
 
@@ -135,16 +134,20 @@ def load_adapter(folder: Path, record: TaskRecord) -> Adapter | None:
     return adapter
 
 
-def save_head(path: Path, head: Head, bound: dict[str, Any]) -> None:
-    """Write a head; `bound` says in which format and to which base it belongs."""
-    write_tensors(path, head._asdict(), {"kind": "head", **bound})
+def bound(kind: str, base_id: str) -> dict[str, Any]:
+    """Metadata of a file of a task: what it is, in which format, and the base that it belongs to."""
+    return {"kind": kind, "format": FORMATS[kind], "base_id": base_id}
 
 
-def save_adapter(path: Path, adapter: Adapter, bound: dict[str, Any]) -> None:
-    """Write what was learned in an adapter; `bound` as of `save_head`."""
-    write_tensors(
-        path, adapter.tensors, {"kind": "adapter", **bound, "adapter": adapter.name, "options": adapter.options}
-    )
+def save_head(path: Path, head: Head, base_id: str) -> None:
+    """Write a head."""
+    write_tensors(path, head._asdict(), bound("head", base_id))
+
+
+def save_adapter(path: Path, adapter: Adapter, base_id: str) -> None:
+    """Write what was learned in an adapter."""
+    about = {"adapter": adapter.name, "options": adapter.options}
+    write_tensors(path, adapter.tensors, bound("adapter", base_id) | about)
 
 
 def read_adapter(path: Path) -> Adapter:

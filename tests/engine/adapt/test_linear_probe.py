@@ -8,8 +8,9 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from recast_cli.engine.adapt import linear_probe as probe_module
-from recast_cli.engine.adapt.fit import class_weights
 from recast_cli.engine.adapt.linear_probe import LIMITS, fit_probe, logistic_regression, solve_head, standardised
+from recast_cli.engine.adapt.loop import TrainingData
+from recast_cli.engine.images.decode import Images
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
 
@@ -23,6 +24,11 @@ def draw(count, seed, classes=3, features=6, spread=1.0, uneven=False):
     points = centres[labels] + spread * generator.normal(size=(count, features))
     points = points * 10.0 ** np.arange(-2, features - 2) + 3
     return torch.from_numpy(points).float(), torch.from_numpy(labels)
+
+
+def class_weights(labels, options):
+    """As training data of three classes has them."""
+    return TrainingData({"train": Images(torch.empty(0), labels, [], [])}, 3, {}, options).class_weights
 
 
 def by_sklearn(features, labels, penalty, class_weight=None):
@@ -58,7 +64,7 @@ def test_the_probe_is_sklearn_at_the_chosen_penalty():
 def test_a_head_with_a_known_penalty_is_sklearn_s_wherever_it_starts(balanced):
     features, labels = draw(150, 0, uneven=balanced)
     options = AdaptOptions(class_weights="balanced" if balanced else "none")
-    weights = class_weights(labels, 3, options)
+    weights = class_weights(labels, options)
     start = Head(torch.randn(3, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, -2.0, 0.5]))
     weight, bias = solve_head(features, labels, 0.03, start, weights)
     found = (features.double() @ weight.double().T + bias.double()).softmax(1).numpy()
@@ -114,8 +120,8 @@ def test_no_end_of_the_grid_is_chosen_but_at_its_limits(spread, monkeypatch):
 
 def test_class_weights_are_sklearns_balanced_ones():
     train, val = draw(150, 0, uneven=True, spread=2.0), draw(60, 1, spread=2.0)
-    weights = class_weights(train[1], 3, AdaptOptions(class_weights="balanced"))
-    assert class_weights(train[1], 3, AdaptOptions()) is None
+    weights = class_weights(train[1], AdaptOptions(class_weights="balanced"))
+    assert class_weights(train[1], AdaptOptions()) is None
     counts = np.bincount(train[1].numpy())
     np.testing.assert_allclose(weights.numpy(), len(train[1]) / (3 * counts), rtol=1e-6)
     probe = fit_probe(train, val, 3, weights)

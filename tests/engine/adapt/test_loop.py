@@ -1,5 +1,6 @@
 """The training loop with validation accuracies that are given."""
 
+import dataclasses
 import importlib
 
 import numpy as np
@@ -9,13 +10,15 @@ from helpers import drawn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from recast_cli.engine.adapt.learner import make_learner
 from recast_cli.engine.adapt.linear_probe import Probe
-from recast_cli.engine.adapt.loop import Part, TrainingData, train
+from recast_cli.engine.adapt.loop import TrainingData, train
 from recast_cli.engine.adapt.state import Epoch, State, Trained
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise, statistics
 from recast_cli.engine.layout.layout import Layout
-from recast_cli.engine.model.attach import attach, coefficient_parameters
+from recast_cli.engine.model.adapters.adapter import Installed
+from recast_cli.engine.model.attach import attach
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.task.head import Head
@@ -25,21 +28,27 @@ module = importlib.import_module("recast_cli.engine.adapt.loop")
 
 
 def training_data(data, options, images, val_images):
-    return TrainingData({"train": images, "val": val_images}, data, options)
+    return TrainingData({"train": images, "val": val_images}, 2, data, options)
 
 
 def everything(trained):
     return [*trained.values, *trained.head]
 
 
+def with_values(state, more):
+    """The state with further values that are trained."""
+    trained = state.trained._replace(values=[*state.trained.values, *(value.detach().clone() for value in more)])
+    return dataclasses.replace(state, trained=trained, best=trained)
+
+
 @pytest.fixture
 def setting(vit_base):
-    """Model, coefficients and the state of epoch 0, whose validation accuracy is 0.5."""
-    model = attach(vit_base)
+    """Learner, data config and the state of epoch 0, whose validation accuracy is 0.5."""
+    learner = make_learner(vit_base, AdaptOptions(), torch.device("cpu"))
     head = Head(torch.zeros(2, 32), torch.zeros(2))
     trained = Trained([vit_base.coefficients(name) for name in vit_base.layout.modules], head)
     state = State(trained, trained, Probe(head, 0.1, 0.5), history=[Epoch(0, None, 0.5)])
-    return model, coefficient_parameters(model, vit_base), state, vit_base.known_architecture().preprocessing
+    return learner, state, vit_base.known_architecture().preprocessing
 
 
 @pytest.mark.slow
@@ -56,18 +65,12 @@ def setting(vit_base):
     ],
 )
 def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(accuracies, best, setting, monkeypatch):
-    model, coefficients, state, data = setting
+    learner, state, data = setting
     script = iter(accuracies)
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     states = [state]
     options = AdaptOptions(epochs=3, batch_size=4, lr=0.05)
-    end = train(
-        model,
-        [Part(coefficients, options.lr)],
-        state,
-        training_data(data, options, drawn(8, 0), drawn(4, 1)),
-        after_epoch=states.append,
-    )
+    end = train(learner, state, training_data(data, options, drawn(8, 0), drawn(4, 1)), save=states.append)
     assert [epoch.val_top1 for epoch in end.history] == [0.5, *accuracies]
     assert end.best_epoch == best
     for kept, there in zip(everything(end.best), everything(states[best].trained), strict=True):
@@ -77,7 +80,7 @@ def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(accuracies
 
 
 def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
-    model, coefficients, state, data = setting
+    learner, state, data = setting
     seen = []
 
     class Spy(torch.optim.AdamW):
@@ -87,13 +90,10 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
             return super().step(*args, **kwargs)
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
-    options = AdaptOptions(epochs=2, batch_size=4, lr=0.5, head_lr=0.25)
-    train(
-        model,
-        [Part(coefficients[:5], 0.5), Part(coefficients[5:], 0.125)],
-        state,
-        training_data(data, options, drawn(10, 0), drawn(4, 1)),
-    )
+    options = AdaptOptions(epochs=2, batch_size=4, lr=0.5, head_lr=0.25, adapter="melo", adapter_lr=0.125)
+    adapter = Installed(learner.model, "melo", {})
+    learner, state = dataclasses.replace(learner, adapter=adapter), with_values(state, adapter.parameters.values())
+    train(learner, state, training_data(data, options, drawn(10, 0), drawn(4, 1)))
     shares = [0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 6)).item()) for step in range(6)]
     for rates, start in zip(zip(*seen, strict=True), (0.5, 0.125, 0.25), strict=True):
         assert rates == pytest.approx([start * share for share in shares])
@@ -101,7 +101,7 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
 
 def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
     """AdamW with weight decay 1e-6, both learning rates 2e-3, a tenth after 33 epochs and again after 66."""
-    model, coefficients, state, data = setting
+    learner, state, data = setting
     options, seen = with_rate(AdaptOptions(recipe="paper"), Layout("any", 1, ())), []
     assert (options.epochs, options.batch_size, options.patience) == (100, 128, 0)
 
@@ -116,10 +116,10 @@ def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
         module,
         "features",
         lambda model, images: (
-            images.mean((2, 3)) @ torch.zeros(3, 32) + sum(coefficient.sum() for coefficient in coefficients)
+            images.mean((2, 3)) @ torch.zeros(3, 32) + sum(coefficient.sum() for coefficient in learner.coefficients)
         ),
     )
-    train(model, [Part(coefficients, options.lr)], state, training_data(data, options, drawn(4, 0), drawn(2, 1)))
+    train(learner, state, training_data(data, options, drawn(4, 0), drawn(2, 1)))
     assert len(seen) == 100
     plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
     schedule = torch.optim.lr_scheduler.StepLR(plain, 33, 0.1)
@@ -135,13 +135,13 @@ def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
     [([0.6, 0.5, 0.6, 0.9], 2, 3), ([0.5, 0.5], 2, 2), ([0.6, 0.5, 0.7, 0.6, 0.6], 2, 5), ([0.1] * 6, 0, 6)],
 )
 def test_training_stops_when_validation_has_not_improved(accuracies, patience, epochs, setting, monkeypatch):
-    model, coefficients, state, data = setting
+    learner, state, data = setting
     script = iter(accuracies)
     monkeypatch.setattr(module, "top_k", lambda logits, labels: next(script))
     options = AdaptOptions(epochs=6, batch_size=8, patience=patience, lr=0.05)
-    end = train(model, [Part(coefficients, options.lr)], state, training_data(data, options, drawn(8, 0), drawn(4, 1)))
+    end = train(learner, state, training_data(data, options, drawn(8, 0), drawn(4, 1)))
     assert end.history[-1].number == epochs
-    again = train(model, [Part(coefficients, options.lr)], end, training_data(data, options, drawn(8, 0), drawn(4, 1)))
+    again = train(learner, end, training_data(data, options, drawn(8, 0), drawn(4, 1)))
     assert again is end  # a run that was killed after its last epoch does not begin another
 
 
@@ -152,14 +152,14 @@ def test_an_epoch_is_judged_by_a_head_half_of_which_is_solved_for_what_it_saw(cu
     judged = []
     monkeypatch.setattr(module, "top_k", lambda logits, labels: judged.append(logits) or 0.6)
     monkeypatch.setattr(module, "augment", lambda pixels, crops: pixels)
-    model, coefficients, state, data = setting
+    learner, state, data = setting
     images, val_images = drawn(24, 0), drawn(8, 1)
     options = AdaptOptions(epochs=2, batch_size=8, lr=1e-12, head_lr=0.05, precision="float32")
     if cut:  # the last part of a batch is not the whole of it
         monkeypatch.setattr(module, "Accumulator", lambda loss, parameters, size: Accumulator(loss, parameters, 3))
-    end = train(model, [Part(coefficients, options.lr)], state, training_data(data, options, images, val_images))
+    end = train(learner, state, training_data(data, options, images, val_images))
     with torch.no_grad():
-        found, val = (features(model, normalise(each.pixels, data)).double() for each in (images, val_images))
+        found, val = (features(learner.model, normalise(each.pixels, data)).double() for each in (images, val_images))
     scaler = StandardScaler().fit(found.numpy())
     # of two classes it has one vector, the difference of ours, whose square is twice the sum of their squares
     regression = LogisticRegression(C=2 / (24 * state.probe.penalty), tol=1e-10, max_iter=10000)
@@ -173,12 +173,10 @@ def test_an_epoch_is_judged_by_a_head_half_of_which_is_solved_for_what_it_saw(cu
 
 
 def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, monkeypatch):
-    model, coefficients, state, data = setting
+    learner, state, data = setting
     # in bfloat16 products are rounded otherwise in batches of another size
     options = AdaptOptions(epochs=2, batch_size=8, lr=0.05, precision="float32")
-    whole = train(
-        model, [Part(coefficients, options.lr)], state, training_data(data, options, drawn(10, 0), drawn(4, 1))
-    )
+    whole = train(learner, state, training_data(data, options, drawn(10, 0), drawn(4, 1)))
     own = torch.nn.functional.cross_entropy
 
     def tight(logits, *rest, **options):
@@ -187,13 +185,13 @@ def test_a_batch_that_is_cut_for_want_of_memory_gives_the_same_result(setting, m
         return own(logits, *rest, **options)
 
     monkeypatch.setattr(module.F, "cross_entropy", tight)
-    cut = train(model, [Part(coefficients, options.lr)], state, training_data(data, options, drawn(10, 0), drawn(4, 1)))
+    cut = train(learner, state, training_data(data, options, drawn(10, 0), drawn(4, 1)))
     for one, other in zip(everything(whole.trained), everything(cut.trained), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
-    model, coefficients, state, data = setting
+    learner, state, data = setting
     images = drawn(10, 0)
     images.pixels[:] = torch.arange(10, dtype=torch.uint8)[:, None, None, None]
     seen = []
@@ -205,7 +203,7 @@ def test_every_image_is_seen_once_an_epoch(setting, monkeypatch):
 
     monkeypatch.setattr(module, "augment", spy)
     options = AdaptOptions(epochs=2, batch_size=4, lr=0.05)
-    train(model, [Part(coefficients, options.lr)], state, training_data(data, options, images, drawn(4, 1)))
+    train(learner, state, training_data(data, options, images, drawn(4, 1)))
     first, second = seen[:10], seen[10:]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second

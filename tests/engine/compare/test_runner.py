@@ -2,17 +2,19 @@
 
 import json
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from fixtures.compare import TIMES, YAML, plan_of
 
+from recast_cli.engine.adapt import fit
 from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.base.file import load_base
+from recast_cli.engine.compare import artifacts, trial
 from recast_cli.engine.compare import runner as engine
-from recast_cli.engine.compare import trial
 from recast_cli.engine.compare.artifacts import base_file
 from recast_cli.engine.compare.runner import compare, read_results
 from recast_cli.engine.compare.sweep import chosen_rate
@@ -96,6 +98,28 @@ def test_recast_gives_the_numbers_of_adapt(folder, monkeypatch):
         probe_line = results[plan.key("vit", "colours", "linear-probe", seed, None)]
         assert probe_line["test_top1"] == metrics["linear_probe_test_top1"]
         assert probe_line["val_top1"] == metrics["linear_probe_val_top1"]
+
+
+def test_no_base_is_in_memory_beside_the_network_that_is_trained(folder, stub_methods, monkeypatch):
+    bases = []
+
+    def noted(path):
+        base = load_base(path)
+        bases.append(weakref.ref(base))
+        return base
+
+    def gone(*arguments, **options):
+        assert {base() for base in bases} == {None}
+        return train(*arguments, **options)
+
+    train = fit.train
+    monkeypatch.setattr(artifacts, "load_base", noted)
+    monkeypatch.setattr(fit, "train", gone)
+    methods = (
+        "methods:\n  head:\n  recast: {lr: 0.2}\n  rosa: {method: recast, adapter: rosa, lr: 0.01}\n  norm: {lr: 0.5}\n"
+    )
+    _, failed, done = run_all(plan_of(FEW[: FEW.index("methods:")].replace("  shades: images/shades\n", "") + methods))
+    assert (failed, len(done), bool(bases)) == (0, 8, True)
 
 
 @pytest.mark.parametrize("name", ["melo", "rosa"])

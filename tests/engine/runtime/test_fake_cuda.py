@@ -11,9 +11,10 @@ from helpers import drawn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 
 from recast_cli.engine.adapt import learner as join
-from recast_cli.engine.adapt.learner import begin, make_learner
+from recast_cli.engine.adapt.fit import begin
+from recast_cli.engine.adapt.learner import make_learner
 from recast_cli.engine.adapt.linear_probe import Probe
-from recast_cli.engine.adapt.loop import Loop, TrainingData
+from recast_cli.engine.adapt.loop import TrainingData, train
 from recast_cli.engine.images.transforms import statistics
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.mimic.decompose.decompose import mimic
@@ -22,7 +23,6 @@ from recast_cli.engine.model.coefficient_gradients import cheap_gradients
 from recast_cli.engine.model.frozen_norms import frozen_norms
 from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.runtime import accumulate as batch
-from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions, with_rate
@@ -121,16 +121,12 @@ def test_an_epoch_stays_on_the_card_and_never_waits_for_it(kind, given, request,
     learner = make_learner(base, options, card)
     found = infer(take_features(learner.model), images.pixels, data, card)
     probe = Probe(Head(torch.zeros(2, found.shape[1]), torch.zeros(2)), 0.5, 1.0)
-    state = begin(learner, base, options, images, probe)
-    training_data = TrainingData({"train": images, "val": images}, data, options, torch.ones(2))
-    loop = Loop(learner.model, learner.parts(options), state, training_data)
-    accumulator = Accumulator(loop.share_of_loss, loop.parameters, 4)
-    numbers = pytest.raises(DataDependentOutputException)
-    with cheap_gradients(learner.model), frozen_norms(learner.model), numbers as error:
-        loop.steps(1, 4, accumulator, None)
-    asking = [str(entry.statement) for entry in error.traceback if "recast_cli" in str(entry.path)][-1]
-    assert "return float(total) / self.count" in asking
-    assert {each.device for each in loop.parameters} == {card}
+    training_data = TrainingData({"train": images, "val": images}, 2, data, options)
+    with pytest.raises(DataDependentOutputException) as error:
+        train(learner, begin(learner, training_data, probe), training_data)
+    asking = [entry for entry in error.traceback if "recast_cli" in str(entry.path)][-1]
+    assert "float(total) / count" in str(asking.statement)
+    assert {each.device for each in asking.frame.f_locals["parameters"]} == {card}
 
 
 @pytest.mark.parametrize("kind", ["vit", "conv"])
