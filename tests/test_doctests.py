@@ -14,7 +14,7 @@ from recast_cli.engine.task.options import AdaptOptions
 from recast_cli.engine.task.task import load_task
 
 HOMES = {**HOME, "mix": "base.mixture"}
-EXAMPLES = ("mix", "plan_layout", "merge", "Switcher", "adapt", "load_task")
+EXAMPLES = ("mix", "plan_layout", "make_base", "merge", "Switcher", "adapt", "load_task")
 """What has an example in any case; others may."""
 
 
@@ -34,11 +34,11 @@ def flowers(tmp_path_factory, vit_base):
 
 
 @pytest.mark.parametrize("name", [name for name in HOMES if name in EXAMPLES or documented(name)[1]])
-def test_the_example_runs(name, flowers, vit_base, tmp_path):
+def test_the_example_runs(name, flowers, vit_source, vit_base, tmp_path):
     module, examples = documented(name)
     assert examples, f"the docstring of {name} has no example"
     shutil.copytree(flowers / "data", tmp_path / "data")
-    known = {**vars(module), "Path": Path, "base": vit_base}
+    known = {**vars(module), "Path": Path, "source": vit_source, "base": vit_base}
     if name != "adapt":  # it makes the task
         shutil.copytree(flowers / "tasks", tmp_path / "tasks")
         known["task"] = load_task(tmp_path / "tasks" / "flowers", vit_base)

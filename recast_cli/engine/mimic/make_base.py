@@ -56,6 +56,11 @@ def make_base(
     Raises:
         RecastError: Options, images or source do not go together, or a weight is NaN or infinite.
         OSError: The file cannot be written.
+
+    Example:
+        >>> base = make_base(source, MimicOptions(groups=6, sets=2), file=Path("base.safetensors"))
+        >>> base.vector.shape  # 12 layers * 2 templates * 2 sets
+        torch.Size([48])
     """
     options, file = options or MimicOptions(), Path(file)
     check_writable(file)
