@@ -1,7 +1,5 @@
 """The working folder: recast.yaml, the base, the images and the tasks, found the way every command finds them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The parameters that errors and warnings of the engine speak of, as flags of the command line."""
 
-from __future__ import annotations
-
 from recast_cli.engine.errors import RecastError
 
 FLAGS = {"compiled": "compile", "group": "group-size", "name": "task", "patterns": "modules"}

@@ -3,8 +3,6 @@
 0 done, 1 a threshold missed, 2 wrong input or usage, 3 a machine fault or a bug, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import sys

@@ -1,7 +1,5 @@
 """One output object: results on stdout, for people or as JSON; messages and progress on stderr."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

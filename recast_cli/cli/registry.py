@@ -1,7 +1,5 @@
 """The commands by name. The module of one is imported when that command is asked for: `recast --help` needs none."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any

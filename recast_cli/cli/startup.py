@@ -1,7 +1,5 @@
 """What a command does once its options are found good, before it imports the engine."""
 
-from __future__ import annotations
-
 import gc
 import sys
 

@@ -8,8 +8,6 @@ The demo's tasks ask for what pretraining had no name for: ``textures`` are grou
 is the mirror image of another, so horizontal flips are a safe augmentation.
 """
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Callable, Iterable
 from pathlib import Path

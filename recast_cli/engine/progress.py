@@ -1,7 +1,5 @@
 """What long work calls as it goes on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 Progress = Callable[[int, int, str], None]

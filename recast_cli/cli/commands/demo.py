@@ -1,7 +1,5 @@
 """`recast demo`: the main job on an embedded model and drawn images, offline, in the commands a user would type."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

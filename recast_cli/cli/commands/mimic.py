@@ -1,7 +1,5 @@
 """`recast mimic`: checkpoint -> base."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`recast predict`: class and probability of single images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Images + base -> task: decode, probe, train, measure once, write."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 `adapt` takes it with the coefficients of a base, `compare` with whatever a method trains.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

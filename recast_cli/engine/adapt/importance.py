@@ -1,7 +1,5 @@
 """Which entries of a weight matter for a task: squared gradients accumulated over its images, before training."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """The network that a task is learned with: coefficients, an adapter, or both joined."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

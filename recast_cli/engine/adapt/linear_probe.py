@@ -5,8 +5,6 @@ float64, L-BFGS with a strong Wolfe line search, and a regularisation chosen on 
 until neither of its ends is chosen.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """The training loop: coefficients, or what else a network trains, and its head; validation alone chooses the epoch."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What task.yaml says of how a task was learned, and whether that is what is asked for now."""
 
-from __future__ import annotations
-
 import datetime
 import platform
 from collections.abc import Mapping

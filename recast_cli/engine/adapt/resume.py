@@ -1,7 +1,5 @@
 """What a killed `adapt` leaves behind, and how the next run goes on from it."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """timm networks: build one from a state dict at any image size, find its modules, take its features."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What timm needs to build a network again, and how its images are prepared."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Inside a timm network: its linear and convolution modules, their outputs, and the features before the classifier."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

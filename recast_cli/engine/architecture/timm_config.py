@@ -1,7 +1,5 @@
 """What timm says of a network: its pretrained config, its classifiers, whether it knows a name."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The base: banks, mimicked coefficients and everything else of the source, in one safetensors file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property

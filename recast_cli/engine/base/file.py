@@ -1,7 +1,5 @@
 """The base file, written and read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a base file says beside its tensors, without torch, which takes longer to import than to read it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Equation 1 of RECAST: W[l,m] = (1/K) sum_k sum_i C[l,m,k,i] T[g,i]."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

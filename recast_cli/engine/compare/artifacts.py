@@ -1,7 +1,5 @@
 """What the runs of a comparison share and make once: bases, linear probes, decoded images."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import time

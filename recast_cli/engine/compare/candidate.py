@@ -1,7 +1,5 @@
 """Put a method of a comparison into a network: all methods become parameters that the loop of `adapt` trains."""
 
-from __future__ import annotations
-
 import inspect
 
 import torch

@@ -3,8 +3,6 @@
 Methods that train nothing but the head have no place on a logarithmic axis: they are horizontal lines.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What the runs of a comparison come to: one row a source and method, and the table of them. No torch."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ That file alone says what is done: lines are only ever added, the last one of a 
 is dropped. A run that fails for a reason of the machine's leaves no line, so the next call tries it again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing

@@ -5,8 +5,6 @@ that only the table shows. So a file of results stays valid on another machine, 
 only what it changes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields

@@ -4,8 +4,6 @@ At the first seed a method is trained on all tasks at each of its rates; the bes
 tasks chooses one for this source. Test images are read for the chosen rate only, and the other seeds use it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Every method starts from the same linear probe, sees the same images in the same
 `adapt`; a run of RECAST gives the very numbers that `adapt` gives.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path

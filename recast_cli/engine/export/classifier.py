@@ -1,7 +1,5 @@
 """A task's head as the classifier of timm's own network, where the two are the same thing."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ Whatever is written is opened again by the road its readers take, timm or onnxru
 network before it counts as written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

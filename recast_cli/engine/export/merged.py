@@ -1,7 +1,5 @@
 """The merged network that is exported, and what it makes of a few images: the measure of every file."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

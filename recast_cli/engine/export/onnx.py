@@ -1,7 +1,5 @@
 """ONNX: one file that runs without PyTorch, with how its images are prepared inside and beside it."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import inspect

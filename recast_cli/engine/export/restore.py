@@ -1,7 +1,5 @@
 """A base back to its source: every tensor under its own name and in its own type, one bank in memory at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

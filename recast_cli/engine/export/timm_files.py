@@ -1,7 +1,5 @@
 """timm's own formats: a state dict in one file, and a folder with config.json that `local-dir:` opens."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images, decoded once to uint8 at the working size."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Folders of images: their classes, and what is in them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The hash is over the relative path and the split seed, so a split depends on nei
 training seed never touches it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Batches of uint8 images on a device: normalised, flipped and lightly cropped."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

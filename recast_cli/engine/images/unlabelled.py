@@ -1,7 +1,5 @@
 """Images to calibrate, to heal or to compare with: any, without labels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import Tensor

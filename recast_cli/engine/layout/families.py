@@ -1,7 +1,5 @@
 """Families: modules of one role and shape, in order of depth, and how they are cut into groups and banks."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import defaultdict

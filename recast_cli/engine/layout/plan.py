@@ -4,8 +4,6 @@ Groups follow g = ceil(l*G/L) in integers, l = 1..L counted within one role and 
 most one (RECAST, ICLR 2025, section 3).
 """
 
-from __future__ import annotations
-
 import fnmatch
 import math
 from collections.abc import Sequence

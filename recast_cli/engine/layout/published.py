@@ -1,7 +1,5 @@
 """The layouts that were published with RECAST (ICLR 2025)."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 

@@ -1,7 +1,5 @@
 """Merge a task, or the source itself, into plain weights and measure it on images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Accuracies, as fractions from 0 to 1."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

@@ -1,7 +1,5 @@
 """How well a base stands in for its source, on real images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

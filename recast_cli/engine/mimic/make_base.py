@@ -1,7 +1,5 @@
 """The whole road from a source to a base file: plan, decompose, heal, shrink, verify, write."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial

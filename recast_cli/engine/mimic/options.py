@@ -1,7 +1,5 @@
 """How a base is made: layout, solver and size; plain values, so that they can be known and checked without torch."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Attach a base to a network: the weights of its modules become mixtures, their coefficients the only parameters."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize

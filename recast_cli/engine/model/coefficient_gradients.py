@@ -17,8 +17,6 @@ With one template the last two need no extra product at all, and neither strateg
 weight, and c times the gradient is <dL/dX, X> or <dL/dY, op(X, W)>. `choose_strategy` picks by shape.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ that nobody asked for. The forward pass stays torch's: products of 16-bit activa
 `freeze_batch_norm_2d`, are slow on a CPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

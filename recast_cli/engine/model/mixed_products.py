@@ -3,8 +3,6 @@
 The strategies of coefficient_gradients.py as functions of autograd: `Scaled` of one template, `Products` of several.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

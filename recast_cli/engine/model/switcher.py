@@ -1,7 +1,5 @@
 """Switch a loaded base from task to task: the weights W are written in place, in about the time of a copy."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One page about a base: its layout, sizes and retention, curves and heat maps, and the tasks that belong to it."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass

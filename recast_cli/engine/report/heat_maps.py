@@ -1,7 +1,5 @@
 """Heat maps from -1 to 1, as many side by side as fit: coefficients within groups, templates of a role, tasks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

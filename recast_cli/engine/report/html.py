@@ -1,7 +1,5 @@
 """Pieces of a page in HTML that needs nothing but itself: no network, no script, no font of its own."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 

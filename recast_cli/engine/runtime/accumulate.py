@@ -1,7 +1,5 @@
 """One batch, in as many parts as memory asks for: its gradients are the same however it is cut."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

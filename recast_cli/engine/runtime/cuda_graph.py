@@ -5,8 +5,6 @@ does them; replayed from a graph they follow one another without it (https://pyt
 "CUDA Graphs").
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

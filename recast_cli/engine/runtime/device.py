@@ -1,7 +1,5 @@
 """Run a network over decoded images: device, batches and augmentation."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Callable

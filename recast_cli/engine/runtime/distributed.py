@@ -4,8 +4,6 @@ Only the first process, rank 0, writes and talks. All of them read the same imag
 takes every world-th row of a batch, and gradients are added up, so that the result is the one a single process has.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """A network over all images, batch by batch, without gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """The type that a network's products are computed in, by hardware and by network."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """How many threads torch takes for one operation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

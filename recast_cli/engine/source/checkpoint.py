@@ -1,7 +1,5 @@
 """Read a checkpoint: a safetensors file, shards of such by their index, or a pickle of plain tensors."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext

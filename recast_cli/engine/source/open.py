@@ -1,7 +1,5 @@
 """Open what is to be mimicked: a timm name, an `hf-hub:` name, a folder with config.json, or weight files."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """A source: the tensors of a pretrained checkpoint, its modules, and its architecture where that is known."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ A digest is a SHA-256 over names, types, shapes and the SHA-256 of the bytes of 
 two digests (the source's and the base's), its bytes are hashed once.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ All metadata of a file is one key, `recast`, holding JSON with sorted keys: safe
 keys in random order, and equal runs must give equal bytes.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Tensors by name, in memory or in files: their types and shapes, their bytes, and reading them one at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """YAML files that people write: read, and checked key by key, with the nearest known key where one is wrong."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

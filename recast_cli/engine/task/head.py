@@ -1,7 +1,5 @@
 """The head of a task: a linear classifier on a network's features."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

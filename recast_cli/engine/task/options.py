@@ -1,7 +1,5 @@
 """How a task is trained; plain values, so that the command line and recast.yaml can know them without torch."""
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What task.yaml says of a task: how it was learned, on what, and what came out."""
 
-from __future__ import annotations
-
 from typing import Any, TypedDict, get_origin, get_type_hints
 
 

@@ -10,8 +10,6 @@ A stream of `count` integers, decompressed by zlib, is
 NumPy and zlib read it back without this tool, see docs/reference/base-file.md. A checksum is part of the stream.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 

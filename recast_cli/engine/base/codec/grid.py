@@ -8,8 +8,6 @@ The grid has as many points above 0 as below, so that all 2**bits codes are of u
 itself is half a step from a point, which no network here has been seen to mind.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -6,8 +6,6 @@ NumPy reads it back without this tool:
     values = stream.reshape(count, bits) @ (1 << np.arange(bits))
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -8,8 +8,6 @@ and Fischer 1990, doi:10.1109/26.46532; with entropy codes Fischer and Wang 1992
 those of Ungerboeck's convolutional code of parity checks 13 and 04, octal (1982, doi:10.1109/TIT.1982.1056454).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

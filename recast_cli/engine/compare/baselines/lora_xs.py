@@ -1,7 +1,5 @@
 """LoRA-XS (arXiv 2405.17604): the update of a weight is A R B, and only the small square R is trained."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize

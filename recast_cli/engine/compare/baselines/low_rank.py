@@ -1,7 +1,5 @@
 """LoRA and methods after it, as PEFT implements them; options have names as in `inject`, else PEFT's."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from recast_cli.engine.compare.baselines.peft import inject

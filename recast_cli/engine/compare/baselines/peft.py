@@ -3,8 +3,6 @@
 Every method has `modules` for PEFT's target_modules, `rank` for its r, and one `seed` for all its seeds.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Learning rates at which sweeps of the baselines start, known without torch."""
 
-from __future__ import annotations
-
 LEARNING_RATES: dict[str, float] = {
     # Where a sweep may start: AdamW without weight decay, batches of 32, about 250 steps. Published rates are for runs
     # of thousands of steps. All were tried at a fifth and five times on ViT-Tiny (one seed, about 100 steps, training

@@ -6,8 +6,6 @@ gradient. The classifier is not among them: it is trained apart, on features. Op
 what is drawn at random; torch's own generator is left as it was. All but Uni-LoRA start as the network they were given.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """LoRA shared across layers and pruned: the baseline of Figure 4 of RECAST (ICLR 2025)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize

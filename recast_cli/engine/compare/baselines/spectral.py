@@ -1,7 +1,5 @@
 """Updates that are sparse under a transform, as PEFT implements them; names as in `inject`, else PEFT's."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from recast_cli.engine.compare.baselines.peft import inject

@@ -1,7 +1,5 @@
 """Methods that train some of the network's own parameters: biases, normalisation layers, or everything."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

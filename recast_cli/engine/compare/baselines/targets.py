@@ -1,7 +1,5 @@
 """Which modules a method changes: those whose whole names a regular expression matches."""
 
-from __future__ import annotations
-
 import re
 
 from torch import nn

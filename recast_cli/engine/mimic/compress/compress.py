@@ -1,7 +1,5 @@
 """A source as a base in few bits: weigh, plan, round, write."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial

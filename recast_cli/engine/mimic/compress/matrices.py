@@ -1,7 +1,5 @@
 """Which tensors of a base are stored as integers, and as which matrices they are seen."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """A plan of compression: which tensor is stored how, and how large the file is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod

@@ -1,7 +1,5 @@
 """Everything rounded so that the file takes no more than so many bytes, and hardly less."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Rounding tensors: to the nearest path or point, or with error feedback where it is known what their errors do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import torch

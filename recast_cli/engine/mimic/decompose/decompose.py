@@ -1,7 +1,5 @@
 """Source + layout + solver -> base, bank by bank: neither the source nor the base need ever be in memory as a whole."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from contextlib import closing

@@ -1,7 +1,5 @@
 """The exact solver: linear algebra instead of descent."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """A base whose tensors were changed after `mimic`: its new id, and how far it is from the source."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """Algorithm 2 of RECAST (Neural Mimicry): templates and coefficients by gradient descent."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """What is known of a base before its tensors are made: their types and shapes, and the bytes of its file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any

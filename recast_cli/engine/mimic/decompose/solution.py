@@ -1,7 +1,5 @@
 """What every solver returns, and how its distance from the source is measured."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

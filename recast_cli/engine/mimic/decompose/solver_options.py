@@ -1,7 +1,5 @@
 """The solvers and their recipes, checked; no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

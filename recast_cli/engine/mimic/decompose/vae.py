@@ -1,7 +1,5 @@
 """The paper's comparison: an encoder predicts the coefficients, the templates are the decoder."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """End to end: the base's templates, coefficients and vectors trained to give the source's outputs on images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import cast
 

@@ -1,7 +1,5 @@
 """One bank fitted to what its layers' weights do, instead of to the weights themselves."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

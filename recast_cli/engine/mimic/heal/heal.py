@@ -1,7 +1,5 @@
 """A base with fewer templates than layers, healed: layer-wise first, then end to end."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

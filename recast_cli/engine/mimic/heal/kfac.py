@@ -1,7 +1,5 @@
 """How much a change of a layer's weight changes the source's decisions: Fisher information as a Kronecker product."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What a linear layer or a convolution multiplies its weight with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import cast
 

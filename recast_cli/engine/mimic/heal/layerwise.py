@@ -1,7 +1,5 @@
 """Layer-wise healing: every shared bank fitted to the source's layers, weighed by how much each error would matter."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """Where healing stands after an epoch, what comes next, and what a killed run leaves behind."""
 
-from __future__ import annotations
-
 import io
 import math
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ and otherwise on the frozen weight; or a module beside others, tied in by hooks.
 are chosen before and stay, and both are what the task's file holds.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

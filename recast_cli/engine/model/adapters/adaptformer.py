@@ -1,7 +1,5 @@
 """AdaptFormer: a bottleneck beside every MLP, arXiv 2205.13535."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init

@@ -1,7 +1,5 @@
 """CLR: a depthwise convolution after every convolution, arXiv 2307.11386."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from recast_cli.engine.model.adapters.targets import convolutions, weight_of

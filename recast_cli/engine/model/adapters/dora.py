@@ -1,7 +1,5 @@
 """DoRA: magnitude and direction of a weight apart, arXiv 2402.09353."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """W + B A, LoRA's update, on some of the equal shares that the rows of a weight fall into."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """MeLo: low-rank updates of queries and values, arXiv 2311.08236."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

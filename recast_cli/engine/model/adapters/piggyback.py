@@ -1,7 +1,5 @@
 """PiggyBack: a binary mask on every weight, arXiv 1801.06519."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ RECAST's paper prints Eq. 10 as a mask times W, which would change only the size
 a sparse matrix of free values, and so does this.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

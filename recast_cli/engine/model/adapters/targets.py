@@ -1,7 +1,5 @@
 """Where adapters go: attention, MLPs, blocks and convolutions of a timm network, found by name and type."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn
