@@ -27,11 +27,9 @@ def test_the_folders_own_arguments_and_data_config_are_kept(vit_folder, vit_sour
         "num_heads": 2,
         "num_classes": 5,
     }
-    assert (architecture.image_size, architecture.preprocessing["mean"], architecture.preprocessing["std"]) == (
-        32,
-        MEAN,
-        STD,
-    )
+    preprocessing = architecture.preprocessing
+    assert architecture.image_size == preprocessing.input_size[1] == 32
+    assert (preprocessing.mean, preprocessing.std) == (tuple(MEAN), tuple(STD))
     assert vit_source.modules["blocks.11.attn.qkv"] == (96, 32)
     assert "head" not in vit_source.modules
     assert vit_source.name == vit_folder.name
