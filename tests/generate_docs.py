@@ -15,7 +15,6 @@ import textwrap
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import typer
@@ -161,12 +160,10 @@ def argument_list(thing: Callable[..., Any]) -> list[str]:
 
 
 def annotation(hint: Any) -> str:
-    """A type as it is written in the source."""
-    if isinstance(hint, str):
-        return hint.strip("'\"")
-    if isinstance(hint, UnionType) or not isinstance(hint, type):
-        return str(hint).replace("typing.", "")
-    return hint.__name__
+    """A type as the source spells it: names of classes without their modules."""
+    text = hint.strip("'\"") if isinstance(hint, str) else inspect.formatannotation(hint)
+    text = text.replace("torch.nn.modules.module", "nn")
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", lambda found: "nn." if found[0] == "nn." else "", text)
 
 
 def default(value: Any, hinted: bool) -> str:

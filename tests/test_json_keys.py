@@ -101,6 +101,7 @@ def test_of_a_folder_with_tasks(case, ready, vit_folder):
     check(case, *(command.format(vit=vit_folder).split() for command in READY[case]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMPARED)
 def test_of_a_comparison(case, whole):
     check(case, *(command.split() for command in COMPARED[case]))

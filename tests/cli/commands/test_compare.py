@@ -45,6 +45,7 @@ def test_a_finished_comparison_needs_neither_images_nor_timm(whole):
     assert result.stderr == "set()\n"
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_table(folder):
     Path("c.yaml").write_text(YAML[: YAML.index("methods:")] + "methods:\n  linear-probe:\n  recast: {lr: 0.02}\n")
     result = recast("compare", "c.yaml")

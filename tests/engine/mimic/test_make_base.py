@@ -30,7 +30,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case == "small")) for case in CASES])
 def test_it_makes_the_file_that_the_command_makes(case, vit_folder, vit_source, tmp_path):
     options, flags = CASES[case]
     base = make_base(vit_source, MimicOptions(**options), file=tmp_path / "python.safetensors")
@@ -39,7 +39,7 @@ def test_it_makes_the_file_that_the_command_makes(case, vit_folder, vit_source, 
     assert base.base_id == load_base(tmp_path / "command.safetensors").base_id
 
 
-@pytest.mark.parametrize("case", ["plain", "small", "descent"])
+@pytest.mark.parametrize("case", ["plain", pytest.param("small", marks=pytest.mark.slow), "descent"])
 def test_what_verify_found_is_in_the_file_which_is_written_once(case, vit_source, tmp_path, monkeypatch):
     draw_images(tmp_path / "images", count=2)
     moved, replace = [], Path.replace
