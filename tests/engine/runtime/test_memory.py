@@ -18,10 +18,12 @@ if "tuned" in sys.argv:
 
 
 def step():
-    activations = [torch.ones(2**20) for _ in range(40)]  # 160 MB, as a forward pass keeps them
+    # larger than 32 MiB each: for smaller ones glibc may learn by itself, and it does so in some processes only
+    activations = [torch.ones(2**24) for _ in range(3)]
 
 
-step()
+for _ in range(8):  # the heap grows in the first steps, as small blocks stand between the large ones
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(3):
     step()
@@ -30,11 +32,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(*arguments):
-    """Page faults of three steps, after a first one, in a process of its own: the setting is the whole process's."""
+    """Page faults of three steps, after eight others, in a process of its own: the setting is the whole process's."""
     command = [sys.executable, "-c", SCRIPT, *arguments]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
 def test_a_step_gets_the_memory_of_the_last_one():
-    assert 10 * faults("tuned") < faults()
+    assert 4 * faults("tuned") < faults()
