@@ -36,6 +36,7 @@ PUBLIC = {
     "model.adapters.adapter": ("Adapter",),
     "model.attach": ("attach", "merge"),
     "model.switcher": ("Switcher",),
+    "runtime.device": ("tune_process",),
     "measure.verify": ("Verification", "verify"),
     "task.options": ("AdaptOptions",),
     "images.datasets": ("fetch_known",),
@@ -46,7 +47,7 @@ PUBLIC = {
     "compare.spec": ("read_comparison",),
     "compare.runner": ("compare",),
     "compare.leaderboard": ("leaderboard",),
-    "measure.diagnose": ("BankDiagnosis", "compare_to_base", "diagnose", "similarity"),
+    "measure.diagnose": ("BankDiagnosis", "compare_to_base", "diagnose", "diagnose_roles", "similarity"),
     "report.figures": ("plot_base", "plot_tasks"),
 }
 """Module of the engine -> what it gives to the public."""
@@ -84,7 +85,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.images.datasets import fetch_known
     from recast_cli.engine.layout.layout import Bank, Layout
     from recast_cli.engine.layout.plan import plan_layout
-    from recast_cli.engine.measure.diagnose import BankDiagnosis, compare_to_base, diagnose, similarity
+    from recast_cli.engine.measure.diagnose import BankDiagnosis, compare_to_base, diagnose, diagnose_roles, similarity
     from recast_cli.engine.measure.evaluate import Evaluation, Guess, evaluate, evaluate_source, predict
     from recast_cli.engine.measure.verify import Verification, verify
     from recast_cli.engine.mimic.compress.compress import compress
@@ -96,6 +97,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from recast_cli.engine.model.attach import attach, merge
     from recast_cli.engine.model.switcher import Switcher
     from recast_cli.engine.report.figures import plot_base, plot_tasks
+    from recast_cli.engine.runtime.device import tune_process
     from recast_cli.engine.source.open import open_source
     from recast_cli.engine.source.source import Source
     from recast_cli.engine.task.options import AdaptOptions

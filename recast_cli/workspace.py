@@ -85,7 +85,7 @@ class Workspace:
             try:
                 AdaptOptions(**own)
             except RecastError as error:  # without any flag
-                raise error.at(f"recast.yaml: tasks.{name}") from None
+                raise RecastError(f"recast.yaml: tasks.{name}: {error.what}", error.hint) from None
             raise
 
     def recorded_data(self, record: TaskRecord) -> Path:

@@ -9,6 +9,7 @@ number changes from version to version.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import textwrap
@@ -23,6 +24,8 @@ import recast_cli
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 WIDTH = 120
+LONGEST = 100
+"""Of a method with its types on one line."""
 FIELD = re.compile(r"(\w+): (.+)")
 SECTIONS = {"Args": "Arguments", "Attributes": "Attributes", "Returns": "Returns", "Raises": "Raises"}
 
@@ -110,19 +113,30 @@ def one_name(name: str, thing: Any) -> str:
     bases = [each.__name__ for each in thing.__bases__ if each is not object]
     head = f"```python\n{signature(name, thing)}\n```"
     kind = f"A kind of {' and '.join(f'`{each}`' for each in bases)}." if issubclass(thing, Exception) else ""
-    found = members(thing)
-    return join(head, docstring(thing), kind, "\n".join(["**Methods and properties**\n", *found]) if found else "")
+    parents = [each for each in thing.__mro__[1:] if dataclasses.is_dataclass(each)]
+    found = {name: line for each in (*parents, thing) for name, line in members(each).items()}
+    inherited = [docstring(each).partition("\n\n")[2].replace("**Attributes**\n\n", "") for each in parents]
+    return join(
+        head,
+        docstring(thing),
+        *inherited,
+        kind,
+        "\n".join(["**Methods and properties**\n", *found.values()]) if found else "",
+    )
 
 
-def members(thing: type) -> list[str]:
+def members(thing: type) -> dict[str, str]:
     """The methods and properties that a class itself defines and documents, a line each."""
-    lines = []
+    lines = {}
     for name, member in vars(thing).items():
         target = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
-        text = inspect.getdoc(target) if isinstance(target, property) or inspect.isfunction(target) else None
+        computed = isinstance(target, (property, functools.cached_property))
+        text = inspect.getdoc(target) if computed or inspect.isfunction(target) else None
         if text and not name.startswith("_"):
-            shown = name if isinstance(target, property) else f"{name}({arguments(target)})"
-            lines.append(bullet(f"`.{shown}`", " ".join(text.partition("\n\n")[0].split())))
+            shown = name if computed else f"{name}({arguments(target)})"
+            if len(shown) > LONGEST:
+                shown = f"{name}({', '.join(inspect.signature(target).parameters)})".replace("(self, ", "(")
+            lines[name] = bullet(f"`.{shown}`", " ".join(text.partition("\n\n")[0].split()))
     return lines
 
 

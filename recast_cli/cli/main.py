@@ -104,7 +104,8 @@ def interrupted() -> int:
 
     if leads():  # the others have heard it as well
         kept = "What was finished is kept; the same command goes on from there."
-        Output().error(f"Interrupted. {kept if GOES_ON & {*sys.argv} else 'Nothing is half-written.'}")
+        words = {word.partition("=")[0] for word in sys.argv}
+        Output().error(f"Interrupted. {kept if GOES_ON & words else 'Nothing is half-written.'}")
     return 130
 
 

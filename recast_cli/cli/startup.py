@@ -25,7 +25,7 @@ def prepare(device: str | None, runs_networks: bool = True) -> None:
 
     Args:
         device: As the user named it.
-        runs_networks: Whether there will be any; without them nothing is set.
+        runs_networks: Whether the process is to be tuned for them; without, nothing is set.
 
     Raises:
         RecastError: There is no such device.

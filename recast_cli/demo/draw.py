@@ -1,4 +1,4 @@
-"""Draw the demo's images: a labelled pretraining pool and the small image folders of two demo tasks.
+"""Draw the demo's images: the small image folders of two tasks, and what its model was pretrained on.
 
 Every image is a figure of one pattern on a ground of another, in random colours and poses, with pixel noise. All
 random choices come from a seeded NumPy generator, so one seed gives the same pixels every time.

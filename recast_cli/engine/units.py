@@ -1,4 +1,4 @@
-"""Bytes and shares as people write and read them."""
+"""Bytes, shares and counts as people write and read them."""
 
 import re
 
@@ -20,3 +20,9 @@ def show_bytes(count: int) -> str:
 def percent(share: float | None) -> str:
     """`91.4 %` for 0.914; `-` where it is undefined."""
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def count_coefficients(coefficients: int, places: int) -> str:
+    """`48 coefficients`, or `24 coefficients at 24 places, 48 numbers` where they were chosen."""
+    chosen = f" at {places} places, {coefficients + places} numbers" if places else ""
+    return f"{coefficients} coefficients{chosen}"

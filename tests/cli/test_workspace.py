@@ -92,7 +92,7 @@ def test_home_is_understood(fresh, monkeypatch):
             "tasks: {colours: {image-size: 32, image_size: 40}}",
             "has a key twice, once with - and once with _",
         ),
-        ("tasks: {colours: {lr: -1}}", "recast.yaml: tasks.colours: --lr -1 is not a positive number"),
+        ("tasks: {colours: {lr: -1}}", "recast.yaml: tasks.colours: lr -1 is not a positive number"),
         ("base: 3", "base is a whole number (3), and text is wanted"),
         ("base: missing.safetensors", "missing.safetensors does not exist"),
         ("base: [", "recast.yaml line 1"),

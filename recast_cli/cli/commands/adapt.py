@@ -14,7 +14,7 @@ from recast_cli.cli.output import Output, left_out, show_facts
 from recast_cli.cli.startup import prepare
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.options import ADAPTERS, CUT_KERNEL_LR, RECIPES, option_types
-from recast_cli.engine.units import percent
+from recast_cli.engine.units import count_coefficients, percent
 from recast_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -92,6 +92,13 @@ def adapt(
     coefficients: Annotated[
         bool | None,
         typer.Option("--coefficients/--no-coefficients", help="Without them: the adapter alone.", show_default=False),
+    ] = None,
+    choose: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Let the task choose its coefficients: N numbers, half of them places.  [default: 0: the layout's]",
+        ),
     ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = False,
     cache_size: CacheSize = None,
@@ -188,6 +195,7 @@ def summary(task: Task, folder: Path) -> dict[str, Any]:
         "task": task.name,
         "base_id": task.base_id,
         "coefficients": record["coefficients"],
+        "places": record.get("places", 0),
         "head_parameters": record["head_parameters"],
         "adapter": adapter and {**adapter, "bytes": (folder / ADAPTER).stat().st_size},
         "files": [str(folder / name) for name in files_of(record)],
@@ -228,7 +236,7 @@ def show(console: Console, value: dict[str, Any]) -> None:
 
 def what_learned(value: dict[str, Any]) -> str:
     """`48 coefficients, 9,216 numbers of melo (38,640 bytes)`."""
-    parts = [f"{value['coefficients']} coefficients"] if value["coefficients"] else []
+    parts = [count_coefficients(value["coefficients"], value["places"])] if value["coefficients"] else []
     if adapter := value["adapter"]:
         parts.append(f"{adapter['floats']:,} numbers of {adapter['name']} ({adapter['bytes']:,} bytes)")
     return ", ".join(parts) or "nothing of the network"

@@ -55,7 +55,7 @@ def demo(
     with working_in(directory), contextlib.redirect_stdout(shown):
         for command in commands:
             out.note(f"\n$ {command}")
-            run(context, command, quiet)
+            run(context, command, quiet, debug)
     from recast_cli.cli.commands.adapt import summary
     from recast_cli.engine.task.task import load_task
 
@@ -92,10 +92,11 @@ def lay_out(directory: Path) -> list[str]:
     return tasks
 
 
-def run(context: typer.Context, command: str, quiet: bool) -> None:
+def run(context: typer.Context, command: str, quiet: bool, debug: bool) -> None:
     """Run one command of ours in this process; what it raises or exits with goes on to the caller."""
     recast: Any = context.find_root().command  # whoever called `demo` has the other commands, too
-    arguments = shlex.split(command)[1:] + (["--quiet"] if quiet else [])
+    passed = [flag for flag, given in (("--quiet", quiet), ("--debug", debug)) if given]
+    arguments = shlex.split(command)[1:] + passed
     try:
         recast(arguments)
     except SystemExit as stop:

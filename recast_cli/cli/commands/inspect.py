@@ -44,14 +44,15 @@ def inspect(
     out = Output(as_json, quiet)
     workspace = find_workspace()
     subjects = [open_subject(item, workspace, base) for item in items]
-    vectors = [each.vector for each in subjects if each.vector is not None]
+    tasks = [(each.vector, each.places) for each in subjects if each.vector is not None]
     matrix = None
-    if len(subjects) > 1 and len(vectors) == len(subjects):
-        if len({len(vector) for vector in vectors}) > 1:
+    if len(subjects) > 1 and len(tasks) == len(subjects):
+        bases = {each.value["base_id"] for each in subjects if each.places}
+        if len({len(vector) for vector, places in tasks if places is None}) > 1 or len(bases) > 1:
             raise RecastError("These tasks belong to bases of different layouts", "Inspect them one by one.")
-        from recast_cli.engine.measure.diagnose import similarity
+        from recast_cli.engine.measure.diagnose import aligned, similarity
 
-        matrix = similarity(vectors)
+        matrix = similarity(aligned(tasks))
     if plot is not None:
         draw(subjects, matrix, plot, workspace)
         out.note(f"wrote {plot}")
@@ -108,5 +109,5 @@ def tasks_of(base: Base, workspace: Workspace) -> list[Learned]:
             Output().warn(error.at(f"left out the task {name}"))
             continue
         bytes = sum((folder / file).stat().st_size for file in files_of(record) if file != RECORD)
-        found.append(Learned(record, seen.vector or [], seen.changes or [], bytes))
+        found.append(Learned(record, seen.vector or [], seen.places, seen.changes or [], bytes))
     return found

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from recast_cli.cli.output import columns, show_facts
 from recast_cli.engine.base.header import stored_as
-from recast_cli.engine.units import percent, show_bytes
-
-if TYPE_CHECKING:
-    pass
+from recast_cli.engine.units import count_coefficients, percent, show_bytes
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -85,7 +82,7 @@ def show_task(console: Console, value: dict[str, Any]) -> None:
         console,
         [
             ("task", f"{value['task']}  (base {value['base_id'][:8]})"),
-            ("coefficients", str(value["coefficients"])),
+            ("learned", count_coefficients(value["coefficients"], len(value["places"] or ()))),
             *([("adapter", describe_adapter(value["adapter"]))] if value["adapter"] else []),
             ("head", f"{value['head_parameters']:,} parameters, {len(value['classes'])} classes"),
             (
@@ -95,6 +92,13 @@ def show_task(console: Console, value: dict[str, Any]) -> None:
         ],
     )
     console.print()
+    if value["places"] and value["base"]:
+        console.print("Entries that the task chose, those that promised most first, and what it adds to them:")
+        table = columns("vector", "entry", "added")
+        for place in value["places"]:
+            table.add_row(place["vector"], str(place["entry"]), f"{place['added']:+.4f}")
+        console.print(table)
+        return
     if value["banks"] is None:
         console.print("Its base is not here; give it with --base FILE to see the coefficients by module.")
         return

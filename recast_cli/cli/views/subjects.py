@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recast_cli.cli.startup import import_torch
+from recast_cli.engine.base.chosen import check_places, read_dictionary
 from recast_cli.engine.base.header import read_base_id
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """One inspected thing: its JSON, and what is needed to show, compare and draw it."""
+    """One inspected thing: its JSON, and what is needed to show, compare and draw it.
+
+    A task has its coefficients as `vector`, and `places` (vector, entry) where it chose them.
+    """
 
     value: dict[str, Any]
     base: Base | None = None
     banks: list[BankDiagnosis] | None = None
     roles: list[RoleDiagnosis] | None = None
     vector: list[float] | None = None
+    places: list[tuple[int, int]] | None = None
     changes: list[ModuleChange] | None = None
 
 
@@ -84,12 +89,16 @@ def open_base(path: Path) -> Subject:
 
 def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
     """A task: its coefficients by module beside the base's, where the base is at hand."""
-    from recast_cli.engine.storage.header import read_floats
+    from recast_cli.engine.storage.header import read_floats, read_integers
     from recast_cli.engine.task.folder import COEFFICIENTS, check_bound, check_parts, read_record
 
     record = read_record(folder)
     shapes = check_parts(folder, record)
     vector = read_floats(folder / COEFFICIENTS, ["coefficients"])
+    places = None
+    if "places" in shapes:
+        flat = read_integers(folder / COEFFICIENTS, ["places"])
+        places = list(zip(flat[::2], flat[1::2], strict=True))
     base = find_base(record["base_id"], workspace, flag)
     value: dict[str, Any] = {
         "kind": "task",
@@ -97,6 +106,7 @@ def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
         "base_id": record["base_id"],
         "base": str(base.path) if base else None,
         "coefficients": len(vector),
+        "places": None,
         "adapter": record.get("adapter"),
         "head_parameters": math.prod(shapes["weight"]) + math.prod(shapes["bias"]),
         "classes": record["classes"],
@@ -105,10 +115,20 @@ def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
         "banks": None,
     }
     if base is None:
-        return Subject({**value, "vector": vector}, vector=vector)
-    from recast_cli.engine.measure.diagnose import compare_to_base
+        return Subject({**value, "places": places, "vector": vector}, vector=vector, places=places)
+    from recast_cli.engine.measure.diagnose import chosen_changes, compare_to_base
 
-    check_bound(record["base_id"], len(vector), base, "the task")
+    check_bound(record["base_id"], None if places else len(vector), base, "the task")
+    if places:
+        assert base.path is not None, "it was read from a file"
+        entries = read_dictionary(base.path, base.architecture)
+        check_places(places, entries, str(folder / COEFFICIENTS))
+        names = [*entries]
+        value["places"] = [
+            {"vector": names[number], "entry": entry, "added": added}
+            for (number, entry), added in zip(places, vector, strict=True)
+        ]
+        return Subject(value, vector=vector, places=places, changes=chosen_changes(names, places, vector))
     changes = compare_to_base(base, vector)
     moved = {change.module: asdict(change) for change in changes}
     value["banks"] = [

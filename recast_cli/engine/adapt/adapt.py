@@ -60,8 +60,8 @@ def adapt(
         on_epoch: Called after every epoch, first with epoch 0, the start.
 
     Returns:
-        The task, with coefficients (layout.coefficients,), a head of (classes, head_hidden_size) and its record; also
-        written to `folder`.
+        The task, with coefficients (layout.coefficients,) or those it chose, a head of (classes, head_hidden_size) and
+        its record; also written to `folder`.
 
     Raises:
         RecastError: Wrong data, options, base or folder.
@@ -117,7 +117,7 @@ def adapt(
             switcher, size = Switcher(base, device), options.image_size
             model = switcher.switch(base.vector, size)
             probe_top1 = measure(model, learned.state.probe.head, images["test"], preprocessing)
-            model = switcher.switch(learned.vector, size, learned.adapter)
+            model = switcher.switch(learned.vector, size, learned.adapter, learned.places)
             test_top1 = measure(model, learned.head, images["test"], preprocessing)
         record = {
             "format": FORMATS["task"],
@@ -136,7 +136,8 @@ def adapt(
             "classes": list(split.classes),
             "split": identity["split"],
         }
-        task = Task(name, base.base_id, learned.vector, *learned.head, cast(TaskRecord, record), learned.adapter)
+        head, about = learned.head, cast(TaskRecord, record)
+        task = Task(name, base.base_id, learned.vector, *head, about, learned.adapter, learned.places)
         distributed.from_first(lambda: save_finished(task, folder))
     return task
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.adapt.choose import choose_places
 from recast_cli.engine.adapt.learner import Learner
 from recast_cli.engine.adapt.linear_probe import Probe, fit_probe, halfway
 from recast_cli.engine.adapt.loop import TrainingData, train
@@ -28,6 +29,8 @@ from recast_cli.engine.task.options import RECIPES
 
 Rows = tuple[Tensor, Tensor]
 """Features (N, width) of images, and their labels (N,)."""
+PLACES = "places"
+"""Under this name the state of a run has chosen places, beside what of an adapter was chosen."""
 
 
 class Learned(NamedTuple):
@@ -36,6 +39,7 @@ class Learned(NamedTuple):
     Attributes:
         vector: Coefficients in layout order, or what a method trains in their place, one value after another.
         adapter: What was learned in an adapter, where there is one.
+        places: (k, 2) int32, where the coefficients were chosen, else None.
         head: The final head.
         state: How it went.
         coefficients: How many numbers of `vector` were trained: all or none.
@@ -46,6 +50,7 @@ class Learned(NamedTuple):
 
     vector: Tensor
     adapter: Adapter | None
+    places: Tensor | None
     head: Head
     state: State
     coefficients: int
@@ -86,8 +91,8 @@ def learn_task(
     if state is None:
         with timed(timings, "probe"):
             state = begin(learner, training_data, probe or probe_network(model, training_data, progress))
-    elif learner.adapter:
-        learner.adapter.fix(state.fixed)
+    else:
+        restore_choices(learner, state.fixed)
     learner.base = None
     if on_epoch:
         for epoch in state.history:
@@ -99,6 +104,7 @@ def learn_task(
             state = refit_head(state, *extract_features(model, training_data, progress), training_data.class_weights)
     return Learned(
         *learner.learned(state.best.values),
+        learner.entries.places if learner.entries else None,
         state.best.head,
         state,
         sum(parameter.numel() for parameter in learner.coefficients),
@@ -109,16 +115,28 @@ def learn_task(
 
 
 def begin(learner: Learner, training_data: TrainingData, probe: Probe) -> State:
-    """Epoch 0: the parameters as they are, the linear probe or random weights for a head, a sparse adapter's choice."""
+    """Epoch 0: the parameters as they are, the linear probe or random weights for a head, and what is chosen."""
     options, head = training_data.options, probe.head
     accuracy: float | None = probe.val_top1
     fixed = learner.choose(head, training_data.images["train"], options)
+    if learner.entries:
+        fixed[PLACES] = choose_places(learner.entries, training_data, head)
+        learner.entries.choose(fixed[PLACES])
     if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
         bound, generator = head.weight.shape[1] ** -0.5, torch.Generator().manual_seed(options.seed)
         head = Head(*(torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head))
         accuracy = None
     start = Trained(learner.parameters, head).copy()
     return State(start, start, probe, history=[Epoch(0, None, accuracy)], fixed=fixed)
+
+
+def restore_choices(learner: Learner, fixed: dict[str, Tensor]) -> None:
+    """Choose what the run that is continued has chosen."""
+    fixed = dict(fixed)
+    if learner.entries:
+        learner.entries.choose(fixed.pop(PLACES))
+    if learner.adapter:
+        learner.adapter.fix(fixed)
 
 
 def probe_network(model: nn.Module, training_data: TrainingData, progress: Progress | None = None) -> Probe:

@@ -1,4 +1,6 @@
-"""Which entries of a weight matter for a task: squared gradients accumulated over its images, before training."""
+"""Which entries of a network matter for a task: gradients over its training images, before training."""
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,52 @@ from recast_cli.engine.runtime.inference import batches
 from recast_cli.engine.runtime.precision import precision
 from recast_cli.engine.task.head import Head
 
-BATCHES, SIZE = 16, 32
-"""Images are looked at in so many batches at most, of so many images."""
+SIZE = 32
+"""Images a batch."""
+
+
+def gradients(
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    images: Images,
+    head: Head,
+    preprocessing: Preprocessing,
+    most: int,
+    seed: int,
+    class_weights: Tensor | None = None,
+) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
+    """Gradients of a head's cross-entropy, batch by batch over the images as they are.
+
+    Args:
+        model: Frozen, on its device; `parameters` want gradients while this runs.
+        parameters: Of the model.
+        images: Of training.
+        head: The linear probe's.
+        preprocessing: The network's.
+        most: Images that are looked at, at most.
+        seed: Of the choice of images.
+        class_weights: (classes,) of the loss, or None.
+
+    Yields:
+        The weight of a batch, 1 in all, and the gradients of its mean loss.
+    """
+    device = next(model.parameters()).device
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most]
+    head, weights = Head(*(part.to(device) for part in head)), None
+    if class_weights is not None:
+        weights = class_weights.to(device)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        for part in batches(len(order), SIZE):
+            rows = order[part]
+            with precision(device):
+                found = features(model, normalise(images.pixels[rows].to(device), preprocessing))
+                loss = F.cross_entropy(head(found), images.labels[rows].to(device), weights)
+            yield len(rows) / len(order), torch.autograd.grad(loss, parameters, materialize_grads=True)
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
 
 def squared_gradients(
@@ -23,9 +69,9 @@ def squared_gradients(
     """The sum over batches of (dL/dW)², L the cross-entropy of a head: as RoSA chooses places.
 
     Args:
-        model: Plain and frozen, on its device; its weights may want gradients within this call.
+        model: Plain and frozen, on its device.
         names: Of modules.
-        images: Of training.
+        images: Of training; 512 of them are looked at.
         head: The linear probe's.
         preprocessing: The network's.
         seed: Of the choice of images.
@@ -33,24 +79,13 @@ def squared_gradients(
     Returns:
         Name of a module -> (*shape of its weight), the same in every process.
     """
-    device = next(model.parameters()).device
     weights = [model.get_parameter(f"{name}.weight") for name in names]
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: BATCHES * SIZE]
-    head = Head(*(part.to(device) for part in head))
-    totals = [torch.zeros_like(weight) for weight in weights]
 
     def accumulate() -> list[Tensor]:
-        for weight in weights:
-            weight.requires_grad_(True)
-        for part in batches(len(order), SIZE):
-            rows = order[part]
-            with precision(device):
-                found = features(model, normalise(images.pixels[rows].to(device), preprocessing))
-                loss = F.cross_entropy(head(found), images.labels[rows].to(device))
-            for total, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
+        totals = [torch.zeros_like(weight) for weight in weights]
+        for _, found in gradients(model, weights, images, head, preprocessing, 512, seed):
+            for total, gradient in zip(totals, found, strict=True):
                 total.addcmul_(gradient, gradient)
-        for weight in weights:
-            weight.requires_grad_(False)
         return [total.cpu() for total in totals]
 
     return dict(zip(names, distributed.from_first(accumulate), strict=True))

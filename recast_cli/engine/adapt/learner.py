@@ -12,6 +12,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.model.adapters.adapter import Adapter, Installed
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
+from recast_cli.engine.model.entries import Entries
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
@@ -24,9 +25,11 @@ class Learner:
     Attributes:
         model: On its device, in eval mode, frozen but for what follows.
         vector: The base's own coefficients, which a task has where none are trained.
-        coefficients: (K, n) of every module in layout order, or what a method trains in their place.
+        coefficients: (K, n) of every module in layout order, the steps of chosen ones, or what a method trains in their
+            place.
         adapter: In the network, where there is one.
         base: Where a sparse adapter finds the source's weights; None once they were looked at.
+        entries: Where the task chooses its coefficients: whose steps they are.
     """
 
     model: nn.Module
@@ -34,6 +37,7 @@ class Learner:
     coefficients: list[nn.Parameter]
     adapter: Installed | None = None
     base: Base | None = None
+    entries: Entries | None = None
 
     @property
     def device(self) -> torch.device:
@@ -74,8 +78,10 @@ class Learner:
     def learned(self, values: Sequence[Tensor]) -> tuple[Tensor, Adapter | None]:
         """The vector and the adapter of a task, from values of `parameters`."""
         count = len(self.coefficients)
-        vector = torch.cat([value.reshape(-1) for value in values[:count]]) if count else self.vector
-        return vector, self.adapter.learned([*values[count:]]) if self.adapter else None
+        adapter = self.adapter.learned([*values[count:]]) if self.adapter else None
+        if self.entries:
+            return self.entries.values(values[0]), adapter
+        return torch.cat([value.reshape(-1) for value in values[:count]]) if count else self.vector, adapter
 
 
 def make_learner(base: Base, options: AdaptOptions, device: torch.device) -> Learner:
@@ -84,13 +90,16 @@ def make_learner(base: Base, options: AdaptOptions, device: torch.device) -> Lea
     Raises:
         RecastError: The network has no place for this adapter, or does not take images of this size.
     """
-    if options.coefficients:
+    if options.coefficients and not options.choose:
         model = ready(attach(base, image_size=options.image_size), device)
         coefficients = coefficient_parameters(model, base)
     else:
         model, coefficients = ready(merge(base, image_size=options.image_size), device), []
-    adapter = None
+    adapter = entries = None
+    if options.choose:
+        entries = Entries(model, base.entries, options.choose // 2)
+        coefficients = [entries.steps]
     if options.adapter:
         given = {"rank": options.rank, "density": options.density, "seed": options.seed}
         adapter = Installed(model, options.adapter, given)
-    return Learner(model, base.vector, coefficients, adapter, base)
+    return Learner(model, base.vector, coefficients, adapter, base, entries)

@@ -36,6 +36,7 @@ def describe_learned(
     state, adapter, floats = learned.state, learned.adapter, learned.adapter_floats
     return {
         "coefficients": learned.coefficients,
+        "places": 0 if learned.places is None else len(learned.places),
         "adapter": adapter and {"name": adapter.name, "options": adapter.options, "floats": floats},
         "head_parameters": learned.head.floats,
         "metrics": {

@@ -59,7 +59,7 @@ class State:
         batch_size: Images a step, once it is known.
         optimizer: AdamW's state dict; None before the first step.
         history: Every epoch so far.
-        fixed: What of an adapter was chosen before training and stays, by name.
+        fixed: What was chosen before training and stays, by name: of an adapter, and `places` of coefficients.
         final_val_top1: Validation accuracy with the final head; None while `best` has the trained one.
     """
 

@@ -1,1 +1,1 @@
-"""The only room that builds timm networks: describe, build, find modules, take features."""
+"""timm networks: describe, build, find modules, take features."""

@@ -1,4 +1,4 @@
-"""timm networks: build one from a state dict at any image size, find its modules, take its features."""
+"""timm networks: build one from a state dict at any image size."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recast_cli.engine.base.chosen import add_entries, check_places, dictionary
 from recast_cli.engine.base.codec.code import Code, code_to_dict
 from recast_cli.engine.base.header import BaseHeader
 from recast_cli.engine.base.mixture import mix, with_means
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.storage.digest import Hashed, digest
-from recast_cli.engine.storage.tensors import Spec, specs
+from recast_cli.engine.storage.header import FLOATS
+from recast_cli.engine.storage.tensors import TYPE_NAMES, Spec, specs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +72,37 @@ class Base(BaseHeader):
         plain = {name: spec for name, spec in specs(self.tensors).items() if name not in stored}
         return plain | {name: Spec(torch.float32, code.shape) for name, code in self.codes.items()}
 
-    def state(self, vector: Tensor | None = None) -> dict[str, Tensor]:
+    @cached_property
+    def entries(self) -> dict[str, int]:
+        """The vectors that a task may choose coefficients from, in the order that `places` counts: name -> entries."""
+        shapes = {name: spec.shape for name, spec in self.rest_specs.items() if TYPE_NAMES[spec.dtype] in FLOATS}
+        return dictionary(shapes, self.architecture)
+
+    def state(self, vector: Tensor | None = None, places: Tensor | None = None) -> dict[str, Tensor]:
         """The merged state dict: plain weights W under the source's own names.
 
         Args:
             vector: Coefficients of a task in layout order; default: the mimicked ones.
+            places: (k, 2), where the task chose its coefficients: `vector` (k,) is then what is added there.
 
         Returns:
-            Name -> tensor; what is not reparameterised is the base's own tensor, not a copy.
+            Name -> tensor; what is not changed is the base's own tensor, not a copy.
+
+        Raises:
+            RecastError: A place is not in the base, or named twice.
         """
+        if vector is not None and places is not None:
+            check_places(places.tolist(), self.entries, "the task")
+            state = self.state()
+            changed = add_entries(state, [*self.entries], places, vector)
+            return state | changed | {alias: changed[name] for alias, name in self.aliases.items() if name in changed}
         vector = self.vector if vector is None else vector
-        places = self.layout.slices()
+        slices = self.layout.slices()
         state = dict(self.rest)
         for bank in self.layout.banks:
             templates = self.templates(bank)
             for module in bank.modules:
-                place, shape = places[module]
+                place, shape = slices[module]
                 state[f"{module}.weight"] = mix(vector[place].reshape(shape), templates, bank.means)
         return state | {alias: state[name] for alias, name in self.aliases.items()}
 

@@ -15,7 +15,12 @@ from recast_cli.engine.storage.writer import writing
 
 
 def save_base(base: Base, path: Path) -> Base:
-    """Write `base` to `path` atomically and return it with its path."""
+    """Write `base` to `path` atomically and return it with its path.
+
+    Raises:
+        RecastError: There is no such folder, or no permission to write there.
+        OSError: The disk is full, among others.
+    """
     metadata = metadata_of(base, base.codes)
     with writing(path, specs(base.tensors), widest(metadata, base.layout)) as writer:
         writer.write_all(base.tensors.items())

@@ -8,9 +8,9 @@ from typing import Any
 from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.errors import DamagedFile, RecastError, UnknownArchitecture, option
 from recast_cli.engine.layout.layout import Layout, coefficient_key
-from recast_cli.engine.storage.header import FORMATS, read_floats, read_metadata
+from recast_cli.engine.storage.header import read_floats, read_metadata
 
-PLAIN, CODED, MEANS, TRELLIS = 1, 2, 3, FORMATS["base"]
+PLAIN, CODED, MEANS, TRELLIS = 1, 2, 3, 5
 """Formats: of plain bases; of compressed ones, which a reader of format 1 would take for damaged; of layouts that take
 means of templates; of bases that have integers on a trellis. A file has the oldest whose readers understand it."""
 LONGEST_NUMBER = -2.2250738585072014e-308
@@ -25,8 +25,8 @@ class BaseHeader:
         layout: Which modules are in which bank.
         architecture: None where nobody knows it.
         source: Name of the source; `source_digest` its digest.
-        base_id: Digest of layout and tensor bytes; tasks are bound to it. Empty before the tensors are there, as are
-            the source's digest and `errors`.
+        base_id: Digest of layout, codes and stored tensors, see `identify`; tasks are bound to it. Empty before the
+            tensors are there, as are the source's digest and `errors`.
         errors: Per module, relative Frobenius error and cosine between W and the source weight.
         solver: How templates and coefficients were found, with all options.
         aliases: Other names of tensors that the source shares.

@@ -27,7 +27,8 @@ class Row:
 
     Attributes:
         source: Name, as are `method` and the keys of `tasks`; `kind` is the method's.
-        floats: Trained, without the head; `degrees_of_freedom` of them where a layout has fewer.
+        floats: Trained, without the head, and places of chosen ones; `degrees_of_freedom` of them where a layout has
+            fewer.
         file_bytes: Of the safetensors that holds them.
         lr: The chosen rate; None where there is none, or none yet.
         tasks: Task -> its score.
@@ -215,5 +216,6 @@ def legend(plan: Plan) -> str:
     seeds = f"mean ± standard deviation over {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else "one seed"
     return (
         f"Test top-1 in percent, {seeds}; bold: the best of at most {BUDGET} floats. Floats are those trained "
-        "beside the head. Epoch and learning rate were chosen on validation images; test was measured once."
+        "beside the head, and the places of chosen ones. Epoch and learning rate were chosen on validation images; "
+        "test was measured once."
     )

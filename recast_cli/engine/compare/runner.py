@@ -83,7 +83,6 @@ def compare(
     jobs: int = 1,
     device: str | None = None,
     cache_size: int | None = None,
-    on_start: Callable[[Run], None] | None = None,
     on_run: Callable[[Run, dict[str, Any] | None, str], None] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Do all that is still to do.
@@ -94,7 +93,6 @@ def compare(
         jobs: Processes that work at a time; 1: this one.
         device: As `choose_device` takes it.
         cache_size: Bytes that the cache of decoded images may take.
-        on_start: Called before a run.
         on_run: Called after a run with its line, or None and what went wrong.
 
     Returns:
@@ -133,8 +131,6 @@ def compare(
         for run in next_runs(plan, results):
             if run.key not in failed and run.key not in under_way:
                 under_way.add(run.key)
-                if on_start:
-                    on_start(run)
                 return run, results.get(run.key)
         return None
 

@@ -22,7 +22,9 @@ OWN_KINDS = ("linear-probe", "head", "recast", "adapter")
 """Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""
 ADAPTER: dict[str, tuple[type, ...]] = {"adapter": (str,), "rank": (int,), "density": (float,)}
 """Options of an adapter: alone with the method `adapter`, joined with the method `recast`."""
-A_METHODS_OWN = ("lr", "seed", "adapter_lr", "coefficients", *ADAPTER)
+CHOICE: dict[str, tuple[type, ...]] = {"choose": (int,)}
+"""Options of chosen coefficients, of the method `recast`."""
+A_METHODS_OWN = ("lr", "seed", "adapter_lr", "coefficients", *ADAPTER, *CHOICE)
 """Options of adapt that are a method's or a run's, not a task's."""
 SPELT = ("modules", "groups", "templates", "sets")
 """Options of mimic that spell a layout out, and so do not go with a named one."""
@@ -65,7 +67,7 @@ class Method:
         name: In the file.
         kind: `linear-probe`, `head`, `recast`, `adapter`, or one of METHODS.
         options: Of mimic for the first four, else of the method.
-        adapter: Options of adapt that describe the adapter of `adapter` or `recast`, where there is one.
+        adapter: Options of adapt that describe the adapter of `adapter` or `recast`, or the choice of `recast`.
         rates: Learning rates to begin with; none where nothing but the head is trained.
         start: The rate that wins a tie.
         factor: Between neighbouring rates where the sweep may grow; 1: it does not.
@@ -245,9 +247,10 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
             raise RecastError(f"{path}: {where}.{key} would give this method a budget of its own", hint)
     adapter: dict[str, Any] = {}
     if kind in OWN_KINDS:
-        adapter = adapter_options(path, where, kind, {key: options.pop(key) for key in [*options] if key in ADAPTER})
+        of_adapt = {key: options.pop(key) for key in [*options] if key in ADAPTER | CHOICE}
+        adapter = adapter_options(path, where, kind, of_adapt)
         options = mimic_options(path, where, options, {"method": (str,), "lr": (float,), **MIMIC})
-    if adapter:
+    if "adapter" in adapter:
         rates = {**rates, kind: ADAPTERS[adapter["adapter"]].lr}
     if kind not in rates:
         if lr is not None:
@@ -262,10 +265,12 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
 
 def adapter_options(path: Path, where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
     """The adapter of a method of ours, as options of adapt; empty where there is none."""
-    check_keys(path, where, given, ADAPTER)
+    check_keys(path, where, given, ADAPTER | CHOICE)
     given = {key: value for key, value in given.items() if value is not None}
     if kind not in ("adapter", "recast") and given:
         raise RecastError(f"{path}: {where}: {kind} has no adapter", "Use the method recast, or adapter.")
+    if kind != "recast" and "choose" in given:
+        raise RecastError(f"{path}: {where}: only recast chooses coefficients", "Use the method recast.")
     if kind == "adapter" and "adapter" not in given:
         raise RecastError(f"{path}: {where} names no adapter", f"Write `adapter: ` and one of {', '.join(ADAPTERS)}.")
     try:

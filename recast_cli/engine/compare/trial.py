@@ -25,10 +25,9 @@ from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.runtime.precision import measuring_precision
 from recast_cli.engine.storage.tensors import read_tensors
-from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions, with_rate
-from recast_cli.engine.task.task import bound, read_adapter, save_adapter, save_head
+from recast_cli.engine.task.task import read_adapter, save_adapter, save_coefficients, save_head
 
 Line = dict[str, Any]
 """What runs.jsonl says of a run."""
@@ -58,9 +57,9 @@ class Work:
     def options(self) -> AdaptOptions:
         """Of the run, as `adapt` would be given them."""
         options = replace(self.task.options, seed=self.run.seed, coefficients=self.method.kind == "recast")
-        if self.method.adapter:  # its rate is the one that is swept; coefficients have their default
+        if "adapter" in self.method.adapter:  # its rate is the one that is swept; coefficients have their default
             return replace(options, **self.method.adapter, adapter_lr=self.run.lr)
-        return replace(options, lr=self.run.lr or options.lr)
+        return replace(options, **self.method.adapter, lr=self.run.lr or options.lr)
 
     def file(self, part: str = "") -> Path:
         """Where what was trained is kept until it is measured; the `part` .head and .adapter lie beside it."""
@@ -124,6 +123,7 @@ def probe_line(work: Work) -> Line:
     return {
         **shared(work, base),
         "floats": 0,
+        "places": 0,
         "degrees_of_freedom": 0,
         "file_bytes": 0,
         "head_floats": probe.head.floats,
@@ -163,10 +163,13 @@ def train_line(work: Work) -> Line:
         return {"error": str(error), "diverged": True, "val_top1": None, "test_top1": None}
     seconds, peak = time.perf_counter() - start, peak_mb(device)
     state, floats = learned.state, learned.coefficients + learned.adapter_floats
+    places = 0 if learned.places is None else len(learned.places)
+    of_layout = work.method.kind == "recast" and not places
     return {
         **about,
-        "floats": floats,
-        "degrees_of_freedom": degrees + learned.adapter_floats if work.method.kind == "recast" else floats,
+        "floats": floats + places,  # a place is a number that is stored, like any other
+        "places": places,
+        "degrees_of_freedom": degrees + learned.adapter_floats if of_layout else floats,
         "file_bytes": save_learned(work, base_id, learned),
         "head_floats": learned.head.floats,
         "head_lr": options.head_lr,
@@ -185,7 +188,7 @@ def save_learned(work: Work, base_id: str, learned: Learned) -> int:
     """Write what was learned, as `adapt` does; returns the bytes of what the method adds to a head."""
     kind = work.method.kind
     extra = {} if kind in OWN_KINDS else {"method": kind, "options": work.method.options}
-    write_tensors(work.file(), {"coefficients": learned.vector}, bound("coefficients", base_id) | extra)
+    save_coefficients(work.file(), learned.vector, learned.places, base_id, extra)
     save_head(work.file(".head"), learned.head, base_id)
     size = 0 if kind in ("head", "adapter") else work.file().stat().st_size
     if learned.adapter is not None:
@@ -197,12 +200,13 @@ def save_learned(work: Work, base_id: str, learned: Learned) -> int:
 def test_stored(work: Work) -> float:
     """Top-1 on the test images of what was trained. RECAST is measured as `adapt` does it: merged."""
     base = base_of(work.plan, work.run, work.folder)
-    vector, head = read_tensors(work.file())["coefficients"], Head(**read_tensors(work.file(".head")))
+    stored, head = read_tensors(work.file()), Head(**read_tensors(work.file(".head")))
+    vector, places = stored["coefficients"], stored.get("places")
     images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
     options, device = work.options, work.device
     if work.method.kind in OWN_KINDS:
-        adapter = read_adapter(work.file(".adapter")) if work.method.adapter else None
-        model = Switcher(base, str(device)).switch(vector, options.image_size, adapter)
+        adapter = read_adapter(work.file(".adapter")) if options.adapter else None
+        model = Switcher(base, str(device)).switch(vector, options.image_size, adapter, places)
     else:
         learner = prepare(work.method, base, options, device)
         put(learner.parameters, vector.split([each.numel() for each in learner.parameters]))

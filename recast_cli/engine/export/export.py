@@ -33,7 +33,7 @@ class Exported:
         files: Of the export.
         max_logit_difference: Largest difference between the logits of the merged network and of what was written,
             opened again; None where the architecture is unknown, so that nothing can run.
-        identical: Whether the source's tensors came back bit by bit; None with a task.
+        identical: Whether the source's tensors came back bit by bit; None with a task, and of ONNX.
         opened: The line of Python that opens it.
     """
 
@@ -60,6 +60,9 @@ def export(base: Base, path: Path, format: str, task: Task | None = None) -> Exp
             that `local-dir:` opens) or `onnx`.
         task: Its coefficients, adapter and head; default: the source's own weights and classifier.
 
+    Returns:
+        What was written, once it was opened again and gave the merged network's logits.
+
     Raises:
         RecastError: The format cannot hold the network, or an extra is missing.
         OSError: The disk is full, among others.
@@ -73,7 +76,21 @@ def export(base: Base, path: Path, format: str, task: Task | None = None) -> Exp
 
 
 def export_all(base: Base, tasks: Sequence[Task], format: str, folder: Path) -> list[Exported]:
-    """The same for several tasks, each by its name in one folder, new or empty: all of them or none."""
+    """`export` for several tasks, each by its name in one folder: all of them or none.
+
+    Args:
+        base: Of the tasks.
+        tasks: They.
+        format: As of `export`.
+        folder: New or empty.
+
+    Returns:
+        What was written of each task, in order.
+
+    Raises:
+        RecastError: As of `export`, or the folder holds something.
+        OSError: The disk is full, among others.
+    """
     folder = Path(folder)
     check_format(format)
     check_new_folder(folder)

@@ -101,7 +101,7 @@ def merge_task(base: Base, task: Task | None) -> Merged:
     if task is None:
         model = network = merge(base)
     else:
-        model = merge(base, task.vector, task.image_size, task.adapter)
+        model = merge(base, task.vector, task.image_size, task.adapter, task.places)
         network = Classified(model, task.head).eval()
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, *preprocessing.input_size), dtype=torch.uint8, generator=generator)

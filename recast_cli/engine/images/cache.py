@@ -34,8 +34,8 @@ DEFAULT_CACHE_SIZE = 10 * 10**9
 FORMAT = FORMATS["images"]
 HEADER = 4096
 """Bytes before the pixels: the header is written last, when it is known how many images could be read."""
-FILES = ("images-*.safetensors", ".images-*.tmp", "pictures-*.safetensors")
-"""What lies in the cache; the last were made by versions that looked for other names, and go in their turn."""
+FILES = ("images-*.safetensors", ".images-*.tmp", "pictures-*.safetensors", ".pictures-*.tmp")
+"""What lies in the cache; the last two were made by versions that looked for other names, and go in their turn."""
 STALE = 60
 """Seconds after which a temporary file that no run has locked is a killed run's."""
 

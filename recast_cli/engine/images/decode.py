@@ -13,7 +13,7 @@ import torch
 from timm.data import create_transform
 from torch import Tensor
 
-from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
+from recast_cli.engine.errors import DamagedFile, MissingFile, OptionError, RecastError, option
 from recast_cli.engine.images.cache import DEFAULT_CACHE_SIZE, build, cache_file, keep, load_cached, reserve
 from recast_cli.engine.images.folders import Item
 from recast_cli.engine.images.preprocessing import Preprocessing
@@ -96,8 +96,10 @@ def decode(
         cache_size: Bytes that all cached files may take together; 0 for no cache; default: DEFAULT_CACHE_SIZE.
 
     Raises:
-        RecastError: No image could be read, or one could not and `on_bad_image` is `fail`.
+        RecastError: No image could be read, one could not and `on_bad_image` is `fail`, or that is another word.
     """
+    if on_bad_image not in ("skip", "fail"):
+        raise OptionError("on_bad_image", f"{on_bad_image} is unknown", "Use skip or fail.")
     cache_size = DEFAULT_CACHE_SIZE if cache_size is None else cache_size
     transform, shape = evaluation_transform(preprocessing), (len(items), *preprocessing.input_size)
     paths = [item.path for item in items]

@@ -1,4 +1,8 @@
-"""Families: modules of one role and shape, in order of depth, and how they are cut into groups and banks."""
+"""Families: modules of one role and shape, in order of depth, and how they are cut into groups and banks.
+
+Groups follow g = ceil(l*G/L) in integers, l = 1..L counted within one role and shape, so group sizes differ by at
+most one (RECAST, ICLR 2025, section 3).
+"""
 
 import math
 import re

@@ -22,7 +22,7 @@ class Bank:
         shape: Shape of each weight and of each template.
         templates: n, how many templates a weight is mixed of.
         means: Whether the file holds n/2 kernels, each of which is cut into two templates: what is left of it beside
-            its mean over the window, and that mean (see `cut`).
+            its mean over the window, and that mean (see `uncut` in base/mixture.py).
     """
 
     name: str
@@ -78,7 +78,7 @@ class Layout:
 
     @property
     def template_parameters(self) -> int:
-        """Scalars in all templates as they are stored: sum over banks of n * numel."""
+        """Scalars in all templates as they are stored: sum over banks of `stored` * numel."""
         return sum(bank.stored * bank.numel for bank in self.banks)
 
     @property

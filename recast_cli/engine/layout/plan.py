@@ -1,8 +1,4 @@
-"""Plan a layout: modules in, banks out. Pure arithmetic on names and shapes; no weights, no torch.
-
-Groups follow g = ceil(l*G/L) in integers, l = 1..L counted within one role and shape, so group sizes differ by at
-most one (RECAST, ICLR 2025, section 3).
-"""
+"""Plan a layout: modules in, banks out. Pure arithmetic on names and shapes; no weights, no torch."""
 
 import fnmatch
 import math

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,6 +177,36 @@ def compare_to_base(base: BaseHeader, vector: Iterable[float]) -> list[ModuleCha
         )
         for module, (place, (_, templates)) in base.layout.slices().items()
     ]
+
+
+def chosen_changes(
+    names: Sequence[str], places: Sequence[tuple[int, int]], values: Sequence[float]
+) -> list[ModuleChange]:
+    """What a task that chose its coefficients changed, vector by vector: what is added, entry by entry, beside zeros.
+
+    Args:
+        names: Of the base's dictionary, in its order.
+        places: k pairs (vector, entry).
+        values: k.
+    """
+    by_name: dict[str, list[float]] = {}
+    for (vector, _), value in sorted(zip(places, values, strict=True)):
+        by_name.setdefault(names[vector], []).append(value)
+    return [ModuleChange(name, [added], [[0.0] * len(added)], math.hypot(*added)) for name, added in by_name.items()]
+
+
+def aligned(tasks: Sequence[tuple[Sequence[float], Sequence[tuple[int, int]] | None]]) -> list[list[float]]:
+    """Coefficients of tasks of one base as vectors of one length, for `similarity`: by their place in the layout, or by
+    that which the task chose, with 0 where it moved nothing.
+
+    Args:
+        tasks: Coefficients and, where they were chosen, places (vector, entry) of each task.
+    """
+    named: list[dict[Any, float]] = [
+        dict(zip(range(len(vector)) if places is None else places, vector, strict=True)) for vector, places in tasks
+    ]
+    every = {place: None for each in named for place in each}
+    return [[each.get(place, 0.0) for place in every] for each in named]
 
 
 def rows(values: list[float], width: int) -> list[list[float]]:

@@ -78,7 +78,7 @@ def evaluate(
         base: The task's base.
         task: From `load_task(folder, base)`.
         recorded: Data folder of the recorded test split; needed without `data`.
-        data: Every image of a flat folder of classes, else its test part, else its val part.
+        data: Every image of a flat folder of classes, else of its test part, else of its val or even its train part.
         switcher: Of `base`, for several tasks: its network is switched to the task, else one is built for it.
         device: cpu, cuda, …, where there is no switcher; default: CUDA where it is.
         on_bad_image: `skip` or `fail`.
@@ -119,6 +119,15 @@ def evaluate_source(
 ) -> Evaluation:
     """Measure the source's own classifier on folders named by class index or wnid, or by `class_map`.
 
+    Args:
+        base: Its architecture must be known.
+        data: As of `evaluate`.
+        class_map: Name of a folder -> index of a class, from 0.
+        device: cpu, cuda, …; default: CUDA where it is.
+        on_bad_image: As of `evaluate`, like the next two.
+        cache_size: Bytes of the cache.
+        progress: Called with images done and images in all.
+
     Raises:
         RecastError: The source has no classifier, or a folder's class is unknown.
     """
@@ -132,7 +141,8 @@ def evaluate_source(
         if not 0 <= index < outputs:
             hint = "Correct the map."
             raise RecastError(f"Class {name} has index {index}, the classifier ends at {outputs - 1}", hint)
-    items = labelled_items(data, labels)
+    otherwise = f"Or say with {option('class_map')} which class it is."
+    items = labelled_items(data, labels, otherwise)
     images = decode(data, items, architecture.preprocessing, on_bad_image, progress, cache_size=cache_size)
     model = ready(merge(base), where := choose_device(device))
     logits = infer(model, images.pixels, architecture.preprocessing, where, 64, progress, "source", frozen=True)
@@ -156,9 +166,9 @@ def task_logits(
 ) -> Tensor:
     """Logits (N, classes) of the merged network, the switcher's where there is one, with the task's head."""
     if switcher is None:
-        model = ready(merge(base, task.vector, task.image_size, task.adapter), device)
+        model = ready(merge(base, task.vector, task.image_size, task.adapter, task.places), device)
     else:
-        model = switcher.switch(task.vector, task.image_size, task.adapter)
+        model = switcher.switch(task.vector, task.image_size, task.adapter, task.places)
     preprocessing = base.known_architecture().preprocessing
     found = infer(take_features(model), pixels, preprocessing, device, 64, progress, task.name, frozen=True)
     return task.head(found)
@@ -195,8 +205,8 @@ def recorded_items(task: Task) -> list[Item]:
     return items
 
 
-def labelled_items(data: Path, labels: dict[str, int]) -> list[Item]:
-    """Images of a flat folder of classes, else of its test, else of its val part.
+def labelled_items(data: Path, labels: dict[str, int], otherwise: str = "") -> list[Item]:
+    """Images of a flat folder of classes, else of its test, else its val, else its train part.
 
     Raises:
         RecastError: A class folder that `labels` does not know.
@@ -205,7 +215,7 @@ def labelled_items(data: Path, labels: dict[str, int]) -> list[Item]:
     names = list_classes(data / folder)
     for name in names:
         if name not in labels:
-            hint = f"{suggest(name, labels)} Or say with {option('class_map')} which class it is."
+            hint = f"{suggest(name, labels)} {otherwise}"
             raise RecastError(f"{data / folder / name} is a class that is not known here", hint)
     return [Item(item.path, labels[names[item.label]]) for item in list_items(data, folder, names, names)]
 
@@ -229,7 +239,19 @@ def predict(
     on_problem: Callable[[RecastError], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Guess]:
-    """The class of each image, in order; images that cannot be read go to `on_problem` (default: raise)."""
+    """The class of each image, in order, with its probability from 0 to 1.
+
+    Args:
+        base: The task's base.
+        task: From `load_task(folder, base)`.
+        images: Image files.
+        device: cpu, cuda, …; default: CUDA where it is.
+        on_problem: Called with what is wrong with an image that cannot be read, which is then left out; default: raise.
+        progress: Called with images done and images in all.
+
+    Raises:
+        RecastError: An image cannot be read, and there is no `on_problem`.
+    """
     architecture = base.known_architecture()
     transform = evaluation_transform(architecture.preprocessing.at(task.image_size))
     pixels, names = [], []

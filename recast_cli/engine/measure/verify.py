@@ -40,8 +40,8 @@ class Verification:
 def verify(
     source: Source, base: Base, data: Path, *, device: str | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Run source and base side by side on all images of a folder, labelled or not (its test or val part where it has
-    parts).
+    """Run source and base side by side on all images of a folder, labelled or not (its test, val or train
+    part where it has parts).
 
     Raises:
         RecastError: The architecture is unknown, or the folder has no readable images.

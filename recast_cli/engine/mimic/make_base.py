@@ -8,10 +8,11 @@ from typing import Any
 
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import save_base
+from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.unlabelled import list_images, read_images
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.measure.verify import check_verifiable, verify
-from recast_cli.engine.mimic.compress.compress import compress
+from recast_cli.engine.mimic.compress.compress import check_calibration, compress
 from recast_cli.engine.mimic.compress.plan import Compression, source_bytes
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.mimic.heal.heal import HEALING_IMAGES, check_healable, heal
@@ -20,6 +21,7 @@ from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.atomic import check_writable
+from recast_cli.engine.storage.tensors import StoredTensors
 
 
 def make_base(
@@ -62,6 +64,7 @@ def make_base(
     """
     options, file = options or MimicOptions(), Path(file)
     check_writable(file)
+    check_source(source, file)
     options.check_images(calibrate, heal)
     choose_device(device)
     layout = options.plan(source.modules)
@@ -70,6 +73,8 @@ def make_base(
     if heal is not None:
         check_healable(source, layout)
         list_images(heal, HEALING_IMAGES)
+    if calibrate is not None:
+        check_calibration(source, calibrate, options.bits)
     check = partial(compared, source, verify, device, progress) if verify is not None else None
     state = file.with_name(f".{file.name}.heal")
     healed = healed_base(source, layout, options, heal, state, device, progress) if heal is not None else None
@@ -96,6 +101,13 @@ def make_base(
         base = mimic(source, layout, options=recipe, dtype=dtype, path=file, verify=check, progress=progress)
     state.unlink(missing_ok=True)
     return base
+
+
+def check_source(source: Source, file: Path) -> None:
+    """Raise RecastError where the base would replace a file that the source is read from."""
+    read = {place.file for place in source.tensors.places.values()} if isinstance(source.tensors, StoredTensors) else ()
+    if file.exists() and any(file.samefile(each) for each in read):
+        raise RecastError(f"{file} is the source itself", "Give the base another name.")
 
 
 def healed_base(

@@ -62,7 +62,7 @@ class MimicOptions:
     group_size: int | None = None
 
     def __post_init__(self) -> None:
-        assert self.recipe is None or self.recipe  # what is wrong with the solver is raised here
+        _ = self.recipe  # what is wrong with the solver is raised here
         if self.dtype not in DTYPES:
             raise OptionError("dtype", f"{self.dtype} is unknown", f"Use {', '.join(DTYPES)}.")
         if self.compresses and self.dtype != "float32":
@@ -121,7 +121,7 @@ def check_numbers(size: int | str | None, bits: int | None, group_size: int | No
     """Raise RecastError where size, bits and weights a scale make no plan."""
     if size is not None and bits is not None:
         raise OptionError("size", "chooses the bits itself", f"Give {option('size')} or {option('bits')}, not both.")
-    if bits is not None and not (2 <= bits <= 8 or bits == HALF):
+    if bits is not None and bits not in (*range(2, 9), HALF):
         raise OptionError("bits", f"{bits} is out of range", "Give 2 to 8, or 16 for float16.")
     if group_size is not None and not 8 <= group_size <= 4096:
         raise OptionError("group_size", f"{group_size} is out of range", "Give 8 to 4096 values a scale; 64 is usual.")

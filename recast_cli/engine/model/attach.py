@@ -60,7 +60,11 @@ def attach(base: Base, vector: Tensor | None = None, image_size: int | None = No
 
 
 def merge(
-    base: Base, vector: Tensor | None = None, image_size: int | None = None, adapter: Adapter | None = None
+    base: Base,
+    vector: Tensor | None = None,
+    image_size: int | None = None,
+    adapter: Adapter | None = None,
+    places: Tensor | None = None,
 ) -> nn.Module:
     """The same network with plain merged weights, in eval mode: nothing of RECAST is left in it.
 
@@ -69,16 +73,17 @@ def merge(
         vector: As of `attach`.
         image_size: As of `attach`.
         adapter: Of a task that has one. What it changes of weights is merged, too; AdaptFormer and CLR stay beside.
+        places: (k, 2), of a task that chose its coefficients, `vector` (k,): see `Base.state`.
 
     Raises:
-        RecastError: As of `attach`.
+        RecastError: As of `attach`, or a place is not in the base.
 
     Example:
         >>> model = merge(base, task.vector, task.image_size)
         >>> model.forward_features(torch.zeros(1, 3, 32, 32)).shape  # a ViT of 4 x 4 patches, 32 channels
         torch.Size([1, 17, 32])
     """
-    model = build(base.known_architecture(), base.state(vector), image_size).requires_grad_(False)
+    model = build(base.known_architecture(), base.state(vector, places), image_size).requires_grad_(False)
     if adapter is not None:
         add_learned(model, adapter)
     return model

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
+from recast_cli.engine.base.chosen import by_vector, check_places
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank
 from recast_cli.engine.model.adapters.adapter import Adapter
 from recast_cli.engine.model.attach import merge
+from recast_cli.engine.model.entries import vector_of
 from recast_cli.engine.runtime.device import choose_device, ready
 
 SHORTEST = 16
@@ -51,8 +53,15 @@ class Switcher:
             alike.setdefault((layers, bank.templates, bank.means, size), []).append(bank)
         self.stacks = [Stack(base, banks, self.device) for banks in alike.values()]
         self.networks: dict[int, nn.Module] = {}
+        self.changed: dict[str, list[int]] = {}
 
-    def switch(self, vector: Tensor, image_size: int | None = None, adapter: Adapter | None = None) -> nn.Module:
+    def switch(
+        self,
+        vector: Tensor,
+        image_size: int | None = None,
+        adapter: Adapter | None = None,
+        places: Tensor | None = None,
+    ) -> nn.Module:
         """Write the weights of a task and return the network, in eval mode.
 
         Args:
@@ -60,22 +69,42 @@ class Switcher:
             image_size: In pixels; default: the network's own.
             adapter: Of a task that has one. It changes more than the layout's weights, so it gets a network of its own,
                 which takes as long as `merge`.
+            places: (k, 2), of a task that chose its coefficients, `vector` (k,): see `Base.state`.
 
         Raises:
-            RecastError: `vector` is of another length, or the network does not take this image size.
+            RecastError: `vector` is of another length, a place is not in the base, or the network does not take this
+                image size.
         """
-        if vector.shape != self.base.vector.shape:
+        if places is not None:
+            check_places(places.tolist(), self.base.entries, "the task")
+        elif vector.shape != self.base.vector.shape:
             what = f"The vector has shape {tuple(vector.shape)}, the base wants {tuple(self.base.vector.shape)}"
             raise RecastError(what, "Give the vector of a task of this base.")
         if adapter is not None:
-            return ready(merge(self.base, vector, image_size, adapter), self.device)
+            return ready(merge(self.base, vector, image_size, adapter, places), self.device)
         size = image_size or self.image_size
         if size not in self.networks:
             self.networks[size] = self.build(size)
         vector = vector.detach().to(self.device, torch.float32)
+        layout_vector = vector if places is None else self.base.vector.to(self.device)
         for stack in self.stacks:
-            stack.write(vector)
+            stack.write(layout_vector)
+        self.change_entries(vector, places)
         return self.networks[size]
+
+    @torch.no_grad()
+    def change_entries(self, vector: Tensor, places: Tensor | None) -> None:
+        """Let the networks have a task's chosen coefficients, and none of the task before."""
+        names = [*self.base.entries]
+        wanted = {} if places is None else {names[number]: rows for number, rows in by_vector(places).items()}
+        for name in self.changed.keys() | wanted.keys():
+            own = self.base.rest[name].to(self.device, torch.float32)
+            if places is not None and name in wanted:
+                rows = wanted[name]
+                own = own.index_add(0, places[rows, 1].to(self.device).long(), vector[rows])
+            for network in self.networks.values():
+                vector_of(network, name).copy_(own)
+        self.changed = wanted
 
     def build(self, size: int) -> nn.Module:
         """The merged network for images of `size` pixels, reading the weights of the stacks."""

@@ -10,7 +10,7 @@ import matplotlib
 from recast_cli.engine.base.base import Base, parameters
 from recast_cli.engine.base.header import stored_as
 from recast_cli.engine.layout.layout import Bank
-from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, similarity
+from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, aligned, similarity
 from recast_cli.engine.report.figures import (
     STYLE,
     Tasks,
@@ -34,13 +34,15 @@ class Learned:
 
     Attributes:
         record: The content of its task.yaml.
-        vector: Its coefficients in layout order.
+        vector: Its coefficients in layout order, or in that of `places`.
+        places: Where it chose them, (vector, entry); None where they are the layout's.
         changes: The same beside the base's, by module.
         bytes: Of its files without task.yaml.
     """
 
     record: TaskRecord
     vector: list[float]
+    places: list[tuple[int, int]] | None
     changes: list[ModuleChange]
     bytes: int
 
@@ -195,15 +197,16 @@ def about_tasks(tasks: Sequence[Learned]) -> str:
             "Tasks", "No task in this folder belongs to this base. <code>recast adapt --task NAME</code> makes one."
         )
     named: Tasks = [(str(task.record["name"]), task.changes) for task in tasks]
-    alike = similarity([task.vector for task in tasks])
+    of_layout: Tasks = [(str(task.record["name"]), task.changes) for task in tasks if task.places is None]
+    alike = similarity(aligned([(task.vector, task.places) for task in tasks]))
     columns = ("task", "classes", "image size", "adapter", "size", "linear probe", "test top-1", "gain")
     return section(
         "Tasks",
         "Each is its coefficients and a head; the linear probe is a head alone, on the base as it is.",
         table("", columns, [task_row(task) for task in tasks]),
         in_page(tasks_figure(named, alike), "How far the coefficients of each task moved"),
-        f"<p>{COLOURS}</p>",
-        coefficient_table(named),
+        *([f"<p>{COLOURS}</p>", coefficient_table(of_layout)] if of_layout else []),
+        *(chosen_table(task) for task in tasks if task.places is not None),
     )
 
 
@@ -240,6 +243,12 @@ def coefficient_table(tasks: Tasks) -> str:
             row.append(tinted(means(change.coefficients), (1 if grown else -1) * change.moved / furthest))
         rows.append(row)
     return table("", ("module", "base", *(name for name, _ in tasks)), rows, tall=True)
+
+
+def chosen_table(task: Learned) -> str:
+    """A row a vector: what a task that chose its coefficients adds to its entries."""
+    rows = [[change.module, means(change.coefficients)] for change in task.changes]
+    return table(f"Entries that {task.record['name']} chose", ("vector", "added"), rows, tall=True)
 
 
 def means(sets: list[list[float]]) -> Markup:

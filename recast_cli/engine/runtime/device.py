@@ -1,4 +1,4 @@
-"""Run a network over decoded images: device, batches and augmentation."""
+"""Where a network runs: which device, its form there, the settings of the process, compilation."""
 
 import ctypes
 import os
@@ -62,10 +62,10 @@ def ready(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def tune_process(device: torch.device) -> None:
-    """Set this process up for networks on a device, for as long as it runs; `recast` does it at its start.
+    """Set this process up for networks on a device, as a command does once its options are good.
 
     On CUDA what is left in float32 is multiplied in TF32; on a CPU memory that was once got is kept. No function of the
-    engine does either by itself, as the process may be another program's.
+    engine does either to its caller's process, which may be another program's; workers of `compare` are its own.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")

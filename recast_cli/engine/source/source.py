@@ -42,10 +42,10 @@ class Source:
         """`sha256:…` over names and bytes of all tensors, whatever file they came in."""
         return tensors_digest(self.tensors)
 
-    def known_architecture(self, hint: str = f"Give {option('architecture')}.") -> Architecture:
+    def known_architecture(self, hint: str = "") -> Architecture:
         """The architecture. Raises UnknownArchitecture with this hint where nobody knows it."""
         if self.architecture is None:
-            raise UnknownArchitecture(self.name, hint)
+            raise UnknownArchitecture(self.name, hint or f"Give {option('architecture')}.")
         return self.architecture
 
     def network(self) -> nn.Module:

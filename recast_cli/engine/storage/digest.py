@@ -29,9 +29,9 @@ def digest(tensors: Mapping[str, Hashed], extra: Any = None) -> str:
     return "sha256:" + hashlib.sha256(to_json([extra, *rows]).encode()).hexdigest()
 
 
-def tensors_digest(tensors: Mapping[str, Tensor], extra: Any = None) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """`digest` of `tensors`, which are read one at a time."""
-    return digest({name: hashed(tensor) for name, tensor in tensors.items()}, extra)
+    return digest({name: hashed(tensor) for name, tensor in tensors.items()})
 
 
 def hashed(tensor: Tensor) -> Hashed:

@@ -13,8 +13,10 @@ from typing import Any
 from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError
 
 METADATA_KEY = "recast"
-FORMATS = {"base": 5, "coefficients": 1, "head": 1, "adapter": 1, "probe": 1, "images": 1, "pictures": 1, "task": 1}
+FORMATS = {"base": 5, "coefficients": 2, "head": 1, "adapter": 1, "probe": 1, "images": 1, "pictures": 1, "task": 1}
 """Kind of a file -> the latest of its formats that this version reads and writes."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of floating-point tensors, as safetensors calls them."""
 INDEX = ".safetensors.index.json"
 """How the name of an index ends: JSON whose `weight_map` says in which shard each tensor lies."""
 
@@ -96,20 +98,36 @@ def read_index(index: Path) -> dict[str, str]:
 
 
 def read_floats(path: Path, names: Sequence[str]) -> list[float]:
-    """The values of float32 tensors of a safetensors file, in row order and one tensor after the other.
+    """`read_numbers` of float32 tensors."""
+    return read_numbers(path, names, "F32", "f")
+
+
+def read_integers(path: Path, names: Sequence[str]) -> list[int]:
+    """`read_numbers` of int32 tensors."""
+    return read_numbers(path, names, "I32", "i")
+
+
+def read_numbers(path: Path, names: Sequence[str], dtype: str, letter: str) -> list[Any]:
+    """The values of tensors of a safetensors file, in row order and one tensor after the other.
+
+    Args:
+        path: The file.
+        names: Of tensors.
+        dtype: Of all of them, of four bytes, as safetensors calls it.
+        letter: As `struct` calls it.
 
     Raises:
         RecastError: As `read_header`, or a tensor is missing or of another type.
     """
     header = read_header(path)
-    values: list[float] = []
+    values: list[Any] = []
     with path.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
         for name in names:
             entry = header.get(name, {})
-            if entry.get("dtype") != "F32":
-                raise DamagedFile(f"{path} is damaged: {name} is missing or not float32", "Restore the right file.")
+            if entry.get("dtype") != dtype:
+                raise DamagedFile(f"{path} is damaged: {name} is missing or not {dtype}", "Restore the right file.")
             first, end = entry["data_offsets"]
             stream.seek(start + first)
-            values += struct.unpack(f"<{(end - first) // 4}f", stream.read(end - first))
+            values += struct.unpack(f"<{(end - first) // 4}{letter}", stream.read(end - first))
     return values

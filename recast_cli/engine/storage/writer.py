@@ -58,7 +58,7 @@ def entries_of(specs: Mapping[str, Spec]) -> dict[str, Any]:
     return entries
 
 
-def header_of(entries: dict[str, Any], metadata: dict[str, Any], key: str | None) -> bytes:
+def header_json(entries: dict[str, Any], metadata: dict[str, Any], key: str | None) -> bytes:
     """The JSON header with `metadata` in it."""
     written = metadata if key is None else {key: to_json(metadata)}
     return to_json({"__metadata__": written, **entries}).encode()
@@ -66,7 +66,7 @@ def header_of(entries: dict[str, Any], metadata: dict[str, Any], key: str | None
 
 def header_bytes(entries: dict[str, Any], widest: dict[str, Any], key: str | None) -> int:
     """Bytes kept for the header; tensors start at a multiple of 8, as in every such file."""
-    return -(-len(header_of(entries, widest, key)) // 8) * 8
+    return -(-len(header_json(entries, widest, key)) // 8) * 8
 
 
 class TensorWriter:
@@ -111,7 +111,7 @@ class TensorWriter:
     def finish(self, metadata: dict[str, Any]) -> None:
         """Write the header, once all tensors are there."""
         assert not self.left, f"not written: {', '.join(self.left)}"
-        header = header_of(self.entries, metadata, self.key)
+        header = header_json(self.entries, metadata, self.key)
         assert len(header) <= self.length, "the metadata needs more room than was kept"
         self.put(memoryview(struct.pack("<Q", self.length) + header.ljust(self.length)), 0)
         self.synced()

@@ -65,7 +65,8 @@ def read_record(folder: Path) -> TaskRecord:
 
 
 def check_parts(folder: Path, record: TaskRecord) -> dict[str, tuple[int, ...]]:
-    """Shapes of a task's tensors, `coefficients`, `weight` and `bias`, from the headers of its two weight files.
+    """Shapes of a task's tensors, from the headers of its two weight files: `coefficients`, `weight`, `bias`, and
+    `places` where it chose them.
 
     Raises:
         RecastError: A file is missing, damaged or another base's, or lacks a tensor; or the head does not fit `record`.
@@ -73,9 +74,12 @@ def check_parts(folder: Path, record: TaskRecord) -> dict[str, tuple[int, ...]]:
     headers = read_part(folder / COEFFICIENTS, "coefficients", record["base_id"])
     headers |= read_part(folder / HEAD, "head", record["base_id"])
     try:
-        shapes = {name: tuple(headers[name]["shape"]) for name in ("coefficients", "weight", "bias")}
+        chosen = ["places"] if "places" in headers else []
+        shapes = {name: tuple(headers[name]["shape"]) for name in ("coefficients", "weight", "bias", *chosen)}
     except KeyError as error:
         raise DamagedFile(f"{folder}: the tensor {error} is missing", AGAIN) from None
+    if chosen and shapes["places"] != (*shapes["coefficients"], 2):
+        raise DamagedFile(f"{folder / COEFFICIENTS} has other places than coefficients", AGAIN)
     rows, classes = shapes["weight"][:1], len(record["classes"])
     if rows != (classes,):
         has = f"{rows[0] if rows else 'no'} rows"
@@ -95,11 +99,18 @@ def read_part(path: Path, kind: str, base_id: str) -> dict[str, Any]:
     return header
 
 
-def check_bound(base_id: str, coefficients: int, base: BaseHeader, what: str) -> None:
-    """Raise RecastError unless a task of the base called `base_id`, with so many coefficients, is one of `base`."""
+def check_bound(base_id: str, coefficients: int | None, base: BaseHeader, what: str) -> None:
+    """Raise RecastError unless a task of the base called `base_id` is one of `base`.
+
+    Args:
+        base_id: As the task says.
+        coefficients: How many it has in layout order; None where it chose them.
+        base: At hand.
+        what: The task, for the message.
+    """
     if base_id != base.base_id:
         what = f"{what} belongs to base {base_id}, but {base.path or base.source} is base {base.base_id}"
         raise RecastError(what, f"Give the task's own base with {option('base')}, or adapt the task again on this one.")
-    if coefficients != base.layout.coefficients:
+    if coefficients not in (None, base.layout.coefficients):
         wanted = base.layout.coefficients
         raise DamagedFile(f"{what} has {coefficients} coefficients, the base wants {wanted}", AGAIN)

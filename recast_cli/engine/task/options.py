@@ -45,6 +45,10 @@ CUT_KERNEL_LR = 0.006
 (docs/evidence/which-layout.md): here no norm takes back what changes of several layers make of one another."""
 
 
+CHOSEN_LR = 0.05
+"""Learning rate of chosen coefficients: a step moves an entry by this share of its vector's root mean square."""
+
+
 @dataclass(frozen=True)
 class AdapterDefaults:
     """What an adapter is where nothing is said.
@@ -103,6 +107,8 @@ class AdaptOptions:
         density: Share of a weight's entries that it changes.
         adapter_lr: Learning rate of its own parameters at the start.
         coefficients: Whether the coefficients are trained; if not, an adapter works on the source's weights.
+        choose: So many numbers a task may choose and move, half of them places: `choose` // 2 coefficients, in place of
+            the layout's; 0: the layout's.
     """
 
     recipe: str = "default"
@@ -123,6 +129,7 @@ class AdaptOptions:
     density: float | None = None
     adapter_lr: float | None = None
     coefficients: bool = True
+    choose: int = 0
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -144,6 +151,10 @@ class AdaptOptions:
         check_seed("split_seed", self.split_seed)
         if self.patience < 0:
             raise OptionError("patience", f"{self.patience} is below 0", "Give 0 to train all epochs, or more.")
+        if self.choose < 0 or self.choose == 1:
+            raise OptionError("choose", f"{self.choose} is too few", "Give 2 or more: a coefficient and its place.")
+        if self.choose and not self.coefficients:
+            raise OptionError("choose", "says which coefficients are trained", f"Leave out {option('coefficients')}.")
         if self.density is not None and self.density > 1:
             raise OptionError("density", f"{self.density} is above 1", "Give the share of entries, like 0.01.")
 
@@ -165,7 +176,7 @@ def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:
     if options.lr is not None:
         return options
     cut = options.recipe == "default" and layout.means
-    return replace(options, lr=CUT_KERNEL_LR if cut else RECIPES[options.recipe].lr)
+    return replace(options, lr=CHOSEN_LR if options.choose else CUT_KERNEL_LR if cut else RECIPES[options.recipe].lr)
 
 
 def option_types() -> dict[str, tuple[type, ...]]:

@@ -35,6 +35,7 @@ class TaskRecord(Needed, total=False):
     base_source: str
     architecture: str
     coefficients: int
+    places: int
     adapter: dict[str, Any] | None
     head_parameters: int
     batch_size: int | None

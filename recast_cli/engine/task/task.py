@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recast_cli.engine.base.chosen import check_places
 from recast_cli.engine.errors import DamagedFile
 from recast_cli.engine.storage.header import FORMATS, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from recast_cli.engine.model.adapters.adapter import Adapter
 
 
+OF_LAYOUT = 1
+"""Format of a file of coefficients in layout order; FORMATS has that of chosen ones."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What `adapt` learns.
@@ -43,11 +48,12 @@ class Task:
     Attributes:
         name: Name of the task and of its folder.
         base_id: The base it belongs to.
-        vector: Coefficients in layout order: (layout.coefficients,) float32.
+        vector: Coefficients in layout order, (layout.coefficients,), or what is added at `places`, (k,); float32.
         weight: Of the head: (classes, head_hidden_size) float32.
         bias: Of the head: (classes,) float32.
         record: The content of task.yaml: classes in order, split, options, metrics, versions, dates, timings.
         adapter: What it learned beside the coefficients, where an adapter was asked for.
+        places: (k, 2) int32, where the task chose its coefficients; None where they are the layout's.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Task:
     bias: Tensor
     record: TaskRecord
     adapter: Adapter | None = None
+    places: Tensor | None = None
 
     @property
     def head(self) -> Head:
@@ -75,10 +82,14 @@ class Task:
 
 
 def save_task(task: Task, folder: Path) -> None:
-    """Write the files of a task; the record last, as its presence says that the task is finished."""
+    """Write the files of a task; the record last, as its presence says that the task is finished.
+
+    Raises:
+        OSError: The folder cannot be written, among others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
-    write_tensors(folder / COEFFICIENTS, {"coefficients": task.vector}, bound("coefficients", task.base_id))
+    save_coefficients(folder / COEFFICIENTS, task.vector, task.places, task.base_id)
     save_head(folder / HEAD, task.head, task.base_id)
     if task.adapter is None:
         (folder / ADAPTER).unlink(missing_ok=True)
@@ -107,17 +118,22 @@ def load_task(folder: Path, base: Base | None = None) -> Task:
     """
     record = read_record(folder)
     shapes = check_parts(folder, record)
+    coefficients, head = read_tensors(folder / COEFFICIENTS), read_tensors(folder / HEAD)
+    places = coefficients.get("places")
     if base is not None:
-        check_bound(record["base_id"], math.prod(shapes["coefficients"]), base, str(folder))
-    head = read_tensors(folder / HEAD)
+        numbers = math.prod(shapes["coefficients"])
+        check_bound(record["base_id"], numbers if places is None else None, base, str(folder))
+        if places is not None:
+            check_places(places.tolist(), base.entries, str(folder / COEFFICIENTS))
     return Task(
         name=record["name"],
         base_id=record["base_id"],
-        vector=read_tensors(folder / COEFFICIENTS)["coefficients"],
+        vector=coefficients["coefficients"],
         weight=head["weight"],
         bias=head["bias"],
         record=record,
         adapter=load_adapter(folder, record),
+        places=places,
     )
 
 
@@ -137,6 +153,25 @@ def load_adapter(folder: Path, record: TaskRecord) -> Adapter | None:
 def bound(kind: str, base_id: str) -> dict[str, Any]:
     """Metadata of a file of a task: what it is, in which format, and the base that it belongs to."""
     return {"kind": kind, "format": FORMATS[kind], "base_id": base_id}
+
+
+def save_coefficients(
+    path: Path, vector: Tensor, places: Tensor | None, base_id: str, extra: dict[str, Any] | None = None
+) -> None:
+    """Write coefficients, with their places where they were chosen: a format that older readers refuse.
+
+    Args:
+        path: The file.
+        vector: As of `Task`, like the next two.
+        places: As of `Task`.
+        base_id: As of `Task`.
+        extra: More metadata.
+    """
+    metadata = bound("coefficients", base_id) | (extra or {})
+    if places is None:
+        write_tensors(path, {"coefficients": vector}, metadata | {"format": OF_LAYOUT})
+    else:
+        write_tensors(path, {"coefficients": vector, "places": places}, metadata)
 
 
 def save_head(path: Path, head: Head, base_id: str) -> None:

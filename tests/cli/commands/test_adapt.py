@@ -13,6 +13,7 @@ KEYS = {
     "task",
     "base_id",
     "coefficients",
+    "places",
     "adapter",
     "head_parameters",
     "files",
@@ -129,7 +130,8 @@ def test_every_option_is_recorded(fresh):
     assert recast("adapt", "--task", "colours", "--device", "cpu", *flags).exit_code == 0
     record = yaml.safe_load((fresh / "tasks" / "colours" / "task.yaml").read_text())
     assert record["options"] == {name.replace("-", "_"): value for name, value in options.items()} | {
-        "coefficients": True
+        "coefficients": True,
+        "choose": 0,
     }
     assert record["image_size"] == 64
     assert record["classes"] == ["blue", "green", "red"]

@@ -39,6 +39,7 @@ TASK_KEYS = {
     "base_id",
     "base",
     "coefficients",
+    "places",
     "adapter",
     "head_parameters",
     "classes",
@@ -211,3 +212,53 @@ def test_plots_of_a_base_and_of_tasks(suffix, ready):
 def test_where_a_plot_cannot_go(plot, ready):
     pytest.importorskip("recast_cli.engine.report.figures")
     refused("inspect", "base.safetensors", "--plot", plot)
+
+
+@pytest.fixture
+def chosen(ready):
+    """Beside the other tasks one that chose four coefficients, `few`, and one that chose three."""
+    for name, count in (("few", 8), ("fewer", 6)):
+        assert recast("adapt", "--task", name, "--data", "data/shades", "--choose", count, *QUICK).exit_code == 0
+    return ready
+
+
+def test_a_task_that_chose_its_coefficients(chosen):
+    value = recast_json("inspect", "few")
+    assert value.keys() == TASK_KEYS
+    assert (value["coefficients"], len(value["places"]), value["banks"]) == (4, 4, None)
+    base, stored = load_file("base.safetensors"), load_file("tasks/few/coefficients.safetensors")
+    for place, added in zip(value["places"], stored["coefficients"].tolist(), strict=True):
+        assert place["added"] == added
+        assert 0 <= place["entry"] < len(base[place["vector"]])
+    shown = recast("inspect", "few").stdout
+    assert "4 coefficients at 4 places, 8 numbers" in shown
+    assert value["places"][0]["vector"] in shown
+
+
+def test_tasks_that_chose_are_alike_where_they_move_the_same_entries(chosen):
+    stored = {name: load_file(f"tasks/{name}/coefficients.safetensors") for name in ("few", "fewer")}
+    moves = [
+        dict(zip(map(tuple, each["places"].tolist()), each["coefficients"].tolist(), strict=True))
+        for each in stored.values()
+    ]
+    dot = sum(value * moves[1].get(place, 0.0) for place, value in moves[0].items())
+    norms = [sum(value**2 for value in each.values()) ** 0.5 for each in moves]
+    value = recast_json("inspect", "few", "fewer", "colours", "--plot", "tasks.svg")
+    matrix = value["similarity"]
+    assert matrix[0][1] == pytest.approx(dot / (norms[0] * norms[1]))
+    assert (matrix[0][2], matrix[1][2]) == (0, 0)  # nothing in common with a task of the layout's coefficients
+
+
+def test_chosen_tasks_without_their_base_have_numbers_for_places(chosen):
+    (chosen / "base.safetensors").unlink()
+    value = recast_json("inspect", "few")
+    stored = load_file("tasks/few/coefficients.safetensors")
+    assert value["places"] == stored["places"].tolist()
+    assert value["vector"] == stored["coefficients"].tolist()
+
+
+def test_the_report_of_a_base_shows_what_tasks_chose(chosen):
+    assert recast("inspect", "base.safetensors", "--plot", "base.html").exit_code == 0
+    page = (chosen / "base.html").read_text()
+    assert "Entries that few chose" in page
+    assert recast_json("inspect", "few")["places"][0]["vector"] in page

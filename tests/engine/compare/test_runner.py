@@ -26,7 +26,21 @@ pytestmark = pytest.mark.slow
 
 pytest_plugins = ["fixtures.compare"]
 KEYS = {
-    *("key", "source", "task", "method", "kind", "options", "seed", "lr", "head_lr", "epochs", "image_size", "floats"),
+    *(
+        "key",
+        "source",
+        "task",
+        "method",
+        "kind",
+        "options",
+        "seed",
+        "lr",
+        "head_lr",
+        "epochs",
+        "image_size",
+        "floats",
+        "places",
+    ),
     *("degrees_of_freedom", "head_floats", "file_bytes", "base_id", "val_top1", "test_top1", "best_epoch", "seconds"),
     *("peak_memory_mb", "images_per_second", "device", "precision", "versions", "finished"),
 }
@@ -242,3 +256,23 @@ def test_the_time_of_a_call_with_nothing_to_do(whole):
     for _ in range(10):
         engine.next_runs(whole[0], whole[1])
     assert time.perf_counter() - start < 2
+
+
+def test_chosen_coefficients_count_with_their_places(folder):
+    chosen = FEW.replace("seeds: [0, 1]", "seeds: [0]").replace("{lr: 0.02}", "{choose: 8, lr: 0.05}")
+    plan = plan_of(chosen)
+    _, failed, done = run_all(plan)
+    lines = [line for _, line in done if line["method"] == "recast"]
+    assert failed == 0
+    assert {(line["floats"], line["places"], line["degrees_of_freedom"]) for line in lines} == {(8, 4, 4)}
+    assert all(line["options"] == {"choose": 8} and line["test_top1"] is not None for line in lines)
+    task = adapt(
+        load_base(base_file(plan, "vit", "recast", OUT)),
+        Path("images/colours"),
+        "colours",
+        Path("tasks/colours"),
+        AdaptOptions(epochs=1, precision="float32", choose=8, lr=0.05),
+    )
+    (line,) = (line for line in lines if line["task"] == "colours")
+    assert line["val_top1"] == task.record["metrics"]["val_top1"]
+    assert line["test_top1"] == task.record["metrics"]["test_top1"]

@@ -72,8 +72,9 @@ def follow(weights: Tensor, steps: Tensor, root: Tensor | None = None) -> Tensor
     Args:
         weights: (n, rows, columns).
         steps: Of every value, of the same shape, all above 0.
-        root: (n, columns, columns), U as of `feed_back` in rounding.py: then d H d^T is kept small for every row d of
-            errors, each path feeding back its own. Default: the squares of errors over their steps are.
+        root: (n, columns, columns), U as of `feed_back` in mimic/compress/rounding.py: then d H d^T is kept small
+            for every row d of errors, each path feeding back its own. Default: the squares of errors over their steps
+            are.
 
     Returns:
         (n, rows, columns), uint8, 1 where the code is odd.

@@ -1,4 +1,4 @@
-"""How finely each value of a tensor is rounded: a step for every row times one for every column."""
+"""Steps for a tensor that is to be rounded: from its values alone, or from what images say of them."""
 
 from __future__ import annotations
 

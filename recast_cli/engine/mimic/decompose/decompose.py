@@ -62,7 +62,8 @@ def mimic(
         path: Where the base goes. It is written while it is made, so that no more than one bank is in memory, and its
             tensors are read when they are asked for; without it the base is made in memory, and `save_base` writes
             the same file.
-        verify: Called with the base once all its tensors are there; what it returns stands in the file as `verified`.
+        verify: Called with the base once all its tensors are there; what it returns stands in the file as `verified`:
+            `images`, `agreement` and `feature_cosine`, for which room is kept. Where it raises there is no file.
         progress: Called after every bank (exact) or step.
 
     Raises:

@@ -35,7 +35,7 @@ class Factors:
     outputs: Tensor
 
 
-def curvature(
+def layer_factors(
     model: nn.Module,
     names: Sequence[str],
     pixels: Tensor,

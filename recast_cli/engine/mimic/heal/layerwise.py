@@ -9,7 +9,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.layout.layout import Bank, coefficient_key, template_key
 from recast_cli.engine.mimic.decompose.solution import Solution
 from recast_cli.engine.mimic.heal.fit_bank import fit_bank
-from recast_cli.engine.mimic.heal.kfac import Factors, curvature
+from recast_cli.engine.mimic.heal.kfac import Factors, layer_factors
 from recast_cli.engine.mimic.heal.layer_inputs import groups_of, measurable
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.source.source import Source
@@ -31,7 +31,7 @@ def heal_layers(source: Source, base: Base, model: nn.Module, pixels: Tensor, pr
     shared = [bank for bank in base.layout.banks if not bank.exact]
     shared = [bank for bank in shared if all(measurable(modules[name]) for name in bank.modules)]
     names = [name for bank in shared for name in bank.modules]
-    found = curvature(
+    found = layer_factors(
         model, names, pixels, architecture.preprocessing, classifies=architecture.classifies, progress=progress
     )
     fitted: dict[str, Tensor] = {}

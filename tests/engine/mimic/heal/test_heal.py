@@ -22,7 +22,7 @@ from recast_cli.engine.mimic.heal import heal as healing
 from recast_cli.engine.mimic.heal.distil import judge_by
 from recast_cli.engine.mimic.heal.fit_bank import fit_bank, fit_templates, loss, reduced
 from recast_cli.engine.mimic.heal.heal import heal
-from recast_cli.engine.mimic.heal.kfac import DAMPING, curvature, damped, outer
+from recast_cli.engine.mimic.heal.kfac import DAMPING, damped, layer_factors, outer
 from recast_cli.engine.mimic.heal.layerwise import heal_layers
 from recast_cli.engine.model.attach import merge
 
@@ -134,7 +134,7 @@ def test_curvature_against_autograd_of_the_weight(vit_source, data):
     pixels = read_images(data, vit_source.architecture.preprocessing)[:1]
     model = vit_source.network()
     name = "blocks.11.mlp.fc2"
-    found = curvature(model, [name], pixels, vit_source.architecture.preprocessing)[name]
+    found = layer_factors(model, [name], pixels, vit_source.architecture.preprocessing)[name]
     layer = model.get_submodule(name)
     seen = []
     layer.register_forward_hook(lambda module, args, output: seen.extend([args[0].detach(), output]))

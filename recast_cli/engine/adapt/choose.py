@@ -1,0 +1,66 @@
+"""Where a task puts its coefficients: at the entries that lower the loss most, as one pass over its images sees it.
+
+At the linear probe's head, before anything is trained, entry j of a vector promises |g_j| u: its mean gradient times
+the step that one learning rate makes of it, u, the vector's root mean square.
+"""
+
+import torch
+from torch import Tensor
+
+from recast_cli.engine.adapt.importance import gradients
+from recast_cli.engine.adapt.loop import TrainingData
+from recast_cli.engine.errors import OptionError
+from recast_cli.engine.model.entries import Entries, vector_of
+from recast_cli.engine.runtime import distributed
+from recast_cli.engine.task.head import Head
+
+MOST_IMAGES = 4096
+"""Training images that choose, at most."""
+
+
+def choose_places(entries: Entries, training_data: TrainingData, head: Head) -> Tensor:
+    """The places of the most promising entries, best first: (k, 2) int32, the same in every process.
+
+    Args:
+        entries: Not yet chosen, in their network.
+        training_data: What is learned; its validation images are not looked at.
+        head: The linear probe's.
+
+    Raises:
+        OptionError: The dictionary has fewer entries than are to be chosen.
+    """
+    return distributed.from_first(lambda: best(promises(entries, training_data, head), len(entries.steps)))
+
+
+def promises(entries: Entries, training_data: TrainingData, head: Head) -> list[Tensor]:
+    """|g| u of every entry, vector by vector of the dictionary."""
+    model, options = entries.model, training_data.options
+    vectors = [vector_of(model, name) for name in entries.names]
+    totals = [torch.zeros_like(vector) for vector in vectors]
+    found = gradients(
+        model,
+        vectors,
+        training_data.images["train"],
+        head,
+        training_data.preprocessing,
+        MOST_IMAGES,
+        options.seed,
+        training_data.class_weights,
+    )
+    for weight, batch in found:
+        for total, gradient in zip(totals, batch, strict=True):
+            total.add_(gradient, alpha=weight)
+    return [total.abs().cpu() * unit for total, unit in zip(totals, entries.units, strict=True)]
+
+
+def best(scores: list[Tensor], count: int) -> Tensor:
+    """The `count` largest scores as (vector, entry), largest first: (count, 2) int32; of equal ones the first."""
+    flat = torch.cat(scores)
+    if count > len(flat):
+        what = f"{2 * count} numbers are {count} coefficients, and this network has {len(flat)} entries"
+        raise OptionError("choose", what, "Give fewer.")
+    order = flat.sort(descending=True, stable=True).indices[:count]
+    sizes = torch.tensor([len(each) for each in scores])
+    starts = sizes.cumsum(0) - sizes
+    numbers = torch.searchsorted(starts, order, right=True) - 1
+    return torch.stack([numbers, order - starts[numbers]], 1).to(torch.int32)

@@ -1,0 +1,164 @@
+"""A task that chooses its coefficients: where, learned, written, resumed, measured, exported; damaged files."""
+
+import pytest
+import torch
+from helpers import random_images
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from recast_cli.engine.adapt.adapt import adapt
+from recast_cli.engine.adapt.choose import best, choose_places
+from recast_cli.engine.adapt.loop import TrainingData
+from recast_cli.engine.architecture.modules import features
+from recast_cli.engine.errors import DamagedFile, OptionError, RecastError
+from recast_cli.engine.export.export import export
+from recast_cli.engine.images.decode import Images
+from recast_cli.engine.images.transforms import normalise
+from recast_cli.engine.measure.evaluate import evaluate
+from recast_cli.engine.model.attach import merge
+from recast_cli.engine.model.entries import Entries, vector_of
+from recast_cli.engine.storage.header import read_metadata
+from recast_cli.engine.storage.writer import write_tensors
+from recast_cli.engine.task.folder import COEFFICIENTS
+from recast_cli.engine.task.head import Head
+from recast_cli.engine.task.options import AdaptOptions
+from recast_cli.engine.task.task import load_task
+
+pytestmark = pytest.mark.usefixtures("every_epoch_counts")
+OPTIONS = {"epochs": 2, "batch_size": 8, "choose": 20}
+
+
+def run(base, data, folder, device="cpu", on_epoch=None, **given):
+    return adapt(base, data, folder.name, folder, AdaptOptions(**OPTIONS | given), device=device, on_epoch=on_epoch)
+
+
+@pytest.fixture(params=["vit_base", "conv_base"])
+def base(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_the_places_are_those_of_the_largest_mean_gradient_times_unit(vit_base):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(40) % 3
+    images = Images(pixels, labels, [str(place) for place in range(40)], [])
+    head = Head(torch.randn(3, 32, generator=generator), torch.zeros(3))
+    preprocessing = vit_base.known_architecture().preprocessing
+    weights = torch.tensor([1.0, 1.0, 1.0])
+    data = TrainingData({"train": images}, 3, preprocessing, AdaptOptions(choose=20))
+    entries = Entries(merge(vit_base), vit_base.entries, 10)
+    found = choose_places(entries, data, head)
+
+    # all images at once, and every entry of the whole network in one list
+    plain = merge(vit_base)
+    vectors = [vector_of(plain, name).requires_grad_() for name in vit_base.entries]
+    loss = F.cross_entropy(head(features(plain, normalise(pixels, preprocessing))), labels, weights)
+    promised = [
+        (float(abs(gradient[entry]) * vector.detach().square().mean().sqrt()), number, entry)
+        for number, (vector, gradient) in enumerate(
+            zip(vectors, torch.autograd.grad(loss, vectors, materialize_grads=True), strict=True)
+        )
+        for entry in range(len(vector))
+    ]
+    assert found.tolist() == [[number, entry] for _, number, entry in sorted(promised, reverse=True)[:10]]
+    assert not any(parameter.requires_grad for parameter in entries.model.parameters())
+
+
+def test_equal_promises_are_taken_in_order_and_too_many_are_refused():
+    scores = [torch.tensor([1.0, 3.0]), torch.tensor([3.0, 0.0, 3.0])]
+    assert best(scores, 4).tolist() == [[0, 1], [1, 0], [1, 2], [0, 0]]
+    with pytest.raises(OptionError, match="12 numbers are 6 coefficients, and this network has 5 entries"):
+        best(scores, 6)
+
+
+def test_what_was_learned_is_measured_again_from_its_files(base, data, tmp_path):
+    task = run(base, data, tmp_path / "tasks" / "t")
+    again = load_task(tmp_path / "tasks" / "t", base)
+    assert torch.equal(again.vector, task.vector)
+    assert torch.equal(again.places, task.places)
+    assert task.vector.shape == (10,)
+    assert task.places.shape == (10, 2)
+    assert task.places.dtype == torch.int32
+    assert task.vector.abs().min() > 0
+    assert (task.record["coefficients"], task.record["places"]) == (10, 10)
+    changed, plain = (merge(base, *given)(random_images()) for given in ((again.vector, None, None, again.places), ()))
+    assert (changed - plain).abs().max() > 1e-4
+    assert evaluate(base, again, data, device="cpu").top1 == task.record["metrics"]["test_top1"]
+
+
+def test_a_base_is_not_changed_and_tasks_do_not_disturb_each_other(vit_base, data, tmp_path):
+    before = {name: tensor.clone() for name, tensor in vit_base.state().items()}
+    first = run(vit_base, data, tmp_path / "tasks" / "first")
+    run(vit_base, data, tmp_path / "tasks" / "second", seed=1)
+    assert all(torch.equal(tensor, vit_base.state()[name]) for name, tensor in before.items())
+    assert torch.equal(load_task(tmp_path / "tasks" / "first", vit_base).vector, first.vector)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(base, data, tmp_path):
+    run(base, data, tmp_path / "whole" / "t", epochs=3)
+
+    def kill(epoch):
+        if epoch.number == 2:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "cut" / "t"
+    with pytest.raises(KeyboardInterrupt):
+        run(base, data, folder, epochs=3, on_epoch=kill)
+    run(base, data, folder, epochs=3)
+    for name in (COEFFICIENTS, "head.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / "t" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_adapter_can_stand_beside_them(vit_base, data, tmp_path):
+    task = run(vit_base, data, tmp_path / "tasks" / "t", adapter="melo", adapter_lr=3e-3)
+    again = load_task(tmp_path / "tasks" / "t", vit_base)
+    assert again.adapter is not None
+    assert evaluate(vit_base, again, data, device="cpu").top1 == task.record["metrics"]["test_top1"]
+
+
+def test_the_merged_network_is_exported(base, data, tmp_path):
+    task = run(base, data, tmp_path / "tasks" / "t", epochs=1)
+    export(base, tmp_path / "out.safetensors", "safetensors", task)
+    written, merged = load_file(tmp_path / "out.safetensors"), base.state(task.vector, task.places)
+    for name in base.entries:
+        assert torch.equal(written[name], merged[name])
+    assert any(not torch.equal(merged[name], base.rest[name]) for name in base.entries)
+
+
+def test_the_file_is_small_and_older_readers_refuse_it(vit_base, data, tmp_path):
+    run(vit_base, data, tmp_path / "tasks" / "t", epochs=1, choose=48)
+    path = tmp_path / "tasks" / "t" / COEFFICIENTS
+    assert path.stat().st_size < 1000
+    assert read_metadata(path)["format"] == 2
+    run(vit_base, data, tmp_path / "tasks" / "layout", epochs=1, choose=0)
+    assert read_metadata(tmp_path / "tasks" / "layout" / COEFFICIENTS)["format"] == 1
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        ([[0, 0], [0, 0]], "twice"),
+        ([[0, 0], [0, 10**5]], "entry 100000"),
+        ([[0, 0], [9999, 0]], "vector 9999"),
+        ([[0, 0], [1, 0], [2, 0]], "other places than coefficients"),
+    ],
+)
+def test_places_that_do_not_fit_are_refused(places, said, vit_base, data, tmp_path):
+    folder = tmp_path / "tasks" / "t"
+    run(vit_base, data, folder, epochs=1, choose=4)
+    path = folder / COEFFICIENTS
+    stored, metadata = load_file(path), read_metadata(path)
+    write_tensors(path, stored | {"places": torch.tensor(places, dtype=torch.int32)}, metadata)
+    with pytest.raises(RecastError, match=said):
+        load_task(folder, vit_base)
+    write_tensors(path, {"coefficients": stored["coefficients"]}, metadata)
+    with pytest.raises(DamagedFile, match="has 2 coefficients, the base wants 48"):
+        load_task(folder, vit_base)
+
+
+@pytest.mark.parametrize("given", [{"choose": 1}, {"choose": -2}, {"choose": 4, "coefficients": False}])
+def test_options_that_choose_nothing_are_refused(given):
+    with pytest.raises(OptionError, match="choose"):
+        AdaptOptions(**given)

@@ -1,0 +1,65 @@
+"""The dictionary of entries that a task may choose from, and places that are not in it."""
+
+import pytest
+import torch
+
+from recast_cli.engine.base.chosen import add_entries, check_places, dictionary, read_dictionary
+from recast_cli.engine.base.file import load_base, save_base
+from recast_cli.engine.errors import RecastError
+from recast_cli.engine.model.attach import merge
+
+ENTRIES = {"a.bias": 3, "b.weight": 2}
+
+
+def test_it_has_the_vectors_of_the_network_but_the_classifiers(vit_base):
+    wanted = {
+        name: parameter.numel()
+        for name, parameter in merge(vit_base).named_parameters()
+        if parameter.ndim == 1 and not name.startswith("head.")
+    }
+    assert vit_base.entries == wanted
+    assert [*vit_base.entries] == sorted(wanted)
+
+
+def test_statistics_of_batch_norm_are_no_coefficients(conv_base):
+    names = [name for name, parameter in merge(conv_base).named_parameters() if parameter.ndim == 1]
+    assert {*conv_base.entries} == {name for name in names if not name.startswith("fc.")}
+
+
+def test_without_an_architecture_every_vector_is_in_it():
+    assert dictionary({"b": (2,), "a": (3,), "w": (3, 2)}, None) == {"a": 3, "b": 2}
+
+
+@pytest.mark.parametrize("kind", ["vit_base", "conv_base"])
+def test_a_file_says_the_same_without_its_tensors(kind, request, tmp_path):
+    base = save_base(request.getfixturevalue(kind), tmp_path / "base.safetensors")
+    assert [*read_dictionary(base.path, base.architecture).items()] == [*base.entries.items()]
+    assert load_base(base.path).entries == base.entries
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        ([[2, 0]], "a place in vector 2, the base has 2"),
+        ([[-1, 0]], "a place in vector -1"),
+        ([[0, 3]], r"entry 3, and a\.bias has 3 entries"),
+        ([[0, -1]], "entry -1"),
+        ([[0, 1], [1, 1], [0, 1]], r"entry 1 of a\.bias twice"),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused(places, said):
+    with pytest.raises(RecastError, match=said):
+        check_places(places, ENTRIES, "the task")
+
+
+def test_places_that_are_there_are_not():
+    check_places([[0, 2], [1, 0], [0, 0], [1, 1]], ENTRIES, "the task")
+    check_places([], ENTRIES, "the task")
+
+
+def test_values_are_added_where_they_belong():
+    state = {"a.bias": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float16), "b.weight": torch.tensor([5.0, 6.0])}
+    places, values = torch.tensor([[0, 2], [0, 0]], dtype=torch.int32), torch.tensor([0.5, -4.0])
+    changed = add_entries(state, [*ENTRIES], places, values)
+    assert {name: vector.tolist() for name, vector in changed.items()} == {"a.bias": [-3.0, 2.0, 3.5]}
+    assert changed["a.bias"].dtype == torch.float32
