@@ -28,6 +28,7 @@ def gradients(
     most: int,
     seed: int,
     class_weights: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
     """Gradients of a head's cross-entropy, batch by batch over the images as they are.
 
@@ -40,6 +41,7 @@ def gradients(
         most: Images that are looked at, at most.
         seed: Of the choice of images.
         class_weights: (classes,) of the loss, or None.
+        dtype: Of products, as of `precision`.
 
     Yields:
         The weight of a batch, 1 in all, and the gradients of its mean loss.
@@ -54,7 +56,7 @@ def gradients(
     try:
         for part in batches(len(order), SIZE):
             rows = order[part]
-            with precision(device):
+            with precision(device, dtype):
                 found = features(model, normalise(images.pixels[rows].to(device), preprocessing))
                 loss = F.cross_entropy(head(found), images.labels[rows].to(device), weights)
             yield len(rows) / len(order), torch.autograd.grad(loss, parameters, materialize_grads=True)

@@ -22,7 +22,7 @@ OWN_KINDS = ("linear-probe", "head", "recast", "adapter")
 """Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""
 ADAPTER: dict[str, tuple[type, ...]] = {"adapter": (str,), "rank": (int,), "density": (float,)}
 """Options of an adapter: alone with the method `adapter`, joined with the method `recast`."""
-CHOICE: dict[str, tuple[type, ...]] = {"choose": (int,)}
+CHOICE: dict[str, tuple[type, ...]] = {"choose": (int,), "statistic": (str,), "dictionary": (str,)}
 """Options of chosen coefficients, of the method `recast`."""
 A_METHODS_OWN = ("lr", "seed", "adapter_lr", "coefficients", *ADAPTER, *CHOICE)
 """Options of adapt that are a method's or a run's, not a task's."""

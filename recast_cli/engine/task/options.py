@@ -80,6 +80,8 @@ CHOICES = {
     "on_bad_image": ("skip", "fail"),
     "precision": ("auto", "float32", "bfloat16"),
     "adapter": tuple(ADAPTERS),
+    "statistic": ("size", "shrunk", "natural"),
+    "dictionary": ("all", "gains", "biases"),
 }
 """Option of adapt -> the words that it may be."""
 
@@ -130,6 +132,8 @@ class AdaptOptions:
     adapter_lr: float | None = None
     coefficients: bool = True
     choose: int = 0
+    statistic: str = "size"
+    dictionary: str = "all"
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
