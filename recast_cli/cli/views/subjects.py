@@ -62,7 +62,6 @@ def open_base(path: Path) -> Subject:
 
     base = load_base(path)
     layout, banks, roles = base.layout, diagnose(base), diagnose_roles(base)
-    saved = sum(len(bank.modules) * bank.numel for bank in layout.banks) - layout.template_parameters
     value = {
         "kind": "base",
         "file": str(path),
@@ -77,7 +76,7 @@ def open_base(path: Path) -> Subject:
         "coefficients": layout.coefficients,
         "degrees_of_freedom": layout.degrees_of_freedom,
         "parameters": parameters(base.specs),
-        "source_parameters": parameters(base.specs) + saved - layout.coefficients,
+        "source_parameters": base.source_parameters,
         "savings": layout.savings,
         "bytes": path.stat().st_size,
         **({"compression": base.compression} if base.codes else {}),

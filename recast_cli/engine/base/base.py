@@ -106,6 +106,13 @@ class Base(BaseHeader):
                 state[f"{module}.weight"] = mix(vector[place].reshape(shape), templates, bank.means)
         return state | {alias: state[name] for alias, name in self.aliases.items()}
 
+    @property
+    def source_parameters(self) -> int:
+        """Scalars of the source, as `parameters` counts them."""
+        layout = self.layout
+        stood_for = layout.source_parameters - layout.template_parameters - layout.coefficients
+        return parameters(self.specs) + stood_for
+
     def mimicked(self) -> list[float]:
         """`vector` as plain numbers."""
         numbers: list[float] = self.vector.tolist()

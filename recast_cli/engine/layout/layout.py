@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +96,17 @@ class Layout:
         return any(bank.means for bank in self.banks)
 
     @property
+    def roles(self) -> dict[tuple[str, tuple[int, ...]], list[Bank]]:
+        """The banks of each role and shape, in order of the first."""
+        found: dict[tuple[str, tuple[int, ...]], list[Bank]] = {}
+        for bank in self.banks:
+            found.setdefault((bank.role, bank.shape), []).append(bank)
+        return found
+
+    @property
     def groups(self) -> int:
         """G, the largest number of groups of one role and shape."""
-        return max(Counter((bank.role, bank.shape) for bank in self.banks).values())
+        return max(map(len, self.roles.values()))
 
     @property
     def templates(self) -> int:

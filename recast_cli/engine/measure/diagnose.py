@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from recast_cli.engine.base.base import Base
     from recast_cli.engine.base.header import BaseHeader
-    from recast_cli.engine.layout.layout import Bank
 
 Matrix = list[list[float | None]]
 
@@ -79,11 +78,8 @@ class RoleDiagnosis:
 
 def diagnose_roles(base: Base) -> list[RoleDiagnosis]:
     """Every role and shape of a base, in order of its first bank."""
-    roles: dict[tuple[str, tuple[int, ...]], list[Bank]] = {}
-    for bank in base.layout.banks:
-        roles.setdefault((bank.role, bank.shape), []).append(bank)
     found = []
-    for (role, shape), banks in roles.items():
+    for (role, shape), banks in base.layout.roles.items():
         products = inner_products([template for bank in banks for template in base.stored(bank)])
         lengths = products.diagonal()
         pairs = lengths[:, None] + lengths - 2 * products

@@ -9,7 +9,6 @@ import matplotlib
 
 from recast_cli.engine.base.base import Base, parameters
 from recast_cli.engine.base.header import stored_as
-from recast_cli.engine.layout.layout import Bank
 from recast_cli.engine.measure.diagnose import BankDiagnosis, ModuleChange, RoleDiagnosis, aligned, similarity
 from recast_cli.engine.report.figures import (
     STYLE,
@@ -102,7 +101,6 @@ def key_facts(base: Base, tasks: Sequence[Learned]) -> list[tuple[str, str, str]
     """What a reader wants to know first."""
     layout, found, count = base.layout, base.verified, parameters(base.specs)
     worst = max(error["relative_error"] for error in base.errors.values())
-    source = count + layout.source_parameters - layout.template_parameters - layout.coefficients
     weights = ("weights", "exact", "of every module")
     if worst > 0:
         weights = ("largest error", f"{worst:.2g}", "of a module, relative")
@@ -114,7 +112,7 @@ def key_facts(base: Base, tasks: Sequence[Learned]) -> list[tuple[str, str, str]
         ("coefficients a task", f"{layout.coefficients}", f"{layout.degrees_of_freedom} degrees of freedom"),
         weights,
         retention,
-        ("parameters", f"{count:,}", f"source {source:,}"),
+        ("parameters", f"{count:,}", f"source {base.source_parameters:,}"),
         (
             "file",
             show_bytes(base.path.stat().st_size) if base.path else "–",
@@ -127,12 +125,9 @@ def key_facts(base: Base, tasks: Sequence[Learned]) -> list[tuple[str, str, str]
 def about_layout(base: Base) -> str:
     """A row a role and shape."""
     layout = base.layout
-    roles: dict[tuple[str, tuple[int, ...]], list[Bank]] = {}
-    for bank in layout.banks:
-        roles.setdefault((bank.role, bank.shape), []).append(bank)
     total = parameters(base.specs)
     rows = []
-    for (role, shape), banks in roles.items():
+    for (role, shape), banks in layout.roles.items():
         modules = sum(len(bank.modules) for bank in banks)
         held = sum(bank.stored * bank.numel for bank in banks)
         n = sorted({bank.stored for bank in banks})

@@ -222,6 +222,7 @@ def chosen(ready):
     return ready
 
 
+@pytest.mark.slow
 def test_a_task_that_chose_its_coefficients(chosen):
     value = recast_json("inspect", "few")
     assert value.keys() == TASK_KEYS
@@ -235,6 +236,7 @@ def test_a_task_that_chose_its_coefficients(chosen):
     assert value["places"][0]["vector"] in shown
 
 
+@pytest.mark.slow
 def test_tasks_that_chose_are_alike_where_they_move_the_same_entries(chosen):
     stored = {name: load_file(f"tasks/{name}/coefficients.safetensors") for name in ("few", "fewer")}
     moves = [
@@ -249,6 +251,7 @@ def test_tasks_that_chose_are_alike_where_they_move_the_same_entries(chosen):
     assert (matrix[0][2], matrix[1][2]) == (0, 0)  # nothing in common with a task of the layout's coefficients
 
 
+@pytest.mark.slow
 def test_chosen_tasks_without_their_base_have_numbers_for_places(chosen):
     (chosen / "base.safetensors").unlink()
     value = recast_json("inspect", "few")
@@ -257,6 +260,7 @@ def test_chosen_tasks_without_their_base_have_numbers_for_places(chosen):
     assert value["vector"] == stored["coefficients"].tolist()
 
 
+@pytest.mark.slow
 def test_the_report_of_a_base_shows_what_tasks_chose(chosen):
     assert recast("inspect", "base.safetensors", "--plot", "base.html").exit_code == 0
     page = (chosen / "base.html").read_text()

@@ -71,6 +71,7 @@ def test_equal_promises_are_taken_in_order_and_too_many_are_refused():
         best(scores, 6)
 
 
+@pytest.mark.slow
 def test_what_was_learned_is_measured_again_from_its_files(base, data, tmp_path):
     task = run(base, data, tmp_path / "tasks" / "t")
     again = load_task(tmp_path / "tasks" / "t", base)
@@ -86,6 +87,7 @@ def test_what_was_learned_is_measured_again_from_its_files(base, data, tmp_path)
     assert evaluate(base, again, data, device="cpu").top1 == task.record["metrics"]["test_top1"]
 
 
+@pytest.mark.slow
 def test_a_base_is_not_changed_and_tasks_do_not_disturb_each_other(vit_base, data, tmp_path):
     before = {name: tensor.clone() for name, tensor in vit_base.state().items()}
     first = run(vit_base, data, tmp_path / "tasks" / "first")
@@ -118,6 +120,7 @@ def test_an_adapter_can_stand_beside_them(vit_base, data, tmp_path):
     assert evaluate(vit_base, again, data, device="cpu").top1 == task.record["metrics"]["test_top1"]
 
 
+@pytest.mark.slow
 def test_the_merged_network_is_exported(base, data, tmp_path):
     task = run(base, data, tmp_path / "tasks" / "t", epochs=1)
     export(base, tmp_path / "out.safetensors", "safetensors", task)
@@ -127,6 +130,7 @@ def test_the_merged_network_is_exported(base, data, tmp_path):
     assert any(not torch.equal(merged[name], base.rest[name]) for name in base.entries)
 
 
+@pytest.mark.slow
 def test_the_file_is_small_and_older_readers_refuse_it(vit_base, data, tmp_path):
     run(vit_base, data, tmp_path / "tasks" / "t", epochs=1, choose=48)
     path = tmp_path / "tasks" / "t" / COEFFICIENTS
@@ -136,6 +140,7 @@ def test_the_file_is_small_and_older_readers_refuse_it(vit_base, data, tmp_path)
     assert read_metadata(tmp_path / "tasks" / "layout" / COEFFICIENTS)["format"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("places", "said"),
     [
