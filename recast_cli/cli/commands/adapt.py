@@ -125,7 +125,7 @@ def adapt(
     out = Output(as_json, quiet)
     workspace = find_workspace()
     folder = workspace.task_folder(task)
-    options = workspace.adapt_options(task, {name: given[name] for name in option_types()})
+    options = workspace.adapt_options(task, {name: given.get(name) for name in option_types()})
     base_file = workspace.base_file(base)
     prepare(device)
     from recast_cli.engine.adapt.adapt import adapt as learn

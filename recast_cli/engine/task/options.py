@@ -111,6 +111,9 @@ class AdaptOptions:
         coefficients: Whether the coefficients are trained; if not, an adapter works on the source's weights.
         choose: So many numbers a task may choose and move, half of them places: `choose` // 2 coefficients, in place of
             the layout's; 0: the layout's.
+        statistic: What an entry promises, see `promises`: `size`, `shrunk` or `natural`. This one and the next are for
+            comparisons and recast.yaml; the command line has no flag for them.
+        dictionary: Which vectors are chosen from: `all`, `gains` or `biases`.
     """
 
     recipe: str = "default"

@@ -132,6 +132,8 @@ def test_every_option_is_recorded(fresh):
     assert record["options"] == {name.replace("-", "_"): value for name, value in options.items()} | {
         "coefficients": True,
         "choose": 0,
+        "statistic": "size",
+        "dictionary": "all",
     }
     assert record["image_size"] == 64
     assert record["classes"] == ["blue", "green", "red"]
