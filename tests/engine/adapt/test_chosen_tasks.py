@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from recast_cli.engine.adapt.adapt import adapt
-from recast_cli.engine.adapt.choose import best, choose_places
+from recast_cli.engine.adapt.choose import best, choose_places, promises
 from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import DamagedFile, OptionError, RecastError
@@ -37,31 +37,68 @@ def base(request):
     return request.getfixturevalue(request.param)
 
 
-def test_the_places_are_those_of_the_largest_mean_gradient_times_unit(vit_base):
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(40) % 3
-    images = Images(pixels, labels, [str(place) for place in range(40)], [])
-    head = Head(torch.randn(3, 32, generator=generator), torch.zeros(3))
-    preprocessing = vit_base.known_architecture().preprocessing
-    weights = torch.tensor([1.0, 1.0, 1.0])
-    data = TrainingData({"train": images}, 3, preprocessing, AdaptOptions(choose=20))
-    entries = Entries(merge(vit_base), vit_base.entries, 10)
-    found = choose_places(entries, data, head)
+def training_data(base, count=40, **given):
+    """Random images of three classes."""
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = Images(pixels, torch.arange(count) % 3, [str(place) for place in range(count)], [])
+    options = AdaptOptions(choose=20, precision="float32", **given)
+    return TrainingData({"train": images}, 3, base.known_architecture().preprocessing, options)
 
-    # all images at once, and every entry of the whole network in one list
-    plain = merge(vit_base)
-    vectors = [vector_of(plain, name).requires_grad_() for name in vit_base.entries]
-    loss = F.cross_entropy(head(features(plain, normalise(pixels, preprocessing))), labels, weights)
+
+def literal_gradients(base, data, head):
+    """Gradients of the mean loss by every vector of the dictionary, all images at once, in a network of its own."""
+    plain, images = merge(base), data.images["train"]
+    vectors = [vector_of(plain, name).requires_grad_() for name in base.entries]
+    found = features(plain, normalise(images.pixels, data.preprocessing))
+    loss = F.cross_entropy(head(found), images.labels, data.class_weights)
+    gradients = torch.autograd.grad(loss, vectors, materialize_grads=True)
+    return [(vector.detach(), gradient) for vector, gradient in zip(vectors, gradients, strict=True)]
+
+
+HEAD = Head(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)), torch.zeros(3))
+
+
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+def test_the_places_are_those_of_the_largest_mean_gradient_times_unit(class_weights, vit_base):
+    data = training_data(vit_base, class_weights=class_weights)
+    entries = Entries(merge(vit_base), vit_base.entries, 10)
+    found = choose_places(entries, data, HEAD)
     promised = [
-        (float(abs(gradient[entry]) * vector.detach().square().mean().sqrt()), number, entry)
-        for number, (vector, gradient) in enumerate(
-            zip(vectors, torch.autograd.grad(loss, vectors, materialize_grads=True), strict=True)
-        )
+        (float(abs(gradient[entry]) * vector.square().mean().sqrt()), number, entry)
+        for number, (vector, gradient) in enumerate(literal_gradients(vit_base, data, HEAD))
         for entry in range(len(vector))
     ]
     assert found.tolist() == [[number, entry] for _, number, entry in sorted(promised, reverse=True)[:10]]
     assert not any(parameter.requires_grad for parameter in entries.model.parameters())
+
+
+@pytest.mark.parametrize("statistic", ["shrunk", "natural"])
+def test_statistics_of_spread_are_those_of_the_batches_gradients(statistic, vit_base):
+    data = training_data(vit_base, count=96, statistic=statistic)  # three batches
+    entries = Entries(merge(vit_base), vit_base.entries, 10)
+    parts = []
+    for start in range(0, 96, 32):
+        # the same draw of the order as the choice's
+        rows = torch.randperm(96, generator=torch.Generator().manual_seed(0))[start : start + 32]
+        images = data.images["train"]
+        part = Images(images.pixels[rows], images.labels[rows], [], [])
+        parts.append(literal_gradients(vit_base, data._replace(images={"train": part}), HEAD))
+    for place, found in enumerate(promises(entries, data, HEAD)):
+        gradients = torch.stack([part[place][1] for part in parts])
+        mean, spread = gradients.mean(0), gradients.var(0, correction=0)
+        if statistic == "natural":
+            wanted = mean**2 / (32 * spread + mean**2)
+        else:
+            wanted = (mean.abs() - (spread / 2).sqrt()).clamp_min(0) * parts[0][place][0].square().mean().sqrt()
+        used = mean.abs() > 1e-9
+        torch.testing.assert_close(found[used], wanted[used], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("dictionary", "ending"), [("gains", "weight"), ("biases", "bias")])
+def test_a_dictionary_of_gains_or_of_biases_alone(dictionary, ending, vit_base):
+    entries = Entries(merge(vit_base), vit_base.entries, 10)
+    found = choose_places(entries, training_data(vit_base, dictionary=dictionary), HEAD)
+    assert all([*vit_base.entries][number].endswith(ending) for number, _ in found.tolist())
 
 
 def test_equal_promises_are_taken_in_order_and_too_many_are_refused():
