@@ -16,7 +16,7 @@ from recast_cli.engine.errors import RecastError, suggest
 from recast_cli.engine.layout.plan import PICK
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.storage.yaml_file import as_number, check_keys, read_yaml, typename, with_underscores
-from recast_cli.engine.task.options import ADAPTERS, AdaptOptions, option_types
+from recast_cli.engine.task.options import ADAPTERS, AdaptOptions, option_types, rate_of_chosen
 
 OWN_KINDS = ("linear-probe", "head", "recast", "adapter")
 """Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""
@@ -252,6 +252,8 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
         options = mimic_options(path, where, options, {"method": (str,), "lr": (float,), **MIMIC})
     if "adapter" in adapter:
         rates = {**rates, kind: ADAPTERS[adapter["adapter"]].lr}
+    elif "choose" in adapter:
+        rates = {**rates, kind: rate_of_chosen(adapter["choose"])}
     if kind not in rates:
         if lr is not None:
             raise RecastError(f"{path}: {where}.lr: {kind} has no learning rate but the head's", "Leave it out.")
@@ -267,10 +269,10 @@ def adapter_options(path: Path, where: str, kind: str, given: dict[str, Any]) ->
     """The adapter of a method of ours, as options of adapt; empty where there is none."""
     check_keys(path, where, given, ADAPTER | CHOICE)
     given = {key: value for key, value in given.items() if value is not None}
+    if kind != "recast" and given.keys() & CHOICE.keys():
+        raise RecastError(f"{path}: {where}: only recast chooses coefficients", "Use the method recast.")
     if kind not in ("adapter", "recast") and given:
         raise RecastError(f"{path}: {where}: {kind} has no adapter", "Use the method recast, or adapter.")
-    if kind != "recast" and "choose" in given:
-        raise RecastError(f"{path}: {where}: only recast chooses coefficients", "Use the method recast.")
     if kind == "adapter" and "adapter" not in given:
         raise RecastError(f"{path}: {where} names no adapter", f"Write `adapter: ` and one of {', '.join(ADAPTERS)}.")
     try:

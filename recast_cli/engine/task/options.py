@@ -45,8 +45,9 @@ CUT_KERNEL_LR = 0.006
 (docs/evidence/which-layout.md): here no norm takes back what changes of several layers make of one another."""
 
 
-CHOSEN_LR = 0.05
-"""Learning rate of chosen coefficients: a step moves an entry by this share of its vector's root mean square."""
+CHOSEN_LR, CHOSEN_COUNT = 0.1, 24
+"""Learning rate of that many chosen coefficients: a step moves each by this share of its vector's root mean square. Of
+more of them the rate is lower, as their steps add up (docs/evidence/chosen-coefficients.md)."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,19 @@ class AdaptOptions:
 
 
 def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:
-    """The options with the learning rate that coefficients of this layout get where none was given."""
+    """The options with the learning rate that coefficients of this layout, or chosen ones, get where none was given."""
     if options.lr is not None:
         return options
+    if options.choose:
+        return replace(options, lr=rate_of_chosen(options.choose))
     cut = options.recipe == "default" and layout.means
-    return replace(options, lr=CHOSEN_LR if options.choose else CUT_KERNEL_LR if cut else RECIPES[options.recipe].lr)
+    return replace(options, lr=CUT_KERNEL_LR if cut else RECIPES[options.recipe].lr)
+
+
+def rate_of_chosen(numbers: int) -> float:
+    """The learning rate of chosen coefficients, `numbers` with their places."""
+    more = max(1.0, numbers // 2 / CHOSEN_COUNT)
+    return float(f"{CHOSEN_LR * more**-0.5:.3g}")
 
 
 def option_types() -> dict[str, tuple[type, ...]]:

@@ -158,6 +158,10 @@ def test_an_adapter_s_rate_is_swept_and_its_options_tell_runs_apart(tmp_path):
         ("{method: head}", "{method: adapter, adapter: lora}", "adapter lora is unknown"),
         ("{method: head}", "{method: adapter, adapter: melo, density: 0.1}", "adapter melo has no density"),
         ("{method: head}", "{method: recast, rank: 2}", "rank belongs to an adapter"),
+        ("{method: head}", "{method: adapter, adapter: melo, choose: 8}", "only recast chooses coefficients"),
+        ("{method: head}", "{method: head, choose: 8}", "methods.head: only recast chooses coefficients"),
+        ("{method: head}", "{method: recast, choose: 1}", "choose 1 is too few"),
+        ("{method: head}", "{method: recast, choose: 8, statistic: t}", "statistic t is unknown"),
         (TEXT[TEXT.index("methods:") :], "methods: {}", "methods is empty"),
         (TEXT, "", "is empty"),
         (TEXT, "- a", "holds a list"),
@@ -261,3 +265,16 @@ def test_equal_methods_are_run_once(tmp_path):
     plan = plan_of(TEXT + "  again: {method: lora, rank: 2}\n", tmp_path / "c.yaml")
     twice = plan_of(TEXT, tmp_path / "d.yaml")
     assert len(next_runs(plan, {})) == len(next_runs(twice, {}))
+
+
+def test_chosen_coefficients_have_a_start_rate_of_their_own(tmp_path):
+    text = TEXT.replace("{method: head}", "{method: recast, choose: 2400, statistic: shrunk}")
+    plan = plan_of(text, tmp_path / "c.yaml")
+    method = plan.methods["head"]
+    assert (method.kind, method.options, method.adapter) == ("recast", {}, {"choose": 2400, "statistic": "shrunk"})
+    assert method.rates == (0.0047, 0.0141, 0.0423)
+    others = {
+        keys(plan_of(TEXT.replace("{method: head}", given), tmp_path / "d.yaml"), method="head", lr=0.1)
+        for given in ("{method: recast}", "{method: recast, choose: 8}", "{method: recast, choose: 10}")
+    }
+    assert len(others) == 3

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from recast_cli.engine.errors import OptionError, RecastError
-from recast_cli.engine.task.options import AdaptOptions
+from recast_cli.engine.layout.layout import Layout
+from recast_cli.engine.task.options import AdaptOptions, with_rate
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,18 @@ def test_options_out_of_range_are_refused(change, message):
 def test_a_seed_out_of_range_is_refused(change):
     with pytest.raises(RecastError, match=r"seed .* is out of range"):
         dataclasses.replace(AdaptOptions(), **change)
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({"choose": 2}, 0.1),
+        ({"choose": 48}, 0.1),
+        ({"choose": 200}, 0.049),
+        ({"choose": 4800}, 0.01),
+        ({"choose": 48, "lr": 0.3}, 0.3),
+        ({}, 0.05),
+    ],
+)
+def test_the_rate_of_chosen_coefficients_falls_with_the_root_of_their_number(given, rate):
+    assert with_rate(AdaptOptions(**given), Layout("any", 1, ())).lr == rate
