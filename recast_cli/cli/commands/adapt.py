@@ -101,6 +101,14 @@ def adapt(
             help="Let the task choose its coefficients: N numbers, half of them places.  [default: 0: the layout's]",
         ),
     ] = None,
+    statistic: Annotated[
+        str | None,
+        typer.Option(metavar="size|shrunk|natural", help="What a chosen entry promises.  [default: size]"),
+    ] = None,
+    dictionary: Annotated[
+        str | None,
+        typer.Option(metavar="all|gains|biases", help="Which vectors it is chosen from.  [default: all]"),
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = False,
     cache_size: CacheSize = None,
     restart: Annotated[bool, typer.Option("--restart", help="Replace what this task already has.")] = False,
@@ -126,7 +134,7 @@ def adapt(
     out = Output(as_json, quiet)
     workspace = find_workspace()
     folder = workspace.task_folder(task)
-    options = workspace.adapt_options(task, {name: given.get(name) for name in option_types()})
+    options = workspace.adapt_options(task, {name: given[name] for name in option_types()})
     base_file = workspace.base_file(base)
     prepare(device)
     from recast_cli.engine.adapt.adapt import adapt as learn

@@ -112,8 +112,7 @@ class AdaptOptions:
         coefficients: Whether the coefficients are trained; if not, an adapter works on the source's weights.
         choose: So many numbers a task may choose and move, half of them places: `choose` // 2 coefficients, in place of
             the layout's; 0: the layout's.
-        statistic: What an entry promises, see `promises`: `size`, `shrunk` or `natural`. This one and the next are for
-            comparisons and recast.yaml; the command line has no flag for them.
+        statistic: What an entry promises, see `promises`: `size`, `shrunk` or `natural`.
         dictionary: Which vectors are chosen from: `all`, `gains` or `biases`.
     """
 
@@ -161,6 +160,10 @@ class AdaptOptions:
             raise OptionError("patience", f"{self.patience} is below 0", "Give 0 to train all epochs, or more.")
         if self.choose < 0 or self.choose == 1:
             raise OptionError("choose", f"{self.choose} is too few", "Give 2 or more: a coefficient and its place.")
+        for name, usual in (("statistic", "size"), ("dictionary", "all")):
+            if not self.choose and getattr(self, name) != usual:
+                hint = f"Give {option('choose', 'N')}, too, or leave it out."
+                raise OptionError(name, "belongs to coefficients that the task chooses", hint)
         if self.choose and not self.coefficients:
             raise OptionError("choose", "says which coefficients are trained", f"Leave out {option('coefficients')}.")
         if self.density is not None and self.density > 1:

@@ -204,3 +204,9 @@ def test_places_that_do_not_fit_are_refused(places, said, vit_base, data, tmp_pa
 def test_options_that_choose_nothing_are_refused(given):
     with pytest.raises(OptionError, match="choose"):
         AdaptOptions(**given)
+
+
+@pytest.mark.parametrize("given", [{"statistic": "natural"}, {"dictionary": "gains"}])
+def test_how_to_choose_says_nothing_where_nothing_is_chosen(given):
+    with pytest.raises(OptionError, match="belongs to coefficients that the task chooses"):
+        AdaptOptions(**given)
