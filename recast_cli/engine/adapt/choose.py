@@ -9,7 +9,6 @@ from torch import Tensor
 
 from recast_cli.engine.adapt.importance import SIZE, gradients
 from recast_cli.engine.adapt.loop import TrainingData
-from recast_cli.engine.errors import OptionError
 from recast_cli.engine.model.entries import Entries, vector_of
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.precision import quick_attention, training_precision
@@ -26,9 +25,6 @@ def choose_places(entries: Entries, training_data: TrainingData, head: Head) -> 
         entries: Not yet chosen, in their network.
         training_data: What is learned; its validation images are not looked at.
         head: The linear probe's.
-
-    Raises:
-        OptionError: The dictionary has fewer entries than are to be chosen.
     """
     return distributed.from_first(lambda: best(promises(entries, training_data, head), len(entries.steps)))
 
@@ -82,9 +78,6 @@ def promises(entries: Entries, training_data: TrainingData, head: Head) -> list[
 def best(scores: list[Tensor], count: int) -> Tensor:
     """The `count` largest scores as (vector, entry), largest first: (count, 2) int32; of equal ones the first."""
     flat = torch.cat(scores)
-    if count > len(flat):
-        what = f"{2 * count} numbers are {count} coefficients, and this network has {len(flat)} entries"
-        raise OptionError("choose", what, "Give fewer.")
     order = flat.sort(descending=True, stable=True).indices[:count]
     sizes = torch.tensor([len(each) for each in scores])
     starts = sizes.cumsum(0) - sizes

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recast_cli.engine.base.chosen import by_vector
+from recast_cli.engine.errors import OptionError
 
 
 class Moved(nn.Module):
@@ -39,12 +40,18 @@ class Entries:
         entries: The dictionary, see `dictionary`.
         count: k.
 
+    Raises:
+        OptionError: The dictionary has fewer entries.
+
     Attributes:
         steps: (k,), zero at the start.
         places: (k, 2) int32 on the CPU; None until they are chosen.
     """
 
     def __init__(self, model: nn.Module, entries: Mapping[str, int], count: int) -> None:
+        if count > sum(entries.values()):
+            what = f"{2 * count} numbers are {count} coefficients, and this network has {sum(entries.values())} entries"
+            raise OptionError("choose", what, "Give fewer.")
         self.model, self.names = model, [*entries]
         self.steps = nn.Parameter(torch.zeros(count, device=next(model.parameters()).device))
         self.units = [unit_of(vector_of(model, name)) for name in self.names]

@@ -165,7 +165,7 @@ class AdaptOptions:
                 hint = f"Give {option('choose', 'N')}, too, or leave it out."
                 raise OptionError(name, "belongs to coefficients that the task chooses", hint)
         if self.choose and not self.coefficients:
-            raise OptionError("choose", "says which coefficients are trained", f"Leave out {option('coefficients')}.")
+            raise OptionError("choose", "says which coefficients are trained", "Choose none, or let them be trained.")
         if self.density is not None and self.density > 1:
             raise OptionError("density", f"{self.density} is above 1", "Give the share of entries, like 0.01.")
 

@@ -101,11 +101,16 @@ def test_a_dictionary_of_gains_or_of_biases_alone(dictionary, ending, vit_base):
     assert all([*vit_base.entries][number].endswith(ending) for number, _ in found.tolist())
 
 
-def test_equal_promises_are_taken_in_order_and_too_many_are_refused():
+def test_equal_promises_are_taken_in_order():
     scores = [torch.tensor([1.0, 3.0]), torch.tensor([3.0, 0.0, 3.0])]
     assert best(scores, 4).tolist() == [[0, 1], [1, 0], [1, 2], [0, 0]]
-    with pytest.raises(OptionError, match="12 numbers are 6 coefficients, and this network has 5 entries"):
-        best(scores, 6)
+
+
+def test_more_than_there_are_is_refused_before_anything_is_read_or_made(vit_base, data, tmp_path):
+    entries = sum(vit_base.entries.values())
+    with pytest.raises(OptionError, match=f"are {entries + 1} coefficients, and this network has {entries} entries"):
+        run(vit_base, data, tmp_path / "tasks" / "t", choose=2 * entries + 2)
+    assert not (tmp_path / "tasks").exists()
 
 
 @pytest.mark.slow
