@@ -73,6 +73,7 @@ def test_a_dry_run_says_which_runs_there_are_and_does_nothing(folder):
     assert listing() == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_what_is_done(whole):
     value = recast_json("compare", "c.yaml", "-o", "out", "--dry-run")
     assert value["runs"] == value["done"] >= 20
@@ -96,6 +97,7 @@ def test_what_is_wrong_is_said_in_one_line(text, flags, message, folder):
     assert message in refused("compare", "c.yaml", *flags)
 
 
+@pytest.mark.slow
 def test_a_file_of_which_nothing_can_run_is_refused(folder):
     Path("c.yaml").write_text(YAML[: YAML.index("methods:")] + "methods:\n  recast: {lr: 0.02, adapter: piggyback}\n")
     result = recast("compare", "c.yaml", "-q", "--json")

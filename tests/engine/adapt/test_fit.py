@@ -38,6 +38,7 @@ def test_the_trained_network_is_gone_before_the_test_images_are_measured(given, 
     assert networks
 
 
+@pytest.mark.slow
 def test_a_known_probe_is_not_fitted_again_and_training_starts_from_it(vit_base):
     options = AdaptOptions(epochs=2, batch_size=8, lr=0.05, precision="float32")
     config, images = vit_base.known_architecture().preprocessing, {"train": drawn(12, 0), "val": drawn(6, 1)}

@@ -49,6 +49,7 @@ def test_merging_adds_each_value_to_its_entry(base):
     same(merge(base, values, places=places), literally(base, places, values))
 
 
+@pytest.mark.slow
 def test_without_a_step_the_network_is_what_it_was_and_steps_are_in_units(base):
     places, _ = drawn(base)
     entries, plain = Entries(merge(base), base.entries, COUNT), merge(base)
@@ -85,6 +86,7 @@ def test_nothing_else_wants_a_gradient(base):
     assert [each for each in entries.model.parameters() if each.requires_grad] == [entries.steps]
 
 
+@pytest.mark.slow
 def test_switching_between_tasks_of_both_kinds_leaves_nothing_behind(base):
     switcher = Switcher(base, "cpu")
     one, other, of_layout = drawn(base, 1), drawn(base, 2, 3), perturbed(base)

@@ -83,6 +83,7 @@ def test_lora():
     close(after - before, b @ a)
 
 
+@pytest.mark.slow
 def test_dora():
     before, after, values = changed("dora", rank=2)
     a, b, magnitude = values[21:24]
