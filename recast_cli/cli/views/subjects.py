@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recast_cli.cli.startup import import_torch
-from recast_cli.engine.base.chosen import check_places, read_dictionary
 from recast_cli.engine.base.header import read_base_id
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
@@ -119,6 +118,8 @@ def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
 
     check_bound(record["base_id"], None if places else len(vector), base, "the task")
     if places:
+        from recast_cli.engine.base.chosen import check_places, read_dictionary
+
         assert base.path is not None, "it was read from a file"
         entries = read_dictionary(base.path, base.architecture)
         check_places(places, entries, str(folder / COEFFICIENTS))
