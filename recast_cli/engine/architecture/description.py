@@ -1,5 +1,6 @@
 """What timm needs to build a network again, and how its images are prepared."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,17 @@ class Architecture:
         return int(self.data["input_size"][-2])
 
     @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Names of the classifier's modules, see `classifiers_of`."""
+        return classifiers_of(self.config)
+
+    @property
     def classifies(self) -> bool:
         """Whether the network has a classifier; without one it gives features."""
         return bool(self.args.get("num_classes"))
+
+
+def classifiers_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classifier's modules, by timm's pretrained config: none, one, or two in distilled networks."""
+    names = config.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)

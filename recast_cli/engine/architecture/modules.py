@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recast_cli.engine.architecture.timm_config import classifiers, config_of
+from recast_cli.engine.architecture.description import classifiers_of
+from recast_cli.engine.architecture.timm_config import config_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -22,7 +23,7 @@ def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
     In an attached network, too, where weights are made by parametrizations.
     """
-    heads = classifiers(config_of(model))
+    heads = classifiers_of(config_of(model))
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):

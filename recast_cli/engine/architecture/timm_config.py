@@ -1,8 +1,8 @@
-"""What timm says of a network: its pretrained config, its classifiers, whether it knows a name."""
+"""What timm says of a network: its pretrained config, whether it knows a name."""
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -36,12 +36,6 @@ def check_name(name: str) -> None:
     if not timm.is_model(name.split(".")[0]):
         hint = suggest(name, timm.list_models(), "Give a timm name (timm.list_models() has them all) or a weight file.")
         raise RecastError(f"timm {timm.__version__} has no model '{name}'", hint)
-
-
-def classifiers(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the classifier's modules, by timm's pretrained config: none, one, or two in distilled networks."""
-    names = config.get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 @contextmanager

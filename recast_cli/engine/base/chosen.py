@@ -32,8 +32,7 @@ def dictionary(shapes: Mapping[str, tuple[int, ...]], architecture: Architecture
         shapes: Of all floating-point tensors of a base by name, as `Base.value` gives them.
         architecture: Of the base; its classifier's vectors are left out, as a task has a head of its own.
     """
-    named = architecture.config.get("classifier") if architecture else None
-    heads = (named,) if isinstance(named, str) else tuple(named or ())
+    heads = architecture.classifiers if architecture else ()
     return {
         name: shape[0]
         for name, shape in sorted(shapes.items())

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.architecture.description import classifiers_of
 from recast_cli.engine.architecture.timm_config import config_of
 from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.export.merged import TOLERANCE, Merged
@@ -32,8 +33,7 @@ def with_classifier(merged: Merged) -> nn.Module:
             f"Use {option('format', 'onnx')}.",
         )
     name = merged.base.known_architecture().name
-    names = config_of(model).get("classifier") or ()
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = classifiers_of(config_of(model))
     if not names:
         raise RecastError(f"timm does not say what the classifier of {name} is called", OTHERWISE)
     try:

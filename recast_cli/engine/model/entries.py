@@ -58,7 +58,7 @@ class Entries:
         self.places: Tensor | None = None
 
     def choose(self, places: Tensor) -> None:
-        """Let the steps be those of `places`, (k, 2) integers; of fewer than k, there are that many steps."""
+        """Let the steps be those of `places`, (k, 2) integers; to be called once."""
         self.places = places.to(torch.int32).cpu()
         device = self.steps.device
         for number, rows in by_vector(self.places).items():

@@ -95,6 +95,8 @@ class Switcher:
     @torch.no_grad()
     def change_entries(self, vector: Tensor, places: Tensor | None) -> None:
         """Let the networks have a task's chosen coefficients, and none of the task before."""
+        if places is None and not self.changed:
+            return
         names = [*self.base.entries]
         wanted = {} if places is None else {names[number]: rows for number, rows in by_vector(places).items()}
         for name in self.changed.keys() | wanted.keys():

@@ -14,7 +14,8 @@ import timm
 from torch import Tensor
 
 from recast_cli.engine.architecture.build import check_fit, skeleton
-from recast_cli.engine.architecture.timm_config import check_name, classifiers, quiet
+from recast_cli.engine.architecture.description import classifiers_of
+from recast_cli.engine.architecture.timm_config import check_name, quiet
 from recast_cli.engine.errors import MissingFile, OptionError, RecastError, one_line, option, suggest
 from recast_cli.engine.source.checkpoint import WEIGHT_FILES, read_weights, weights_in
 from recast_cli.engine.source.source import (
@@ -95,7 +96,7 @@ def from_file(path: Path, architecture: str | None) -> Source:
 def classifier_names(architecture: str) -> tuple[str, ...]:
     """Names of the classifier modules of a timm architecture."""
     config = timm.models.get_pretrained_cfg(architecture)
-    return classifiers(config.to_dict() if config else {}) or ("head",)
+    return classifiers_of(config.to_dict() if config else {}) or ("head",)
 
 
 def filtered(name: str, tensors: Mapping[str, Tensor], overlay: dict[str, Any], **args: Any) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.architecture.modules import listen
-from recast_cli.engine.architecture.timm_config import classifiers
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise
 from recast_cli.engine.layout.layout import coefficient_key, template_key
@@ -114,7 +113,7 @@ def trainable(model: nn.Module, base: Base) -> dict[str, Tensor]:
         holder = mixture.templates
         holder.tensor = holder.get_buffer("tensor").clone()  # on a CPU it is the base's own
         found[template_key(bank)] = holder.tensor
-    heads = tuple(f"{head}." for head in classifiers(base.known_architecture().config))
+    heads = tuple(f"{head}." for head in base.known_architecture().classifiers)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 and name in base.tensors and not name.startswith(heads):
             found[name] = parameter

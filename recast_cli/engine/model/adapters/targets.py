@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from recast_cli.engine.architecture.description import classifiers_of
 from recast_cli.engine.architecture.modules import CONVOLUTIONS, find_modules
-from recast_cli.engine.architecture.timm_config import classifiers, config_of
+from recast_cli.engine.architecture.timm_config import config_of
 from recast_cli.engine.errors import RecastError
 
 FUSED = {"qkv": "qkv", "kv": "kv"}
@@ -88,7 +89,7 @@ def convolutions(model: nn.Module, adapter: str) -> list[str]:
     Raises:
         RecastError: It is none.
     """
-    heads = classifiers(config_of(model))
+    heads = classifiers_of(config_of(model))
     found = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and name not in heads]
     if len(found) > STEM:
         return found
