@@ -89,10 +89,14 @@ def compare(
                 out.note(f"{what}  val {percent(line['val_top1'])}{test}  {line['seconds']:.1f} s")
 
         results, failed = do_runs(plan, folder, jobs, device, cache_size, on_run=on_run)
+    from recast_cli.engine.compare.figure import plot_leaderboard
+
     rows = leaderboard(plan, results)
     if all(row.error for row in rows):
         raise RecastError(f"{file}: nothing of it can run: {rows[0].error}", "Mend the file.")
-    write_results(plan, rows, folder, markdown(plan, rows))
+    folder.mkdir(exist_ok=True)
+    write_text(folder / TABLE, markdown(plan, rows))
+    plot_leaderboard(rows, folder / PLOT)
     value = {
         "directory": str(folder),
         "standings": [asdict(row) for row in rows],
@@ -109,16 +113,6 @@ def describe(run: Run) -> str:
     """A run in a few words."""
     rate = "" if run.lr is None else f"  lr {run.lr:.3g}"
     return f"{run.source}  {run.task}  {run.method}{rate}  seed {run.seed}"
-
-
-def write_results(plan: Plan, rows: list[Row], folder: Path, table: str) -> None:
-    """Write table and plot."""
-    from recast_cli.engine.compare.figure import plot_leaderboard
-    from recast_cli.engine.storage.atomic import write_text
-
-    folder.mkdir(exist_ok=True)
-    write_text(folder / TABLE, table)
-    plot_leaderboard(rows, folder / PLOT)
 
 
 def planned(plan: Plan, folder: Path, results: Results) -> dict[str, Any]:

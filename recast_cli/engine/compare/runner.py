@@ -68,7 +68,7 @@ def check_files(plan: Plan, runs: list[Run]) -> None:
     home = plan.path.parent
     hint = f"Relative paths start at {home.resolve()}."
     for task in dict.fromkeys(run.task for run in runs):
-        if not (home / Path(plan.tasks[task].data).expanduser()).is_dir():
+        if not plan.data_folder(task).is_dir():
             what = f"{plan.path}: tasks.{task}.data: the folder {plan.tasks[task].data} does not exist"
             raise MissingFile(what, hint)
     for source in dict.fromkeys(run.source for run in runs):

@@ -14,6 +14,7 @@ from typing import Any
 from recast_cli.engine.compare.baselines.rates import LEARNING_RATES
 from recast_cli.engine.errors import RecastError, suggest
 from recast_cli.engine.layout.plan import PICK
+from recast_cli.engine.mimic.options import MimicOptions
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.storage.yaml_file import as_number, check_keys, read_yaml, typename, with_underscores
 from recast_cli.engine.task.options import ADAPTERS, AdaptOptions, option_types, rate_of_chosen
@@ -28,21 +29,10 @@ A_METHODS_OWN = ("lr", "seed", "adapter_lr", "coefficients", *ADAPTER, *CHOICE)
 """Options of adapt that are a method's or a run's, not a task's."""
 SPELT = ("modules", "groups", "templates", "sets")
 """Options of mimic that spell a layout out, and so do not go with a named one."""
-MIMIC: dict[str, tuple[type, ...]] = {
-    "layout": (str,),
-    "modules": (str, list),
-    "groups": (int,),
-    "templates": (int,),
-    "sets": (int,),
-    "budget": (int,),
-    "solver": (str,),
-    "loss": (str,),
-    "noise": (float,),
-    "steps": (int,),
-    "seed": (int,),
-    "dtype": (str,),
-    "kl": (bool,),
-}
+OF_BASES = ("layout", *SPELT, "budget", "solver", "loss", "noise", "steps", "seed", "dtype", "kl")
+"""Options of mimic that a source or a method of ours may have: `lr` is a method's own, and no base is compressed."""
+KINDS = option_types(MimicOptions) | {"modules": (str, list)}
+MIMIC = {name: KINDS[name] for name in OF_BASES}
 SOURCE: dict[str, tuple[type, ...]] = {"source": (str,), "weights": (str,), "architecture": (str,), **MIMIC}
 RECAST_RATE = 0.02
 """Learning rate at which the sweep of coefficients starts; the default of `adapt` is what such sweeps came to."""
@@ -112,6 +102,10 @@ class Plan:
     def pick(self, source: str, method: str) -> tuple[int, ...]:
         """What digests hold of a layout that nobody spelt out: runs of an earlier pick are not taken for today's."""
         return () if {"layout", *SPELT} & self.base_spec(source, method).keys() else (PICK,)
+
+    def data_folder(self, task: str) -> Path:
+        """Where a task's images lie."""
+        return self.path.parent / Path(self.tasks[task].data).expanduser()
 
     def key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
         """The digest that a run is known by."""

@@ -54,23 +54,19 @@ def next_runs(plan: Plan, results: Results) -> list[Run]:
 
 def runs_of(plan: Plan, source: str, name: str, results: Results) -> list[Run]:
     """The runs of one method on one source that can be done now."""
-    method, first = plan.methods[name], plan.seeds[0]
+    method = plan.methods[name]
 
     def run(task: str, seed: int, lr: float | None, test: bool) -> Run:
         return Run(source, task, name, seed, lr, test, plan.key(source, task, name, seed, lr))
 
     chosen, wanted = choose_rate(method, scores_of(plan, source, name, results))
-    refusing = refusals(plan, source, name, results)
+    tasks = tasks_of(plan, source, name, results)
     if wanted:
-        asked = [run(task, first, lr, False) for lr in wanted for task in plan.tasks if task not in refusing]
+        asked = [run(task, plan.seeds[0], lr, False) for lr in wanted for task in tasks]
         return [each for each in asked if each.key not in results]
-    found = []
-    for task in plan.tasks:
-        if task in refusing:
-            continue
-        seeds = plan.seeds if method.kind != "linear-probe" else (first,)
-        found += [each for seed in seeds if not measured(results, (each := run(task, seed, chosen, True)).key)]
-    return found
+    seeds = plan.seeds if method.kind != "linear-probe" else plan.seeds[:1]
+    asked = [run(task, seed, chosen, True) for task in tasks for seed in seeds]
+    return [each for each in asked if not measured(results, each.key)]
 
 
 def measured(results: Results, key: str) -> bool:
@@ -90,13 +86,18 @@ def refusals(plan: Plan, source: str, name: str, results: Results) -> dict[str, 
     return {task: each[0]["error"] for task, each in wrong.items() if each}
 
 
+def tasks_of(plan: Plan, source: str, name: str, results: Results) -> list[str]:
+    """Tasks on which a method can run, as far as is known."""
+    refusing = refusals(plan, source, name, results)
+    return [task for task in plan.tasks if task not in refusing]
+
+
 def scores_of(plan: Plan, source: str, name: str, results: Results) -> Callable[[float], float | None]:
     """Rate -> mean validation accuracy over the tasks at the first seed; None while a task is missing.
 
     Where training diverges the accuracy counts as 0; tasks on which the method cannot run count for nothing.
     """
-    refusing = refusals(plan, source, name, results)
-    tasks = [task for task in plan.tasks if task not in refusing]
+    tasks = tasks_of(plan, source, name, results)
 
     def score(rate: float) -> float | None:
         lines = [results.get(plan.key(source, task, name, plan.seeds[0], rate)) for task in tasks]
@@ -173,8 +174,7 @@ def expected(plan: Plan, source: str, name: str, results: Results) -> dict[str, 
     rates: list[float | None] = [*dict.fromkeys((*method.rates, *with_lines))] or [None]
     chosen = [rate] if settled else rates[:1]
     others = [] if method.kind == "linear-probe" else plan.seeds[1:]
-    refusing = refusals(plan, source, name, results)
-    tasks = [task for task in plan.tasks if task not in refusing]
+    tasks = tasks_of(plan, source, name, results)
     places = {(task, first, each) for task in tasks for each in rates}
     places |= {(task, seed, each) for task in tasks for seed in others for each in chosen}
     done = 0

@@ -1,6 +1,5 @@
 """How a task is trained; plain values, so that the command line and recast.yaml can know them without torch."""
 
-import dataclasses
 import typing
 from dataclasses import dataclass, replace
 
@@ -198,12 +197,10 @@ def rate_of_chosen(numbers: int) -> float:
     return float(f"{CHOSEN_LR * more**-0.5:.3g}")
 
 
-def option_types() -> dict[str, tuple[type, ...]]:
-    """The types that each option of adapt may have, e.g. `epochs` -> (int,)."""
-    hints = typing.get_type_hints(AdaptOptions)
+def option_types(options: type = AdaptOptions) -> dict[str, tuple[type, ...]]:
+    """The types that each option of adapt, or of another dataclass, may have, e.g. `epochs` -> (int,)."""
+    hints = typing.get_type_hints(options)
     return {
-        option.name: tuple(
-            kind for kind in typing.get_args(hints[option.name]) or (hints[option.name],) if kind is not type(None)
-        )
-        for option in dataclasses.fields(AdaptOptions)
+        name: tuple(kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None))
+        for name, hint in hints.items()
     }

@@ -23,9 +23,14 @@ from recast_cli.engine.errors import RecastError, suggest
 Method = Callable[..., list[nn.Parameter]]
 
 
+def options_of(method: Method) -> dict[str, Any]:
+    """The options of a method, and what they are where they are not given."""
+    return {key: each.default for key, each in list(inspect.signature(method).parameters.items())[1:]}
+
+
 def checked(name: str, function: Method) -> Method:
     """The method itself, with a RecastError for an option that it does not have, or one of another type."""
-    defaults = {key: each.default for key, each in list(inspect.signature(function).parameters.items())[1:]}
+    defaults = options_of(function)
 
     @functools.wraps(function)
     def method(model: nn.Module, **options: Any) -> list[nn.Parameter]:
