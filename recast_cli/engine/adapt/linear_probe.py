@@ -99,15 +99,7 @@ def standardised(features: Tensor) -> tuple[Tensor, Scaling]:
 def solve_head(
     features: Tensor, labels: Tensor, penalty: float, start: Head, class_weights: Tensor | None = None
 ) -> Head:
-    """The head that the probe would be with a penalty that is known.
-
-    Args:
-        features: (N, D).
-        labels: (N,).
-        penalty: As of `Probe`.
-        start: A head that is near it.
-        class_weights: As of `fit_probe`.
-    """
+    """The head that the probe of features (N, D) would be with a penalty that is known; `start` is a head near it."""
     scaled, scaling = standardised(features)
     weights = None if class_weights is None else class_weights.double().cpu()
     return scaling.to_head(logistic_regression(scaled, labels.cpu(), penalty, scaling.from_head(start), weights))

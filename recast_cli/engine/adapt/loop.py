@@ -72,14 +72,8 @@ def train(
 ) -> State:
     """Train from `state` until validation stops improving, or to the last epoch.
 
-    Args:
-        learner: What is trained beside the head; nothing where the head is trained alone.
-        state: Where to start.
-        training_data: What is learned.
-        compiled: Compile the network first, which pays in long runs.
-        save: Called with the state after every epoch.
-        on_epoch: Called with what the epoch came to, after that.
-        progress: Called after every step.
+    A learner without parameters has its head trained alone. To compile the network first pays in long runs. After every
+    epoch `save` is called with the state, then `on_epoch` with what it came to; `progress` after every step.
 
     Raises:
         RecastError: The loss is no longer finite.

@@ -21,12 +21,7 @@ IMAGES = 3
 
 
 class Classified(nn.Module):
-    """A network's features under a task's head, as `eval` measures it.
-
-    Args:
-        model: A timm network.
-        head: Of the task.
-    """
+    """A timm network's features under a task's head, as `eval` measures it."""
 
     def __init__(self, model: nn.Module, head: Head) -> None:
         super().__init__()
@@ -67,11 +62,7 @@ class Merged:
         return f"task {self.task.name}" if self.task else self.base.source
 
     def difference(self, logits: Tensor, what: str) -> float:
-        """The largest difference to the merged network's logits.
-
-        Args:
-            logits: (IMAGES, outputs), from what was written.
-            what: Whose logits, for the message.
+        """The largest difference to the merged network's logits of those (IMAGES, outputs) that `what` gives.
 
         Raises:
             RecastError: It is above TOLERANCE, or undefined.

@@ -100,13 +100,9 @@ def read_part(path: Path, kind: str, base_id: str) -> dict[str, Any]:
 
 
 def check_bound(base_id: str, coefficients: int | None, base: BaseHeader, what: str) -> None:
-    """Raise RecastError unless a task of the base called `base_id` is one of `base`.
+    """Raise RecastError unless the task `what`, of the base called `base_id`, is one of `base`.
 
-    Args:
-        base_id: As the task says.
-        coefficients: How many it has in layout order; None where it chose them.
-        base: At hand.
-        what: The task, for the message.
+    `coefficients` are how many it has in layout order; None where it chose them.
     """
     if base_id != base.base_id:
         what = f"{what} belongs to base {base_id}, but {base.path or base.source} is base {base.base_id}"

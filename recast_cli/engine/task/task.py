@@ -158,15 +158,7 @@ def bound(kind: str, base_id: str) -> dict[str, Any]:
 def save_coefficients(
     path: Path, vector: Tensor, places: Tensor | None, base_id: str, extra: dict[str, Any] | None = None
 ) -> None:
-    """Write coefficients, with their places where they were chosen: a format that older readers refuse.
-
-    Args:
-        path: The file.
-        vector: As of `Task`, like the next two.
-        places: As of `Task`.
-        base_id: As of `Task`.
-        extra: More metadata.
-    """
+    """Write coefficients, with their places where they were chosen: a format that older readers refuse."""
     metadata = bound("coefficients", base_id) | (extra or {})
     if places is None:
         write_tensors(path, {"coefficients": vector}, metadata | {"format": OF_LAYOUT})
