@@ -21,11 +21,7 @@ def import_torch() -> None:
 
 
 def prepare(device: str | None, runs_networks: bool = True) -> None:
-    """Import torch, and set this process up for networks on a device.
-
-    Args:
-        device: As the user named it.
-        runs_networks: Whether the process is to be tuned for them; without, nothing is set.
+    """Import torch, and see that there is such a device; where this process `runs_networks`, set it up for them.
 
     Raises:
         RecastError: There is no such device.

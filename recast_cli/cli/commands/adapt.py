@@ -144,17 +144,13 @@ def adapt(
     images = find_images(workspace, task, data, out)
 
     def on_epoch(epoch: Epoch) -> None:
+        val = percent(epoch.val_top1)
         if epoch.number == 0:
             head = RECIPES[options.recipe].head
-            out.note(
-                "epoch  0  random head"
-                if head == "random"
-                else f"epoch  0  linear probe   val {percent(epoch.val_top1)}"
-            )
+            out.note(f"epoch  0  {'random head' if head == 'random' else f'linear probe   val {val}'}")
         else:
             out.note(
-                f"epoch {epoch.number:2d}  loss {epoch.loss:.4f}    val {percent(epoch.val_top1)}"
-                f"   {epoch.images_per_second:.0f} images/s"
+                f"epoch {epoch.number:2d}  loss {epoch.loss:.4f}    val {val}   {epoch.images_per_second:.0f} images/s"
             )
 
     with out.progress() as progress:

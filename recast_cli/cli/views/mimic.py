@@ -75,27 +75,17 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     ]
     if base.codes:
         before = value["compression"]["source_bytes"]
-        rows.insert(
-            1,
-            (
-                "size",
-                f"{before / value['bytes']:.2f}x smaller than {show_bytes(before)}: {stored_as(base.compression)}",
-            ),
-        )
+        smaller = f"{before / value['bytes']:.2f}x smaller than {show_bytes(before)}"
+        rows.insert(1, ("size", f"{smaller}: {stored_as(base.compression)}"))
     if "healed" in value:
         found = value["healed"]
         steps = " -> ".join(f"{found['divergence'][step]:.3g}" for step in ("mimicked", "layers", "healed"))
         rows.append(("healed", f"{found['images']} images, divergence from the source {steps}"))
     if "verify" in value:
         found = value["verify"]
+        alike = f"{found['images']} images, top-1 agreement {percent(found['agreement'])}"
         lowest = min(found["feature_cosine"].values())
-        rows.append(
-            (
-                "verified",
-                f"{found['images']} images, top-1 agreement {percent(found['agreement'])}, "
-                f"lowest feature cosine {lowest:.4f}",
-            )
-        )
+        rows.append(("verified", f"{alike}, lowest feature cosine {lowest:.4f}"))
     show_facts(console, rows)
     if base.codes and "verify" in value:
         console.print()

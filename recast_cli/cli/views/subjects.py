@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,8 @@ class Subject:
 
     value: dict[str, Any]
     base: Base | None = None
-    banks: list[BankDiagnosis] | None = None
-    roles: list[RoleDiagnosis] | None = None
+    banks: list[BankDiagnosis] = field(default_factory=list)
+    roles: list[RoleDiagnosis] = field(default_factory=list)
     vector: list[float] | None = None
     places: list[tuple[int, int]] | None = None
     changes: list[ModuleChange] | None = None

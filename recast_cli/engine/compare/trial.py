@@ -47,15 +47,7 @@ def do_run(
     device: str | None = None,
     cache_size: int | None = None,
 ) -> Line:
-    """Do a run and return its line.
-
-    Args:
-        plan: Where the run is from.
-        run: From `next_runs`.
-        folder: The output folder, with `bases`, `probes` and `trained`.
-        line: Of its training, where only its test images are left to be measured.
-        device: As `choose_device` takes it.
-        cache_size: As `decode` takes it.
+    """Do a run and return its line, given that of its training where only its test images are left to be measured.
 
     Raises:
         RecastError: Files or images are missing or damaged.

@@ -2,8 +2,9 @@
 
 A baseline is a function from a frozen timm network to its trainable parameters: it gets a network in eval mode whose
 parameters are all frozen, changes it in place, and returns the parameters that it trains; nothing else requires a
-gradient. The classifier is not among them: it is trained apart, on features. Options are plain keywords. `seed` decides
-what is drawn at random; torch's own generator is left as it was. All but Uni-LoRA start as the network they were given.
+gradient. The classifier is not among them: it is trained apart, on features. Options are plain keywords. `modules` is a
+regular expression for whole names of linear modules, `rank` the r of a method's paper, and `seed` decides what is drawn
+at random; torch's own generator is left as it was. All but Uni-LoRA start as the network they were given.
 """
 
 import functools

@@ -15,10 +15,8 @@ def fourierft(
     start as the given network.
 
     Args:
-        model: Frozen, in eval mode; changed in place.
         n_frequency: Floats a module; all modules of one shape have the same frequencies.
         scaling: Factor of the update; 300 is PEFT's advice for vision transformers.
-        modules: Regular expression for whole names of linear modules.
         seed: Of the choice of frequencies.
 
     Returns:
