@@ -10,7 +10,7 @@ from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
 from recast_cli.cli.output import Output, columns
-from recast_cli.cli.views.inspect import number, show_one
+from recast_cli.cli.views.inspect import SHOW, number
 from recast_cli.cli.views.subjects import Subject, open_subject, open_task
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.folder import RECORD, files_of, read_record
@@ -64,7 +64,7 @@ def inspect(
         for place, each in enumerate(subjects):
             if place:
                 console.print()
-            show_one(console, each.value)
+            SHOW[each.value["kind"]](console, each.value)
         if matrix is not None:
             console.print()
             table = columns("similarity", *(str(each.value["task"]) for each in subjects))

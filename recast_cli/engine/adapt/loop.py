@@ -33,14 +33,7 @@ from recast_cli.engine.task.options import RECIPES, AdaptOptions
 
 
 class TrainingData(NamedTuple):
-    """What is learned from, and how.
-
-    Attributes:
-        images: `train` is what is learned, `val` chooses the epoch, see `advance`.
-        classes: How many there are.
-        preprocessing: The network's.
-        options: The options.
-    """
+    """What is learned from, and how: of the `images`, `train` are learned, `val` choose the epoch, see `advance`."""
 
     images: dict[str, Images]
     classes: int

@@ -31,12 +31,7 @@ class Epoch:
 
 
 class Trained(NamedTuple):
-    """What is trained.
-
-    Attributes:
-        values: Of the network: coefficients (K, n) of every module in layout order, then an adapter's parameters.
-        head: On its features.
-    """
+    """What is trained: coefficients (K, n) of every module in layout order, then an adapter's parameters; the head."""
 
     values: Sequence[Tensor]
     head: Head

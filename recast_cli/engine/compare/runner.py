@@ -190,30 +190,24 @@ def in_processes(settings: Settings, todo: Todo, jobs: int) -> Generator[Outcome
     workers: dict[Connection, Any] = {}
     runs: dict[Connection, Run] = {}
 
-    def employ() -> bool:
-        """Give a new process the next run, where there is one."""
-        item = todo()
-        if item is None:
-            return False
+    idle: list[Connection] = []
+
+    def employ() -> Connection:
+        """Start a process."""
         ours, theirs = context.Pipe()
         worker = context.Process(target=work, args=(theirs, settings, jobs), daemon=True)
         worker.start()
         theirs.close()  # the worker's end alone is left, so its death ends the connection
-        workers[ours], runs[ours] = worker, item[0]
-        with contextlib.suppress(OSError):
-            ours.send(item)
-        return True
+        workers[ours] = worker
+        return ours
 
-    idle: list[Connection] = []
     try:
         while True:
-            while idle and (item := todo()):
-                channel = idle.pop()
+            while (idle or len(workers) < jobs) and (item := todo()):
+                channel = idle.pop() if idle else employ()
                 runs[channel] = item[0]
                 with contextlib.suppress(OSError):  # it died while it had nothing to do: told below, as its run's end
                     channel.send(item)
-            while len(workers) < jobs and employ():
-                pass
             if not runs:
                 return
             for channel in [each for each in wait(list(runs)) if isinstance(each, Connection)]:

@@ -36,11 +36,9 @@ class Classified(nn.Module):
 
 @dataclass(frozen=True)
 class Merged:
-    """A network with plain weights.
+    """A network with plain weights: of a task, or where that is None of the source's own classifier.
 
     Attributes:
-        base: Its base.
-        task: Its task; None for the source's own classifier.
         model: timm's network; of a task, without its head.
         network: Normalised images -> logits, with the task's head where there is one.
         preprocessing: At the image size of the task.

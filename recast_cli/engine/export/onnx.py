@@ -5,7 +5,6 @@ import importlib
 import inspect
 import io
 import json
-import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.architecture.timm_config import quiet
 from recast_cli.engine.errors import OptionError, RecastError, one_line, option
 from recast_cli.engine.export.merged import Merged
 from recast_cli.engine.storage.atomic import write_text
@@ -153,14 +153,7 @@ def run(merged: Merged, path: Path) -> float:
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Keep the exporters' remarks about the network's own code off the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    loggers = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    with quiet(*loggers), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

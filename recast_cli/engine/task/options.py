@@ -12,11 +12,7 @@ class Recipe:
     """How coefficients and head are learned.
 
     Attributes:
-        epochs: Passes over the training images, at most.
-        lr: Learning rate of the coefficients at the start.
-        head_lr: The same for the head.
-        batch_size: Images a step.
-        patience: Epochs without a better validation accuracy after which training stops; 0: never.
+        epochs: As of `AdaptOptions`, like the next four.
         weight_decay: Of AdamW, for coefficients and head.
         schedule: `cosine` to zero over all epochs, or `step`: a tenth every 33 epochs.
         head: What the head starts as: the linear `probe`, half of the final head as well, or `random`.
@@ -51,13 +47,7 @@ more of them the rate is lower, as their steps add up (docs/evidence/chosen-coef
 
 @dataclass(frozen=True)
 class AdapterDefaults:
-    """What an adapter is where nothing is said.
-
-    Attributes:
-        lr: Learning rate of its own parameters at the start.
-        rank: Of its low-rank update, or width of its bottleneck; None: it has none.
-        density: Share of a weight's entries that it changes; None: it has none.
-    """
+    """`adapter_lr`, `rank` and `density` of an adapter where nothing is said, see `AdaptOptions`; None: it has none."""
 
     lr: float
     rank: int | None = None

@@ -28,9 +28,6 @@ def lora_xs(model: nn.Module, *, rank: int = 2, modules: str = QKV) -> list[nn.P
 
     Returns:
         R (r, r) of every module.
-
-    Raises:
-        RecastError: The rank is below 1 or above a matrix's, or `modules` matches no linear module.
     """
     at_least_one(rank=rank)
     chosen = choose_linear(model, modules, "lora-xs")

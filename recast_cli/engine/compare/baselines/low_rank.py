@@ -14,9 +14,6 @@ def lora(model: nn.Module, *, rank: int = 1, modules: str = QKV, seed: int = 0) 
 
     Returns:
         A (r, in) and B (out, r) of every module.
-
-    Raises:
-        RecastError: Wrong options, modules that LoRA cannot change, or no PEFT.
     """
     at_least_one(rank=rank)
     return inject(model, "LoraConfig", low_rank_targets(model, modules), seed, r=rank, lora_alpha=rank)
@@ -25,7 +22,7 @@ def lora(model: nn.Module, *, rank: int = 1, modules: str = QKV, seed: int = 0) 
 def dora(model: nn.Module, *, rank: int = 1, modules: str = QKV, seed: int = 0) -> list[nn.Parameter]:
     """DoRA, arXiv 2402.09353: LoRA, and the length of each of W's rows (PEFT's reading): out more floats a module.
 
-    Options, result and errors as of `lora`.
+    Options and result as of `lora`.
     """
     at_least_one(rank=rank)
     targets = low_rank_targets(model, modules)
@@ -45,9 +42,6 @@ def tinylora(
 
     Returns:
         A vector (u,) of every group.
-
-    Raises:
-        RecastError: Wrong options, or no PEFT.
     """
     at_least_one(rank=rank, u=u)
     if not 0 <= weight_tying <= 1:
@@ -71,9 +65,6 @@ def unilora(
 
     Returns:
         The vector (theta_d_length,).
-
-    Raises:
-        RecastError: Wrong options, or no PEFT.
     """
     at_least_one(rank=rank, theta_d_length=theta_d_length)
     targets = choose_linear(model, modules, "unilora")

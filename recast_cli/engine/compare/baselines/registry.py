@@ -4,7 +4,8 @@ A baseline is a function from a frozen timm network to its trainable parameters:
 parameters are all frozen, changes it in place, and returns the parameters that it trains; nothing else requires a
 gradient. The classifier is not among them: it is trained apart, on features. Options are plain keywords. `modules` is a
 regular expression for whole names of linear modules, `rank` the r of a method's paper, and `seed` decides what is drawn
-at random; torch's own generator is left as it was. All but Uni-LoRA start as the network they were given.
+at random; torch's own generator is left as it was. All but Uni-LoRA start as the network they were given. Wrong
+options, modules that a method cannot change, and a PEFT that is not there are RecastErrors.
 """
 
 import functools
@@ -63,4 +64,4 @@ METHODS: dict[str, Method] = {
         "shared-lora": shared_lora,
     }.items()
 }
-"""Name -> method: (model, **options) -> trainable parameters. Wrong options are a RecastError."""
+"""Name -> method: (model, **options) -> trainable parameters."""

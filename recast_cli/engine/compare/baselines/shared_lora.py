@@ -56,9 +56,6 @@ def shared_lora(
 
     Returns:
         The entries of B and of A that stay, for each shape.
-
-    Raises:
-        RecastError: A number is out of range, or `modules` matches no linear module.
     """
     at_least_one(rank=rank, entries=entries)
     layers: dict[tuple[int, int], list[nn.Linear]] = {}

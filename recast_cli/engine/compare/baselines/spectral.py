@@ -21,9 +21,6 @@ def fourierft(
 
     Returns:
         A spectrum (n_frequency,) of every module.
-
-    Raises:
-        RecastError: Wrong options, or no PEFT.
     """
     return spectral(model, "FourierFTConfig", "fourierft", n_frequency, scaling, modules, seed)
 
@@ -33,7 +30,7 @@ def waveft(
 ) -> list[nn.Parameter]:
     """WaveFT, arXiv 2505.12532: as FourierFT, but for the inverse transform of Haar wavelets; starts at zero.
 
-    Scaling 25 is PEFT's default. Options, result and errors as of `fourierft`.
+    Scaling 25 is PEFT's default. Options and result as of `fourierft`.
     """
     return spectral(model, "WaveFTConfig", "waveft", n_frequency, scaling, modules, seed)
 
