@@ -13,6 +13,7 @@ from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnB
 from recast_cli.cli.output import Output, left_out, show_facts
 from recast_cli.cli.startup import prepare
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.task.folder import ADAPTER, files_of
 from recast_cli.engine.task.options import ADAPTERS, CHOSEN_COUNT, CHOSEN_LR, CUT_KERNEL_LR, RECIPES, option_types
 from recast_cli.engine.units import count_coefficients, percent
 from recast_cli.workspace import Workspace, find_workspace
@@ -191,8 +192,6 @@ def find_images(workspace: Workspace, task: str, flag: Path | None, out: Output)
 
 def summary(task: Task, folder: Path) -> dict[str, Any]:
     """The JSON of `recast adapt`."""
-    from recast_cli.engine.task.folder import ADAPTER, files_of
-
     record = task.record
     metrics, adapter = record["metrics"], record.get("adapter")
     names = ("val_top1", "test_top1", "linear_probe_val_top1", "linear_probe_test_top1")

@@ -87,20 +87,14 @@ def probe_line(work: Work) -> Line:
     model = Switcher(base, str(work.device)).switch(base.vector, work.options.image_size)
     return {
         **shared(work, base),
-        "floats": 0,
-        "places": 0,
-        "degrees_of_freedom": 0,
-        "file_bytes": 0,
+        **dict.fromkeys(("floats", "places", "degrees_of_freedom", "file_bytes", "epochs", "best_epoch"), 0),
+        **dict.fromkeys(("head_lr", "images_per_second")),
         "head_floats": probe.head.floats,
-        "head_lr": None,
-        "epochs": 0,
-        "best_epoch": 0,
         "penalty": probe.penalty,
         "val_top1": probe.val_top1,
         "test_top1": measure(model, probe.head, images, base.known_architecture().preprocessing),
         "seconds": made["seconds"],
         "peak_memory_mb": made["peak_memory_mb"],
-        "images_per_second": None,
         "precision": type_name(measuring_precision(work.device)),
     }
 

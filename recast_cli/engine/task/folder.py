@@ -1,21 +1,16 @@
 """The folder of a task without torch: its files, their names, the record, and what they are bound to."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import yaml
 
+from recast_cli.engine.base.header import BaseHeader
 from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
 from recast_cli.engine.storage.atomic import write_text
 from recast_cli.engine.storage.header import FORMATS, read_header, read_metadata
 from recast_cli.engine.task.record import FIELDS, TaskRecord
-
-if TYPE_CHECKING:
-    from recast_cli.engine.base.header import BaseHeader
-
 
 COEFFICIENTS, HEAD, ADAPTER = "coefficients.safetensors", "head.safetensors", "adapter.safetensors"
 RECORD = "task.yaml"
