@@ -44,7 +44,6 @@ PROBED = ("image_size", "split", "split_seed", "class_weights", "on_bad_image")
 class TaskSpec:
     """Images as the file names them, and how they are trained on; seed and learning rate are a run's."""
 
-    name: str
     data: str
     options: AdaptOptions
 
@@ -54,7 +53,6 @@ class Method:
     """One row of the table.
 
     Attributes:
-        name: In the file.
         kind: `linear-probe`, `head`, `recast`, `adapter`, or one of METHODS.
         options: Of mimic for the first four, else of the method.
         adapter: Options of adapt that describe the adapter of `adapter` or `recast`, or the choice of `recast`.
@@ -63,7 +61,6 @@ class Method:
         factor: Between neighbouring rates where the sweep may grow; 1: it does not.
     """
 
-    name: str
     kind: str
     options: dict[str, Any]
     rates: tuple[float, ...]
@@ -161,7 +158,7 @@ def read_comparison(path: Path) -> Plan:
         if not content.get(part):
             raise RecastError(f"{path}: {part} is empty", f"Name at least one of the {part}.")
     options = {key: value for key, value in content.items() if key in shared and value is not None}
-    tasks = dict(read_task(path, str(name), given, options, shared) for name, given in content["tasks"].items())
+    tasks = {str(name): read_task(path, str(name), given, options, shared) for name, given in content["tasks"].items()}
     factor = content["sweep"] if content.get("sweep") is not None else 3.0
     if not 1 <= factor < float("inf"):
         raise RecastError(f"{path}: sweep is {factor}, and a factor of 1 or more is wanted", "Leave it out for 3.")
@@ -169,7 +166,7 @@ def read_comparison(path: Path) -> Plan:
     return Plan(
         path=path,
         seeds=read_seeds(path, content.get("seeds")),
-        sources=dict(read_source(path, str(name), given) for name, given in content["sources"].items()),
+        sources={str(name): read_source(path, str(name), given) for name, given in content["sources"].items()},
         tasks=tasks,
         methods={
             str(name): read_method(path, str(name), given, rates, factor) for name, given in content["methods"].items()
@@ -185,14 +182,14 @@ def read_seeds(path: Path, given: list[Any] | None) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def read_source(path: Path, name: str, given: Any) -> tuple[str, dict[str, Any]]:
-    """A source by name; text alone is what it is made from."""
+def read_source(path: Path, name: str, given: Any) -> dict[str, Any]:
+    """A source; text alone is what it is made from."""
     given = {"source": given} if isinstance(given, str) else given
     spec = mimic_options(path, f"sources.{name}", given, SOURCE)
     if not spec.get("source"):
         hint = "Write `source: ` and a timm name, folder or file."
         raise RecastError(f"{path}: sources.{name} names no source", hint)
-    return name, spec
+    return spec
 
 
 def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[type, ...]]) -> dict[str, Any]:
@@ -209,8 +206,8 @@ def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[typ
 
 def read_task(
     path: Path, name: str, given: Any, shared: dict[str, Any], known: dict[str, tuple[type, ...]]
-) -> tuple[str, TaskSpec]:
-    """A task by name; text alone is its image folder."""
+) -> TaskSpec:
+    """A task; text alone is its image folder."""
     given = {"data": given} if isinstance(given, str) else given
     check_keys(path, f"tasks.{name}", given, {"data": (str,), **known})
     values = {key: value for key, value in with_underscores(given).items() if value is not None}
@@ -218,7 +215,7 @@ def read_task(
     if not data:
         raise RecastError(f"{path}: tasks.{name} names no images", "Write `data: ` and an image folder.")
     try:
-        return name, TaskSpec(name, data, AdaptOptions(**{**shared, **values}))
+        return TaskSpec(data, AdaptOptions(**{**shared, **values}))
     except RecastError as error:
         raise RecastError(f"{path}: {error.what} (tasks.{name}, or for all)", error.hint) from None
 
@@ -251,12 +248,12 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
     if kind not in rates:
         if lr is not None:
             raise RecastError(f"{path}: {where}.lr: {kind} has no learning rate but the head's", "Leave it out.")
-        return Method(name, kind, options, (), 0.0, 1)
+        return Method(kind, options, (), 0.0, 1)
     start = rates[kind]
     if lr is None:
         swept = tuple(rate_at(start, factor, step) for step in (-1, 0, 1)) if factor > 1 else (start,)
-        return Method(name, kind, options, swept, start, factor, adapter)
-    return Method(name, kind, options, tuple(read_rates(path, where, lr)), start, 1, adapter)
+        return Method(kind, options, swept, start, factor, adapter)
+    return Method(kind, options, tuple(read_rates(path, where, lr)), start, 1, adapter)
 
 
 def adapter_options(path: Path, where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ tasks chooses one for this source. Test images are read for the chosen rate only
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def runs_of(plan: Plan, source: str, name: str, results: Results) -> list[Run]:
     def run(task: str, seed: int, lr: float | None, test: bool) -> Run:
         return Run(source, task, name, seed, lr, test, plan.key(source, task, name, seed, lr))
 
-    chosen, wanted = choose_rate(method, scores_of(plan, source, name, results))
+    chosen, wanted = choose_rate(plan, source, name, results)
     tasks = tasks_of(plan, source, name, results)
     if wanted:
         asked = [run(task, plan.seeds[0], lr, False) for lr in wanted for task in tasks]
@@ -92,12 +92,16 @@ def tasks_of(plan: Plan, source: str, name: str, results: Results) -> list[str]:
     return [task for task in plan.tasks if task not in refusing]
 
 
-def scores_of(plan: Plan, source: str, name: str, results: Results) -> Callable[[float], float | None]:
-    """Rate -> mean validation accuracy over the tasks at the first seed; None while a task is missing.
+def choose_rate(plan: Plan, source: str, name: str, results: Results) -> tuple[float | None, list[float]]:
+    """The chosen rate and no rates, or None and the rates whose scores are wanted first.
 
-    Where training diverges the accuracy counts as 0; tasks on which the method cannot run count for nothing.
+    A score is the mean validation accuracy over the tasks at the first seed. Where training diverges the accuracy
+    counts as 0; tasks on which the method cannot run count for nothing. A sweep whose best rate is at an end of those
+    tried grows there by a factor, `MOST_ADDED` times at most.
     """
-    tasks = tasks_of(plan, source, name, results)
+    method, tasks = plan.methods[name], tasks_of(plan, source, name, results)
+    if len(method.rates) < 2:
+        return (method.rates[0] if method.rates else None), []
 
     def score(rate: float) -> float | None:
         lines = [results.get(plan.key(source, task, name, plan.seeds[0], rate)) for task in tasks]
@@ -105,16 +109,6 @@ def scores_of(plan: Plan, source: str, name: str, results: Results) -> Callable[
             return None
         return math.fsum(line.get("val_top1") or 0.0 for line in lines if line) / max(1, len(lines))
 
-    return score
-
-
-def choose_rate(method: Method, score: Callable[[float], float | None]) -> tuple[float | None, list[float]]:
-    """The chosen rate and no rates, or None and the rates whose scores are wanted first.
-
-    A sweep whose best rate is at an end of those tried grows there by a factor, `MOST_ADDED` times at most.
-    """
-    if len(method.rates) < 2:
-        return (method.rates[0] if method.rates else None), []
     steps, growing = [-1, 0, 1], method.factor > 1
     while True:
         rates = [rate_at(method.start, method.factor, step) for step in steps] if growing else list(method.rates)
@@ -132,7 +126,7 @@ def choose_rate(method: Method, score: Callable[[float], float | None]) -> tuple
 
 def chosen_rate(plan: Plan, source: str, name: str, results: Results) -> tuple[bool, float | None]:
     """Whether the rate of a method on a source is settled, and the rate."""
-    rate, wanted = choose_rate(plan.methods[name], scores_of(plan, source, name, results))
+    rate, wanted = choose_rate(plan, source, name, results)
     return not wanted, rate
 
 
