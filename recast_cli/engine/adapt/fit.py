@@ -85,8 +85,12 @@ def learn_task(
     if state is None:
         with timed(timings, "probe"):
             state = begin(learner, training_data, probe or probe_network(model, training_data, progress))
-    else:
-        restore_choices(learner, state.fixed)
+    else:  # what the run that is continued has chosen
+        fixed = dict(state.fixed)
+        if learner.entries:
+            learner.entries.choose(fixed.pop(PLACES))
+        if learner.adapter:
+            learner.adapter.fix(fixed)
     learner.base = None
     if on_epoch:
         for epoch in state.history:
@@ -122,15 +126,6 @@ def begin(learner: Learner, training_data: TrainingData, probe: Probe) -> State:
         accuracy = None
     start = Trained(learner.parameters, head).copy()
     return State(start, start, probe, history=[Epoch(0, None, accuracy)], fixed=fixed)
-
-
-def restore_choices(learner: Learner, fixed: dict[str, Tensor]) -> None:
-    """Choose what the run that is continued has chosen."""
-    fixed = dict(fixed)
-    if learner.entries:
-        learner.entries.choose(fixed.pop(PLACES))
-    if learner.adapter:
-        learner.adapter.fix(fixed)
 
 
 def probe_network(model: nn.Module, training_data: TrainingData, progress: Progress | None = None) -> Probe:

@@ -241,13 +241,11 @@ def work(channel: Connection, settings: Settings, jobs: int) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(min(torch.get_num_threads(), max(1, cores() // jobs)))
     tune_process(choose_device(settings[2]))
-    try:
+    with contextlib.suppress(EOFError, OSError):
         while True:
             run, line = channel.recv()
             _, found, trouble = attempt(settings, run, line)
             channel.send((found, trouble))
-    except (EOFError, OSError):
-        return
 
 
 def leave_with_parent() -> None:

@@ -107,19 +107,16 @@ class Plan:
     def key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
         """The digest that a run is known by."""
         place = (source, task, method, seed, lr)
-        if place not in self.keys:
-            self.keys[place] = self.new_key(*place)
-        return self.keys[place]
-
-    def new_key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
-        """`key`, computed."""
+        if place in self.keys:
+            return self.keys[place]
         own, images = self.methods[method], self.tasks[task]
         base = self.base_spec(source, method)
-        if own.kind == "linear-probe":
-            return digest_of("linear-probe", base, images.data, probe_options(images.options))
-        options = own.adapter if own.kind in OWN_KINDS else own.options
-        pick = self.pick(source, method) if own.kind == "recast" else ()
-        return digest_of(own.kind, options, base, images.data, training_options(images.options), seed, lr, *pick)
+        parts: tuple[Any, ...] = (base, images.data, probe_options(images.options))
+        if own.kind != "linear-probe":
+            options = own.adapter if own.kind in OWN_KINDS else own.options
+            pick = self.pick(source, method) if own.kind == "recast" else ()
+            parts = (options, base, images.data, training_options(images.options), seed, lr, *pick)
+        return self.keys.setdefault(place, digest_of(own.kind, *parts))
 
 
 def digest_of(*parts: Any) -> str:
