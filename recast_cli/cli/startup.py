@@ -21,11 +21,7 @@ def import_torch() -> None:
 
 
 def prepare(device: str | None, runs_networks: bool = True) -> None:
-    """Import torch, and see that there is such a device; where this process `runs_networks`, set it up for them.
-
-    Raises:
-        RecastError: There is no such device.
-    """
+    """Import torch, and set this process up where it runs networks. Raises RecastError without such a device."""
     import_torch()
     from recast_cli.engine.runtime.device import choose_device, tune_process
 

@@ -90,11 +90,11 @@ def compare(
                 out.note(f"{what}  val {percent(line['val_top1'])}{test}  {line['seconds']:.1f} s")
 
         results, failed = do_runs(plan, folder, jobs, device, cache_size, on_run=on_run)
-    from recast_cli.engine.compare.figure import plot_leaderboard
-
     rows = leaderboard(plan, results)
     if all(row.error for row in rows):
         raise RecastError(f"{file}: nothing of it can run: {rows[0].error}", "Mend the file.")
+    from recast_cli.engine.compare.figure import plot_leaderboard
+
     folder.mkdir(exist_ok=True)
     write_text(folder / TABLE, markdown(plan, rows))
     plot_leaderboard(rows, folder / PLOT)

@@ -38,10 +38,8 @@ class Learned(NamedTuple):
 
     Attributes:
         vector: Coefficients in layout order, or what a method trains in their place, one value after another.
-        adapter: What was learned in an adapter, where there is one.
         places: (k, 2) int32, where the coefficients were chosen, else None.
-        head: The final head.
-        state: How it went.
+        head: The final one.
         coefficients: How many numbers of `vector` were trained: all or none.
         adapter_floats: How many of the adapter.
         precision: Of products while training.

@@ -53,12 +53,9 @@ def fit_probe(
         quality = (top_k(logits, val_labels), -float(F.cross_entropy(logits, val_labels)))
         solved[exponent] = (quality, solution)
 
-    def best() -> int:
-        return max(solved, key=lambda exponent: solved[exponent][0])
-
     for exponent in reversed(START_GRID):
         solve(exponent)
-    while (chosen := best()) in (min(solved), max(solved)):
+    while (chosen := max(solved, key=lambda exponent: solved[exponent][0])) in (min(solved), max(solved)):
         step = chosen + (1 if chosen == max(solved) else -1)
         if not LIMITS[0] <= step <= LIMITS[1]:
             break
