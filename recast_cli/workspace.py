@@ -29,11 +29,7 @@ class Workspace:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def base_file(self, flag: Path | None = None, base_id: str | None = None) -> Path:
-        """The base: the flag, else recast.yaml's, else the one base in the folder.
-
-        Args:
-            flag: As given on the command line.
-            base_id: Of a task; chooses among several bases.
+        """The base: the flag, else recast.yaml's, else the one base in the folder, or that of a task's `base_id`.
 
         Raises:
             RecastError: None is found, or several.

@@ -83,14 +83,14 @@ def report(error: Exception, debug: bool) -> int:
         output.error(f"{text if text.endswith(('.', '?')) else text + '.'} See `{command} --help`.")
         return 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        output.error("Out of memory. Take a smaller --batch-size or --image-size, or a machine with more.")
-        return 3
-    if isinstance(error, OSError):
+        text = "Out of memory. Take a smaller --batch-size or --image-size, or a machine with more."
+    elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        output.error(f"{where}{error.strerror or error}. Mend it and give the same command again.")
-        return 3
-    text = " ".join(str(error).split())
-    output.error(f"{type(error).__name__}: {text}. This is a bug of recast; --debug shows where it happened.")
+        text = f"{where}{error.strerror or error}. Mend it and give the same command again."
+    else:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{what}. This is a bug of recast; --debug shows where it happened."
+    output.error(text)
     return 3
 
 

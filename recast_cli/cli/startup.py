@@ -21,15 +21,7 @@ def import_torch() -> None:
 
 
 def prepare(device: str | None, runs_networks: bool = True) -> None:
-    """Import torch, and set this process up for networks on a device.
-
-    Args:
-        device: As the user named it.
-        runs_networks: Whether the process is to be tuned for them; without, nothing is set.
-
-    Raises:
-        RecastError: There is no such device.
-    """
+    """Import torch, and set this process up where it runs networks. Raises RecastError without such a device."""
     import_torch()
     from recast_cli.engine.runtime.device import choose_device, tune_process
 

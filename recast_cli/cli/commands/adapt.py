@@ -13,6 +13,7 @@ from recast_cli.cli.options import BaseFile, CacheSize, Debug, Device, Json, OnB
 from recast_cli.cli.output import Output, left_out, show_facts
 from recast_cli.cli.startup import prepare
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.task.folder import ADAPTER, files_of
 from recast_cli.engine.task.options import ADAPTERS, CHOSEN_COUNT, CHOSEN_LR, CUT_KERNEL_LR, RECIPES, option_types
 from recast_cli.engine.units import count_coefficients, percent
 from recast_cli.workspace import Workspace, find_workspace
@@ -144,17 +145,13 @@ def adapt(
     images = find_images(workspace, task, data, out)
 
     def on_epoch(epoch: Epoch) -> None:
+        val = percent(epoch.val_top1)
         if epoch.number == 0:
             head = RECIPES[options.recipe].head
-            out.note(
-                "epoch  0  random head"
-                if head == "random"
-                else f"epoch  0  linear probe   val {percent(epoch.val_top1)}"
-            )
+            out.note(f"epoch  0  {'random head' if head == 'random' else f'linear probe   val {val}'}")
         else:
             out.note(
-                f"epoch {epoch.number:2d}  loss {epoch.loss:.4f}    val {percent(epoch.val_top1)}"
-                f"   {epoch.images_per_second:.0f} images/s"
+                f"epoch {epoch.number:2d}  loss {epoch.loss:.4f}    val {val}   {epoch.images_per_second:.0f} images/s"
             )
 
     with out.progress() as progress:
@@ -195,8 +192,6 @@ def find_images(workspace: Workspace, task: str, flag: Path | None, out: Output)
 
 def summary(task: Task, folder: Path) -> dict[str, Any]:
     """The JSON of `recast adapt`."""
-    from recast_cli.engine.task.folder import ADAPTER, files_of
-
     record = task.record
     metrics, adapter = record["metrics"], record.get("adapter")
     names = ("val_top1", "test_top1", "linear_probe_val_top1", "linear_probe_test_top1")

@@ -1,10 +1,8 @@
 """`recast compare`: a YAML file of sources, tasks and methods -> runs, a table and a plot."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,13 +11,23 @@ from rich.text import Text
 from recast_cli.cli.options import CacheSize, Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, columns
 from recast_cli.cli.startup import prepare
+from recast_cli.engine.compare.leaderboard import (
+    Row,
+    cells,
+    headings,
+    leaderboard,
+    legend,
+    markdown,
+    remark,
+    smallest_lora,
+)
+from recast_cli.engine.compare.runner import check_files, read_results
+from recast_cli.engine.compare.runner import compare as do_runs
+from recast_cli.engine.compare.spec import Plan, read_comparison
+from recast_cli.engine.compare.sweep import Results, Run, expected, next_runs
 from recast_cli.engine.errors import RecastError
+from recast_cli.engine.storage.atomic import write_text
 from recast_cli.engine.units import percent
-
-if TYPE_CHECKING:
-    from recast_cli.engine.compare.leaderboard import Row
-    from recast_cli.engine.compare.spec import Plan
-    from recast_cli.engine.compare.sweep import Results, Run
 
 TABLE, PLOT = "table.md", "plot.png"
 
@@ -50,13 +58,6 @@ def compare(
         recast compare methods.yaml --jobs 4 -o results
     """
     out = Output(as_json, quiet)
-    from recast_cli.engine.compare.leaderboard import leaderboard, markdown
-    from recast_cli.engine.compare.runner import compare as do_runs
-    from recast_cli.engine.compare.runner import read_results
-    from recast_cli.engine.compare.spec import read_comparison
-    from recast_cli.engine.compare.sweep import next_runs
-    from recast_cli.engine.storage.atomic import write_text
-
     if jobs < 1:
         raise RecastError(f"--jobs {jobs} is below 1", "Give the number of processes.")
     plan = read_comparison(file)
@@ -92,7 +93,11 @@ def compare(
     rows = leaderboard(plan, results)
     if all(row.error for row in rows):
         raise RecastError(f"{file}: nothing of it can run: {rows[0].error}", "Mend the file.")
-    write_results(plan, rows, folder, markdown(plan, rows))
+    from recast_cli.engine.compare.figure import plot_leaderboard
+
+    folder.mkdir(exist_ok=True)
+    write_text(folder / TABLE, markdown(plan, rows))
+    plot_leaderboard(rows, folder / PLOT)
     value = {
         "directory": str(folder),
         "standings": [asdict(row) for row in rows],
@@ -111,21 +116,8 @@ def describe(run: Run) -> str:
     return f"{run.source}  {run.task}  {run.method}{rate}  seed {run.seed}"
 
 
-def write_results(plan: Plan, rows: list[Row], folder: Path, table: str) -> None:
-    """Write table and plot."""
-    from recast_cli.engine.compare.figure import plot_leaderboard
-    from recast_cli.engine.storage.atomic import write_text
-
-    folder.mkdir(exist_ok=True)
-    write_text(folder / TABLE, table)
-    plot_leaderboard(rows, folder / PLOT)
-
-
 def planned(plan: Plan, folder: Path, results: Results) -> dict[str, Any]:
     """The JSON of `--dry-run`."""
-    from recast_cli.engine.compare.runner import check_files
-    from recast_cli.engine.compare.sweep import expected, next_runs
-
     check_files(plan, next_runs(plan, results))
     rows = [expected(plan, source, name, results) for source in plan.sources for name in plan.methods]
     return {
@@ -149,8 +141,6 @@ def show_plan(console: Console, value: dict[str, Any]) -> None:
 
 def show(console: Console, plan: Plan, rows: list[Row]) -> None:
     """The table for people; what a narrow terminal has no room for stands in table.md."""
-    from recast_cli.engine.compare.leaderboard import cells, headings, legend, remark, smallest_lora
-
     for source in plan.sources:
         own = [row for row in rows if row.source == source]
         lora = smallest_lora(own) is not None

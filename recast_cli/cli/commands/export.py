@@ -93,20 +93,14 @@ def show(console: Console, value: dict[str, Any]) -> None:
         if place:
             console.print()
         difference = each["max_logit_difference"]
-        rows = [
-            ("task", each["task"] or "none: the source's own classifier"),
-            ("files", f"{', '.join(each['files'])}  ({show_bytes(each['bytes'])})"),
-            (
-                "logits",
-                f"within {difference:.1g} of the merged network's" if difference else "equal to the merged network's",
-            ),
-            ("open it", each["opened"]),
-        ]
+        rows = [("task", each["task"] or "none: the source's own classifier")]
         if difference is None:
-            rows = [("source", "every tensor under its own name"), rows[1], rows[3]]
+            rows = [("source", "every tensor under its own name")]
+        rows.append(("files", f"{', '.join(each['files'])}  ({show_bytes(each['bytes'])})"))
         if each["identical"] is not None:
-            words = (
-                "bit by bit the source's" if each["identical"] else "not bit by bit the source's; see `recast inspect`"
-            )
-            rows.insert(2, ("tensors", words))
-        show_facts(console, rows)
+            words = "bit by bit the source's"
+            rows.append(("tensors", words if each["identical"] else f"not {words}; see `recast inspect`"))
+        if difference is not None:
+            words = f"within {difference:.1g} of" if difference else "equal to"
+            rows.append(("logits", f"{words} the merged network's"))
+        show_facts(console, [*rows, ("open it", each["opened"])])

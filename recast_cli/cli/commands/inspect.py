@@ -10,7 +10,7 @@ from rich.console import Console
 
 from recast_cli.cli.options import BaseFile, Debug, Json, Quiet
 from recast_cli.cli.output import Output, columns
-from recast_cli.cli.views.inspect import number, show_one
+from recast_cli.cli.views.inspect import SHOW, number
 from recast_cli.cli.views.subjects import Subject, open_subject, open_task
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.folder import RECORD, files_of, read_record
@@ -64,7 +64,7 @@ def inspect(
         for place, each in enumerate(subjects):
             if place:
                 console.print()
-            show_one(console, each.value)
+            SHOW[each.value["kind"]](console, each.value)
         if matrix is not None:
             console.print()
             table = columns("similarity", *(str(each.value["task"]) for each in subjects))
@@ -80,12 +80,12 @@ def draw(subjects: list[Subject], matrix: Any, path: Path, workspace: Workspace)
     from recast_cli.engine.report.figures import plot_base, plot_tasks
 
     first = subjects[0]
-    if len(subjects) == 1 and first.base and first.banks is not None and path.suffix.lower() == ".html":
-        from recast_cli.engine.report.base_page import write_report
+    if len(subjects) == 1 and first.base is not None:
+        if path.suffix.lower() == ".html":
+            from recast_cli.engine.report.base_page import write_report
 
-        return write_report(first.base, first.banks, first.roles or [], tasks_of(first.base, workspace), path)
-    if len(subjects) == 1 and first.base is not None and first.banks is not None:
-        return plot_base(first.base, first.banks, path, first.roles or [])
+            return write_report(first.base, first.banks, first.roles, tasks_of(first.base, workspace), path)
+        return plot_base(first.base, first.banks, path, first.roles)
     if all(each.changes is not None for each in subjects):
         return plot_tasks([(str(each.value["task"]), each.changes or []) for each in subjects], matrix, path)
     if any(each.value["kind"] == "task" and each.changes is None for each in subjects):

@@ -10,8 +10,7 @@ import typer
 from recast_cli.cli.options import Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output
 from recast_cli.cli.startup import prepare
-from recast_cli.cli.views.compression import show_plan
-from recast_cli.cli.views.mimic import show, summary
+from recast_cli.cli.views.mimic import show, show_plan, summary
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.plan import BUDGET
 from recast_cli.engine.layout.published import PAPER_LAYOUTS

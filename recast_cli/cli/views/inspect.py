@@ -16,11 +16,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def show_one(console: Console, value: dict[str, Any]) -> None:
-    """One thing for people."""
-    {"base": show_base, "task": show_task, "safetensors": show_file}[value["kind"]](console, value)
-
-
 def show_base(console: Console, value: dict[str, Any]) -> None:
     """A base for people: facts, then a line a bank."""
     show_facts(
@@ -41,7 +36,17 @@ def show_base(console: Console, value: dict[str, Any]) -> None:
         ],
     )
     console.print()
-    rows = [bank_row(bank) for bank in value["banks"]]
+    rows = [
+        [
+            bank["name"],
+            str(len(bank["modules"])),
+            number(bank["frobenius"], 2),
+            number(bank["entropy"], 2),
+            f"{bank['max_relative_error']:.2g}",
+            number(mean_similarity(bank["coefficient_similarity"])),
+        ]
+        for bank in value["banks"]
+    ]
     names = ("bank", "layers", "diversity", "entropy", "error", "similarity")
     told = [place for place in range(len(names)) if any(row[place] != "-" for row in rows)]
     table = columns(*(names[place] for place in told))
@@ -55,18 +60,6 @@ def show_base(console: Console, value: dict[str, Any]) -> None:
             mean = number(mean_similarity(role["similarity"]))
             table.add_row(role["role"], str(role["templates"]), number(role["frobenius"], 2), mean)
         console.print(table)
-
-
-def bank_row(bank: dict[str, Any]) -> list[str]:
-    """A bank in words."""
-    return [
-        bank["name"],
-        str(len(bank["modules"])),
-        number(bank["frobenius"], 2),
-        number(bank["entropy"], 2),
-        f"{bank['max_relative_error']:.2g}",
-        number(mean_similarity(bank["coefficient_similarity"])),
-    ]
 
 
 def mean_similarity(matrix: list[list[float | None]] | None) -> float | None:
@@ -129,3 +122,7 @@ def show_file(console: Console, value: dict[str, Any]) -> None:
     for tensor in value["tensors"]:
         table.add_row(tensor["name"], " x ".join(map(str, tensor["shape"])) or "scalar", tensor["dtype"])
     console.print(table)
+
+
+SHOW = {"base": show_base, "task": show_task, "safetensors": show_file}
+"""Kind of what is inspected -> what prints it."""

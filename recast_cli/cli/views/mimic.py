@@ -1,4 +1,4 @@
-"""What `recast mimic` says of the base that it made."""
+"""What `recast mimic` says of the base that it made, and of the compression that it plans."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from recast_cli.cli.output import show_facts
+from recast_cli.cli.output import columns, show_facts
 from recast_cli.engine.base.header import stored_as
 from recast_cli.engine.units import percent, show_bytes
 
 if TYPE_CHECKING:
     from recast_cli.engine.base.base import Base
+    from recast_cli.engine.layout.layout import Layout
+    from recast_cli.engine.mimic.compress.plan import Compression
     from recast_cli.engine.source.source import Source
 
 
@@ -75,27 +77,17 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
     ]
     if base.codes:
         before = value["compression"]["source_bytes"]
-        rows.insert(
-            1,
-            (
-                "size",
-                f"{before / value['bytes']:.2f}x smaller than {show_bytes(before)}: {stored_as(base.compression)}",
-            ),
-        )
+        smaller = f"{before / value['bytes']:.2f}x smaller than {show_bytes(before)}"
+        rows.insert(1, ("size", f"{smaller}: {stored_as(base.compression)}"))
     if "healed" in value:
         found = value["healed"]
         steps = " -> ".join(f"{found['divergence'][step]:.3g}" for step in ("mimicked", "layers", "healed"))
         rows.append(("healed", f"{found['images']} images, divergence from the source {steps}"))
     if "verify" in value:
         found = value["verify"]
+        alike = f"{found['images']} images, top-1 agreement {percent(found['agreement'])}"
         lowest = min(found["feature_cosine"].values())
-        rows.append(
-            (
-                "verified",
-                f"{found['images']} images, top-1 agreement {percent(found['agreement'])}, "
-                f"lowest feature cosine {lowest:.4f}",
-            )
-        )
+        rows.append(("verified", f"{alike}, lowest feature cosine {lowest:.4f}"))
     show_facts(console, rows)
     if base.codes and "verify" in value:
         console.print()
@@ -106,3 +98,25 @@ def show(console: Console, base: Base, value: dict[str, Any]) -> None:
         console.print()
         rows = [(name, f"relative error {e['relative_error']:.4f}  cosine {e['cosine']:.4f}") for name, e in worst]
         show_facts(console, rows)
+
+
+def show_plan(console: Console, plan: Compression, layout: Layout) -> None:
+    """The plan as a table: what goes to how many bits (scales and all), and what is shared."""
+    table = columns("plan", "tensors", "values", "bits", "bytes")
+    for row in plan.roles():
+        table.add_row(
+            row["role"],
+            str(row["tensors"]),
+            f"{row['values']:,}",
+            f"{8 * row['bytes'] / row['values']:.2f}",
+            show_bytes(row["bytes"]),
+        )
+    console.print(table)
+    shared = [bank for bank in layout.banks if not bank.exact]
+    if shared:
+        modules, templates = sum(len(bank.modules) for bank in shared), sum(bank.templates for bank in shared)
+        console.print(f"shared: {modules} modules are mixtures of {templates} templates", soft_wrap=True)
+    console.print(
+        f"at most {show_bytes(plan.nbytes)} of {show_bytes(plan.source_bytes)}: {plan.ratio:.2f}x smaller",
+        soft_wrap=True,
+    )

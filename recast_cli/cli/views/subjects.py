@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recast_cli.cli.startup import import_torch
-from recast_cli.engine.base.header import read_base_id
+from recast_cli.engine.base.header import read_base_header, read_base_id
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
-from recast_cli.engine.task.folder import RECORD
+from recast_cli.engine.storage.header import INDEX, read_floats, read_header, read_index, read_integers, read_metadata
+from recast_cli.engine.task.folder import COEFFICIENTS, RECORD, check_bound, check_parts, read_record
 from recast_cli.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class Subject:
 
     value: dict[str, Any]
     base: Base | None = None
-    banks: list[BankDiagnosis] | None = None
-    roles: list[RoleDiagnosis] | None = None
+    banks: list[BankDiagnosis] = field(default_factory=list)
+    roles: list[RoleDiagnosis] = field(default_factory=list)
     vector: list[float] | None = None
     places: list[tuple[int, int]] | None = None
     changes: list[ModuleChange] | None = None
@@ -87,9 +87,6 @@ def open_base(path: Path) -> Subject:
 
 def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
     """A task: its coefficients by module beside the base's, where the base is at hand."""
-    from recast_cli.engine.storage.header import read_floats, read_integers
-    from recast_cli.engine.task.folder import COEFFICIENTS, check_bound, check_parts, read_record
-
     record = read_record(folder)
     shapes = check_parts(folder, record)
     vector = read_floats(folder / COEFFICIENTS, ["coefficients"])
@@ -140,8 +137,6 @@ def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
 
 def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> BaseHeader | None:
     """The base that the flag names, else the workspace's where its id is `base_id`."""
-    from recast_cli.engine.base.header import read_base_header
-
     if flag is not None:
         return read_base_header(flag)
     try:

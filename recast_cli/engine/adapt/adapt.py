@@ -138,11 +138,6 @@ def adapt(
         }
         head, about = learned.head, cast(TaskRecord, record)
         task = Task(name, base.base_id, learned.vector, *head, about, learned.adapter, learned.places)
-        distributed.from_first(lambda: save_finished(task, folder))
+        distributed.from_first(lambda: save_task(task, folder))
+        distributed.from_first(lambda: resume.forget(folder))  # what a run that goes on would need
     return task
-
-
-def save_finished(task: Task, folder: Path) -> None:
-    """Put the finished task in place of what a resumed run would need."""
-    save_task(task, folder)
-    resume.forget(folder)

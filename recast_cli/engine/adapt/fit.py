@@ -38,10 +38,8 @@ class Learned(NamedTuple):
 
     Attributes:
         vector: Coefficients in layout order, or what a method trains in their place, one value after another.
-        adapter: What was learned in an adapter, where there is one.
         places: (k, 2) int32, where the coefficients were chosen, else None.
-        head: The final head.
-        state: How it went.
+        head: The final one.
         coefficients: How many numbers of `vector` were trained: all or none.
         adapter_floats: How many of the adapter.
         precision: Of products while training.
@@ -72,16 +70,10 @@ def learn_task(
 ) -> Learned:
     """Train from the linear probe, then refit the head where the recipe starts from the probe.
 
-    Args:
-        learner: From `make_learner`. It is trained in place, and lets go of its base: a sparse adapter has then looked
-            at the source's weights, and nobody wants the memory of two networks.
-        training_data: What is learned.
-        probe: The linear probe, where it is known.
-        state: Of a run to be continued.
-        compiled: As of `train`, like the next two.
-        save: Called with the state.
-        on_epoch: Called with every epoch, first with those before: epoch 0 is the start.
-        progress: Called after every batch and every step.
+    Where the probe is known, or the `state` of a run to be continued, that is where it starts. The learner is trained
+    in place, and lets go of its base: a sparse adapter has then looked at the source's weights, and nobody wants the
+    memory of two networks. The rest is as of `train`, but `on_epoch` is called with the epochs before as well: epoch 0
+    is the start.
 
     Raises:
         RecastError: The loss is no longer finite.
@@ -91,8 +83,12 @@ def learn_task(
     if state is None:
         with timed(timings, "probe"):
             state = begin(learner, training_data, probe or probe_network(model, training_data, progress))
-    else:
-        restore_choices(learner, state.fixed)
+    else:  # what the run that is continued has chosen
+        fixed = dict(state.fixed)
+        if learner.entries:
+            learner.entries.choose(fixed.pop(PLACES))
+        if learner.adapter:
+            learner.adapter.fix(fixed)
     learner.base = None
     if on_epoch:
         for epoch in state.history:
@@ -130,15 +126,6 @@ def begin(learner: Learner, training_data: TrainingData, probe: Probe) -> State:
     return State(start, start, probe, history=[Epoch(0, None, accuracy)], fixed=fixed)
 
 
-def restore_choices(learner: Learner, fixed: dict[str, Tensor]) -> None:
-    """Choose what the run that is continued has chosen."""
-    fixed = dict(fixed)
-    if learner.entries:
-        learner.entries.choose(fixed.pop(PLACES))
-    if learner.adapter:
-        learner.adapter.fix(fixed)
-
-
 def probe_network(model: nn.Module, training_data: TrainingData, progress: Progress | None = None) -> Probe:
     """The linear probe on what a network makes of images as they are, the same in all processes."""
     rows = extract_features(model, training_data, progress)
@@ -152,11 +139,6 @@ def extract_features(
 
     In the precision of measuring, as a head that is fitted to them will be measured: a CPU measures in float32, and
     there a head that was fitted to bfloat16 features can be a point worse.
-
-    Args:
-        model: On its device.
-        training_data: The images.
-        progress: Called after every batch.
     """
     device = next(model.parameters()).device
 
@@ -180,11 +162,7 @@ def refit_head(state: State, train: Rows, val: Rows, class_weights: Tensor | Non
     as they are and not flipped and cropped. They err differently: their mean is no worse than the better one, and where
     both are as good better than either (docs/evidence/head-and-epochs.md).
 
-    Args:
-        state: Of the finished training.
-        train: What the network makes of the training images with the parameters of `state.best`.
-        val: The same of the validation images.
-        class_weights: (classes,) of the loss, or None.
+    `train` and `val` are what the network makes of those images with the parameters of `state.best`.
     """
     values, trained = state.best
     head = halfway(trained, probe_rows(train, val, len(trained.bias), class_weights).head)

@@ -30,27 +30,17 @@ def gradients(
     class_weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
-    """Gradients of a head's cross-entropy, batch by batch over the images as they are.
+    """Gradients of a head's cross-entropy, batch by batch over the images as they are, at most `most` of them.
 
-    Args:
-        model: Frozen, on its device; `parameters` want gradients while this runs.
-        parameters: Of the model.
-        images: Of training.
-        head: The linear probe's.
-        preprocessing: The network's.
-        most: Images that are looked at, at most.
-        seed: Of the choice of images.
-        class_weights: (classes,) of the loss, or None.
-        dtype: Of products, as of `precision`.
+    The model is frozen, and its `parameters` want gradients while this runs. `seed` chooses the images.
 
     Yields:
         The weight of a batch, 1 in all, and the gradients of its mean loss.
     """
     device = next(model.parameters()).device
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most]
-    head, weights = Head(*(part.to(device) for part in head)), None
-    if class_weights is not None:
-        weights = class_weights.to(device)
+    head = Head(*(part.to(device) for part in head))
+    weights = None if class_weights is None else class_weights.to(device)
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
@@ -68,15 +58,7 @@ def gradients(
 def squared_gradients(
     model: nn.Module, names: list[str], images: Images, head: Head, preprocessing: Preprocessing, seed: int
 ) -> dict[str, Tensor]:
-    """The sum over batches of (dL/dW)², L the cross-entropy of a head: as RoSA chooses places.
-
-    Args:
-        model: Plain and frozen, on its device.
-        names: Of modules.
-        images: Of training; 512 of them are looked at.
-        head: The linear probe's.
-        preprocessing: The network's.
-        seed: Of the choice of images.
+    """The sum over batches of (dL/dW)², L the cross-entropy of a head, of 512 images: as RoSA chooses places.
 
     Returns:
         Name of a module -> (*shape of its weight), the same in every process.

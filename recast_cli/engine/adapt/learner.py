@@ -56,13 +56,7 @@ class Learner:
         return [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
 
     def choose(self, head: Head, images: Images, options: AdaptOptions) -> dict[str, Tensor]:
-        """What of an adapter stays as it is; a sparse one first chooses the entries that matter most to a head.
-
-        Args:
-            head: The linear probe's.
-            images: Of training.
-            options: Of the task.
-        """
+        """What of an adapter stays as it is; a sparse one first chooses the entries that matter most to a head."""
 
         def importance(names: list[str]) -> dict[str, Tensor]:
             assert self.base is not None

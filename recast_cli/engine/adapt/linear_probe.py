@@ -53,12 +53,9 @@ def fit_probe(
         quality = (top_k(logits, val_labels), -float(F.cross_entropy(logits, val_labels)))
         solved[exponent] = (quality, solution)
 
-    def best() -> int:
-        return max(solved, key=lambda exponent: solved[exponent][0])
-
     for exponent in reversed(START_GRID):
         solve(exponent)
-    while (chosen := best()) in (min(solved), max(solved)):
+    while (chosen := max(solved, key=lambda exponent: solved[exponent][0])) in (min(solved), max(solved)):
         step = chosen + (1 if chosen == max(solved) else -1)
         if not LIMITS[0] <= step <= LIMITS[1]:
             break
@@ -99,15 +96,7 @@ def standardised(features: Tensor) -> tuple[Tensor, Scaling]:
 def solve_head(
     features: Tensor, labels: Tensor, penalty: float, start: Head, class_weights: Tensor | None = None
 ) -> Head:
-    """The head that the probe would be with a penalty that is known.
-
-    Args:
-        features: (N, D).
-        labels: (N,).
-        penalty: As of `Probe`.
-        start: A head that is near it.
-        class_weights: As of `fit_probe`.
-    """
+    """The head that the probe of features (N, D) would be with a penalty that is known; `start` is a head near it."""
     scaled, scaling = standardised(features)
     weights = None if class_weights is None else class_weights.double().cpu()
     return scaling.to_head(logistic_regression(scaled, labels.cpu(), penalty, scaling.from_head(start), weights))

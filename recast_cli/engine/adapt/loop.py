@@ -33,14 +33,7 @@ from recast_cli.engine.task.options import RECIPES, AdaptOptions
 
 
 class TrainingData(NamedTuple):
-    """What is learned from, and how.
-
-    Attributes:
-        images: `train` is what is learned, `val` chooses the epoch, see `advance`.
-        classes: How many there are.
-        preprocessing: The network's.
-        options: The options.
-    """
+    """What is learned from, and how: of the `images`, `train` are learned, `val` choose the epoch, see `advance`."""
 
     images: dict[str, Images]
     classes: int
@@ -72,14 +65,8 @@ def train(
 ) -> State:
     """Train from `state` until validation stops improving, or to the last epoch.
 
-    Args:
-        learner: What is trained beside the head; nothing where the head is trained alone.
-        state: Where to start.
-        training_data: What is learned.
-        compiled: Compile the network first, which pays in long runs.
-        save: Called with the state after every epoch.
-        on_epoch: Called with what the epoch came to, after that.
-        progress: Called after every step.
+    A learner without parameters has its head trained alone. To compile the network first pays in long runs. After every
+    epoch `save` is called with the state, then `on_epoch` with what it came to; `progress` after every step.
 
     Raises:
         RecastError: The loss is no longer finite.

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 from recast_cli.engine.adapt.fit import Learned
@@ -17,6 +18,7 @@ from recast_cli.engine.images.splits import Split
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.task.options import AdaptOptions
 from recast_cli.engine.task.record import TaskRecord
+from recast_cli.version import __version__
 
 
 def identity_of(base: Base, data: Path, folder: Path, options: AdaptOptions) -> dict[str, Any]:
@@ -103,10 +105,6 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    import timm
-
-    from recast_cli.version import __version__
-
     return {
         "recast-cli": __version__,
         "torch": str(torch.__version__),

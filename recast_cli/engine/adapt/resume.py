@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.adapt.state import Epoch, State, Trained
@@ -55,8 +54,8 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
             hint = f"Give the same command as before to go on, or {option('restart', True)} to begin anew."
             raise RecastError(f"{folder} holds an unfinished run with other options, images or base", hint)
         return State(
-            trained=split_head(content["trained"]),
-            best=split_head(content["best"]),
+            trained=Trained(content["trained"][:-2], Head(*content["trained"][-2:])),
+            best=Trained(content["best"][:-2], Head(*content["best"][-2:])),
             probe=Probe(Head(*content["probe"]), content["penalty"], content["probe_val_top1"]),
             best_epoch=content["best_epoch"],
             batch_size=content["batch_size"],
@@ -68,12 +67,6 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
         raise
     except Exception:  # a damaged file shows itself in many ways; all of them mean the same to the user
         raise DamagedFile(f"{path} is damaged", f"Begin anew with {option('restart', True)}.") from None
-
-
-def split_head(tensors: list[Tensor]) -> Trained:
-    """Values of the network and the head, from a list that ends with the head's weight and bias."""
-    *values, weight, bias = tensors
-    return Trained(values, Head(weight, bias))
 
 
 def load_begun(folder: Path, identity: dict[str, Any]) -> State | None:

@@ -31,12 +31,7 @@ class Epoch:
 
 
 class Trained(NamedTuple):
-    """What is trained.
-
-    Attributes:
-        values: Of the network: coefficients (K, n) of every module in layout order, then an adapter's parameters.
-        head: On its features.
-    """
+    """What is trained: coefficients (K, n) of every module in layout order, then an adapter's parameters; the head."""
 
     values: Sequence[Tensor]
     head: Head
@@ -109,14 +104,8 @@ def advance(state: State, epoch: Epoch, trained: Trained, optimizer: torch.optim
 
     That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees).
     The highest of several accuracies on a few hundred images is mostly luck, and an early epoch that had it has learned
-    less; that holds for the start, too, whose penalty was chosen for its accuracy on the same images.
-
-    Args:
-        state: Before it.
-        epoch: What it came to.
-        trained: What it trained.
-        optimizer: After it.
-        images: That its accuracy was measured on.
+    less; that holds for the start, too, whose penalty was chosen for its accuracy on the same images. `images` is how
+    many the accuracy of an epoch was measured on.
     """
     now, history = trained.copy(), [*state.history, epoch]
     highest = max(map(accuracy_of, history))

@@ -39,9 +39,9 @@ def check_name(name: str) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep timm's and the hub client's log lines off the user's terminal; errors are raised anyway."""
-    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub")]
+def quiet(*names: str) -> Iterator[None]:
+    """Keep log lines off the user's terminal, timm's and the hub client's by default; errors are raised anyway."""
+    loggers = [logging.getLogger(name) for name in names or ("timm", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

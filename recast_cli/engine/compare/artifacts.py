@@ -5,6 +5,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
-from recast_cli.engine.compare.spec import MIMIC, Plan, digest_of, probe_options
+from recast_cli.engine.compare.spec import MIMIC, Method, Plan, TaskSpec, digest_of, probe_options
 from recast_cli.engine.compare.sweep import Run
 from recast_cli.engine.errors import RecastError, in_python
 from recast_cli.engine.images.decode import Images, decode
@@ -31,6 +32,39 @@ from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run with what it needs: where files go, the device, and the size of the cache of images."""
+
+    plan: Plan
+    run: Run
+    folder: Path
+    device: torch.device
+    cache_size: int | None
+
+    @property
+    def method(self) -> Method:
+        """Of the run."""
+        return self.plan.methods[self.run.method]
+
+    @property
+    def task(self) -> TaskSpec:
+        """Of the run."""
+        return self.plan.tasks[self.run.task]
+
+    @property
+    def options(self) -> AdaptOptions:
+        """Of the run, as `adapt` would be given them."""
+        options = replace(self.task.options, seed=self.run.seed, coefficients=self.method.kind == "recast")
+        if "adapter" in self.method.adapter:  # its rate is the one that is swept; coefficients have their default
+            return replace(options, **self.method.adapter, adapter_lr=self.run.lr)
+        return replace(options, **self.method.adapter, lr=self.run.lr or options.lr)
+
+    def file(self, part: str = "") -> Path:
+        """Where what was trained is kept until it is measured; the `part` .head and .adapter lie beside it."""
+        return self.folder / "trained" / f"{self.run.key}{part}.safetensors"
 
 
 class CannotRun(RecastError):
@@ -56,12 +90,11 @@ def alone(path: Path) -> AbstractContextManager[object]:
     return FileLock(path.with_name(f".{path.stem}.lock"))
 
 
-def base_of(plan: Plan, run: Run, folder: Path) -> Base:
+def base_of(work: Work) -> Base:
     """The base that a run works on, from `bases/`, where it is made if it is not there."""
-    path = base_file(plan, run.source, run.method, folder)
+    path = base_file(work.plan, work.run.source, work.run.method, work.folder)
     with alone(path):
-        if not path.exists():
-            mimic_source(plan.base_spec(run.source, run.method), plan.path.parent, path)
+        mimic_source(work.plan, work.run, path)
     return load_base(path)
 
 
@@ -73,8 +106,7 @@ def make_bases(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
     """
     for path, run in {base_file(plan, run.source, run.method, folder): run for run in runs}.items():
         try:
-            if not path.exists():
-                mimic_source(plan.base_spec(run.source, run.method), plan.path.parent, path)
+            mimic_source(plan, run, path)
         except CannotRun:
             continue  # the runs say so themselves
         except RecastError as error:
@@ -86,8 +118,11 @@ def base_file(plan: Plan, source: str, method: str, folder: Path) -> Path:
     return folder / "bases" / f"{digest_of(plan.base_spec(source, method), *plan.pick(source, method))}.safetensors"
 
 
-def mimic_source(spec: dict[str, Any], home: Path, path: Path) -> None:
-    """Mimic a source as the plan says; relative paths start at `home`."""
+def mimic_source(plan: Plan, run: Run, path: Path) -> None:
+    """Mimic the source of a run as the plan says, unless that was done."""
+    if path.exists():
+        return
+    spec, home = plan.base_spec(run.source, run.method), plan.path.parent
     name = spec["source"]
     beside = home / Path(name.removeprefix("local-dir:")).expanduser()
     weights = home / Path(spec["weights"]).expanduser() if "weights" in spec else None
@@ -97,28 +132,25 @@ def mimic_source(spec: dict[str, Any], home: Path, path: Path) -> None:
         make_base(source, MimicOptions(**given | {"modules": tuple(spec.get("modules", ()))}), file=path)
 
 
-def probe_of(
-    plan: Plan, run: Run, folder: Path, base: Base, device: torch.device, cache_size: int | None
-) -> tuple[Probe, dict[str, Any]]:
+def probe_of(work: Work, base: Base) -> tuple[Probe, dict[str, Any]]:
     """The linear probe on a run's base and task, and how it was made; from `probes/`, made where it is not there.
 
     It is the probe of `adapt`, on the base as `adapt` attaches it.
     """
-    task = plan.tasks[run.task]
-    spec = (plan.base_spec(run.source, run.method), task.data, probe_options(task.options))
-    path = folder / "probes" / f"{digest_of(*spec)}.safetensors"
+    spec = (work.plan.base_spec(work.run.source, work.run.method), work.task.data, probe_options(work.task.options))
+    path = work.folder / "probes" / f"{digest_of(*spec)}.safetensors"
     with alone(path):
         if not path.exists():
-            make_probe(plan, run, base, device, cache_size, path)
+            make_probe(work, base, path)
     tensors, made = read_tensors(path), read_metadata(path)
     assert made is not None
     return Probe(Head(**tensors), made["penalty"], made["val_top1"]), made
 
 
-def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_size: int | None, path: Path) -> None:
+def make_probe(work: Work, base: Base, path: Path) -> None:
     """Fit the linear probe of a run's base and task."""
-    options = plan.tasks[run.task].options
-    data = data_of(plan, run.task, base, options, cache_size)
+    options, device = work.task.options, work.device
+    data = data_of(work, base, options)
     reset_peak(device)
     start = time.perf_counter()
     with applying():  # a network may not take images of this size
@@ -128,7 +160,7 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
         "kind": "probe",
         "format": FORMATS["probe"],
         "base_id": base.base_id,
-        "task": run.task,
+        "task": work.run.task,
         "penalty": probe.penalty,
         "val_top1": probe.val_top1,
         "seconds": round(time.perf_counter() - start, 2),
@@ -137,25 +169,24 @@ def make_probe(plan: Plan, run: Run, base: Base, device: torch.device, cache_siz
     write_tensors(path, probe.head._asdict(), metadata)
 
 
-def data_of(plan: Plan, task: str, base: Base, options: AdaptOptions, cache_size: int | None) -> TrainingData:
-    """What a run of these options learns from."""
-    images = {part: task_images(plan, task, base, part, cache_size) for part in ("train", "val")}
+def data_of(work: Work, base: Base, options: AdaptOptions) -> TrainingData:
+    """What a run learns from by these options."""
+    images = {part: task_images(work, base, part) for part in ("train", "val")}
     return TrainingData(images, len(_kept["split"].classes), base.known_architecture().preprocessing, options)
 
 
-def task_images(plan: Plan, task: str, base: Base, part: str, cache_size: int | None) -> Images:
-    """The `train`, `val` or `test` images of a task as a base's network wants them; the last task's are kept."""
-    options = plan.tasks[task].options
+def task_images(work: Work, base: Base, part: str) -> Images:
+    """The `train`, `val` or `test` images of a run as a base's network wants them; the last task's are kept."""
+    options, folder = work.task.options, work.plan.data_folder(work.run.task)
     preprocessing = base.known_architecture().preprocessing.at(options.image_size)
-    key = digest_of(str(data_folder(plan, task).resolve()), probe_options(options), vars(preprocessing))
+    key = digest_of(str(folder.resolve()), probe_options(options), vars(preprocessing))
     if _kept.get("key") != key:
         _kept.clear()
         _kept["key"] = key
-        _kept["split"] = split_folder(data_folder(plan, task), options.split_seed, options.split == "pooled")
+        _kept["split"] = split_folder(folder, options.split_seed, options.split == "pooled")
     if part not in _kept:
         items = getattr(_kept["split"], part)
-        folder = data_folder(plan, task)
-        _kept[part] = decode(folder, items, preprocessing, options.on_bad_image, cache_size=cache_size)
+        _kept[part] = decode(folder, items, preprocessing, options.on_bad_image, cache_size=work.cache_size)
     return _kept[part]
 
 
@@ -166,11 +197,6 @@ _kept: dict[str, Any] = {}
 def forget_images() -> None:
     """Give back the memory of the last task's images."""
     _kept.clear()
-
-
-def data_folder(plan: Plan, task: str) -> Path:
-    """Where a task's images lie."""
-    return plan.path.parent / Path(plan.tasks[task].data).expanduser()
 
 
 def reset_peak(device: torch.device) -> None:

@@ -1,7 +1,5 @@
 """Put a method of a comparison into a network: all methods become parameters that the loop of `adapt` trains."""
 
-import inspect
-
 import torch
 from torch import nn
 
@@ -9,7 +7,7 @@ from recast_cli.engine.adapt.learner import Learner, make_learner
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.compare.artifacts import CannotRun, applying
-from recast_cli.engine.compare.baselines.registry import METHODS
+from recast_cli.engine.compare.baselines.registry import METHODS, options_of
 from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan
 from recast_cli.engine.errors import RecastError, suggest
 from recast_cli.engine.images.preprocessing import Preprocessing
@@ -29,31 +27,19 @@ def prepare(method: Method, base: Base, options: AdaptOptions, device: torch.dev
         if method.kind in OWN_KINDS:
             return make_learner(base, options, device)
         model = merge(base, image_size=options.image_size)
-        parameters = install(method, model, options.seed)
+        function = METHODS[method.kind]
+        seeded = {"seed": options.seed} if "seed" in options_of(function) else {}
+        parameters = list(function(model, **seeded, **method.options))
     model = ready(model, device)
     preprocessing = base.known_architecture().preprocessing
     return Learner(model, base.vector, used(model, parameters, preprocessing.at(options.image_size)))
-
-
-def install(method: Method, model: nn.Module, seed: int) -> list[nn.Parameter]:
-    """Change the network in place as a method wants it; what is returned is trainable."""
-    function = METHODS[method.kind]
-    known = method_options(method.kind)
-    given = {"seed": seed} if "seed" in known else {}
-    return list(function(model, **{**given, **method.options}))
-
-
-def method_options(kind: str) -> list[str]:
-    """Names of the options of a method beside ours."""
-    parameters = list(inspect.signature(METHODS[kind]).parameters.values())[1:]
-    return [each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
 
 
 def check_methods(plan: Plan) -> None:
     """Raise RecastError for an option that a method does not have."""
     for name, method in plan.methods.items():
         if method.kind not in OWN_KINDS:
-            known = method_options(method.kind)
+            known = options_of(METHODS[method.kind])
             for key in method.options:
                 if key not in known:
                     raise RecastError(f"{plan.path}: unknown key 'methods.{name}.{key}'", suggest(key, known))

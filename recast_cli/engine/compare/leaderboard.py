@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from recast_cli.engine.compare.spec import Plan
@@ -64,11 +64,8 @@ class Row:
 
 def leaderboard(plan: Plan, results: Results) -> list[Row]:
     """All rows, those of one source together: best mean first, then those that lack a task, then those without any."""
-    found: list[Row] = []
-    for source in plan.sources:
-        rows = [row_of(plan, source, name, results) for name in plan.methods]
-        found += compared(rows)
-    return found
+    by_source = [[row_of(plan, source, name, results) for name in plan.methods] for source in plan.sources]
+    return [row for rows in by_source for row in compared(rows)]
 
 
 def row_of(plan: Plan, source: str, name: str, results: Results) -> Row:
@@ -76,29 +73,28 @@ def row_of(plan: Plan, source: str, name: str, results: Results) -> Row:
     method = plan.methods[name]
     seeds = plan.seeds[:1] if method.kind == "linear-probe" else plan.seeds
     settled, rate = chosen_rate(plan, source, name, results)
-    row: dict[str, Any] = {"source": source, "method": name, "kind": method.kind, "lr": rate}
-    row["wanted"] = len(seeds) * len(plan.tasks)
-    row["error"] = next(iter(refusals(plan, source, name, results).values()), None)
+    error = next(iter(refusals(plan, source, name, results).values()), None)
+    row = Row(source, name, method.kind, rate, len(seeds) * len(plan.tasks), error=error)
     if not settled:
-        return Row(**row)
+        return row
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     for task in plan.tasks:
         for seed in seeds:
             line = results.get(plan.key(source, task, name, seed, rate))
             if line is not None and line.get("error"):
-                row["error"] = row["error"] or line["error"]
+                error = error or line["error"]
             elif line is not None and line["test_top1"] is not None:
                 lines[task, seed] = line
     if not lines:
-        return Row(**{**row, "lr": None if row["error"] else rate})
+        return replace(row, lr=None if error else rate, error=error)
     some = next(iter(lines.values()))
     tops = {place: line["test_top1"] for place, line in lines.items()}
     tasks = {task: [tops[task, seed] for seed in seeds if (task, seed) in tops] for task in plan.tasks}
     tasks = {task: values for task, values in tasks.items() if values}
     whole = [[tops[task, seed] for task in tasks] for seed in seeds if all((task, seed) in tops for task in tasks)]
     peaks = [line["peak_memory_mb"] for line in lines.values() if line["peak_memory_mb"] is not None]
-    return Row(
-        **row,
+    return replace(
+        row,
         **{name: some[name] for name in ("floats", "degrees_of_freedom", "file_bytes")},
         tasks={task: Score(statistics.fmean(values), spread(values), len(values)) for task, values in tasks.items()},
         mean=statistics.fmean(statistics.fmean(values) for values in tasks.values()),
@@ -106,6 +102,7 @@ def row_of(plan: Plan, source: str, name: str, results: Results) -> Row:
         seconds=statistics.median(line["seconds"] for line in lines.values()),
         peak_memory_mb=max(peaks, default=None),
         runs=len(lines),
+        error=error,
     )
 
 
@@ -129,7 +126,7 @@ def compared(rows: list[Row]) -> list[Row]:
             gain = statistics.fmean(both) if both else None
             if lora and row in whole and lora in whole and probe in whole:
                 gap = share_of_gap(row.mean, probe.mean, lora.mean)
-        found.append(Row(**{**vars(row), "gain": gain, "gap": gap, "best": row in small and row.mean == best}))
+        found.append(replace(row, gain=gain, gap=gap, best=row in small and row.mean == best))
     most = max((len(row.tasks) for row in found), default=0)
     # a mean over fewer tasks is another quantity, so such a row does not stand among the others
     return sorted(found, key=lambda row: (row.mean is None, len(row.tasks) < most, -(row.mean or 0.0)))
@@ -157,15 +154,13 @@ def headings(plan: Plan, rows: Sequence[Row]) -> list[str]:
 
 def cells(plan: Plan, row: Row, lora: bool) -> list[str]:
     """The row in words; accuracies in percent, ± a standard deviation over seeds."""
-    facts = [counted(row.floats), counted(row.degrees_of_freedom), counted(row.file_bytes)]
-    facts.append("–" if row.lr is None else f"{row.lr:.3g}")
+    facts = [told(count, ",") for count in (row.floats, row.degrees_of_freedom, row.file_bytes)]
     scores = [scored(score.mean, score.std) if (score := row.tasks.get(task)) else "–" for task in plan.tasks]
     mean = "–" if row.mean is None else scored(row.mean, row.std)
     gain = "–" if row.gain is None else f"{100 * row.gain:+.1f}"
     gap = ["–" if row.gap is None else f"{100 * row.gap:.0f} %"] if lora else []
-    seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
-    peak = "–" if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}"
-    return [row.method, *facts, *scores, mean, gain, *gap, seconds, peak]
+    last = [told(row.seconds, ".1f"), told(row.peak_memory_mb, ".0f")]
+    return [row.method, *facts, told(row.lr, ".3g"), *scores, mean, gain, *gap, *last]
 
 
 def remark(row: Row) -> str:
@@ -177,9 +172,9 @@ def remark(row: Row) -> str:
     return f"rests on {row.runs} of {row.wanted} runs" + (f"; others cannot run: {row.error}" if row.error else "")
 
 
-def counted(value: int | None) -> str:
-    """A count for people."""
-    return "–" if value is None else f"{value:,}"
+def told(value: float | None, form: str) -> str:
+    """A number for people, in a format of Python's."""
+    return "–" if value is None else format(value, form)
 
 
 def scored(mean: float, std: float | None) -> str:

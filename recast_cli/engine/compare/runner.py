@@ -68,7 +68,7 @@ def check_files(plan: Plan, runs: list[Run]) -> None:
     home = plan.path.parent
     hint = f"Relative paths start at {home.resolve()}."
     for task in dict.fromkeys(run.task for run in runs):
-        if not (home / Path(plan.tasks[task].data).expanduser()).is_dir():
+        if not plan.data_folder(task).is_dir():
             what = f"{plan.path}: tasks.{task}.data: the folder {plan.tasks[task].data} does not exist"
             raise MissingFile(what, hint)
     for source in dict.fromkeys(run.source for run in runs):
@@ -190,30 +190,24 @@ def in_processes(settings: Settings, todo: Todo, jobs: int) -> Generator[Outcome
     workers: dict[Connection, Any] = {}
     runs: dict[Connection, Run] = {}
 
-    def employ() -> bool:
-        """Give a new process the next run, where there is one."""
-        item = todo()
-        if item is None:
-            return False
+    idle: list[Connection] = []
+
+    def employ() -> Connection:
+        """Start a process."""
         ours, theirs = context.Pipe()
         worker = context.Process(target=work, args=(theirs, settings, jobs), daemon=True)
         worker.start()
         theirs.close()  # the worker's end alone is left, so its death ends the connection
-        workers[ours], runs[ours] = worker, item[0]
-        with contextlib.suppress(OSError):
-            ours.send(item)
-        return True
+        workers[ours] = worker
+        return ours
 
-    idle: list[Connection] = []
     try:
         while True:
-            while idle and (item := todo()):
-                channel = idle.pop()
+            while (idle or len(workers) < jobs) and (item := todo()):
+                channel = idle.pop() if idle else employ()
                 runs[channel] = item[0]
                 with contextlib.suppress(OSError):  # it died while it had nothing to do: told below, as its run's end
                     channel.send(item)
-            while len(workers) < jobs and employ():
-                pass
             if not runs:
                 return
             for channel in [each for each in wait(list(runs)) if isinstance(each, Connection)]:
@@ -247,13 +241,11 @@ def work(channel: Connection, settings: Settings, jobs: int) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(min(torch.get_num_threads(), max(1, cores() // jobs)))
     tune_process(choose_device(settings[2]))
-    try:
+    with contextlib.suppress(EOFError, OSError):
         while True:
             run, line = channel.recv()
             _, found, trouble = attempt(settings, run, line)
             channel.send((found, trouble))
-    except (EOFError, OSError):
-        return
 
 
 def leave_with_parent() -> None:

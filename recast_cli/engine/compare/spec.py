@@ -14,6 +14,7 @@ from typing import Any
 from recast_cli.engine.compare.baselines.rates import LEARNING_RATES
 from recast_cli.engine.errors import RecastError, suggest
 from recast_cli.engine.layout.plan import PICK
+from recast_cli.engine.mimic.options import MimicOptions
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.storage.yaml_file import as_number, check_keys, read_yaml, typename, with_underscores
 from recast_cli.engine.task.options import ADAPTERS, AdaptOptions, option_types, rate_of_chosen
@@ -28,21 +29,10 @@ A_METHODS_OWN = ("lr", "seed", "adapter_lr", "coefficients", *ADAPTER, *CHOICE)
 """Options of adapt that are a method's or a run's, not a task's."""
 SPELT = ("modules", "groups", "templates", "sets")
 """Options of mimic that spell a layout out, and so do not go with a named one."""
-MIMIC: dict[str, tuple[type, ...]] = {
-    "layout": (str,),
-    "modules": (str, list),
-    "groups": (int,),
-    "templates": (int,),
-    "sets": (int,),
-    "budget": (int,),
-    "solver": (str,),
-    "loss": (str,),
-    "noise": (float,),
-    "steps": (int,),
-    "seed": (int,),
-    "dtype": (str,),
-    "kl": (bool,),
-}
+OF_BASES = ("layout", *SPELT, "budget", "solver", "loss", "noise", "steps", "seed", "dtype", "kl")
+"""Options of mimic that a source or a method of ours may have: `lr` is a method's own, and no base is compressed."""
+KINDS = option_types(MimicOptions) | {"modules": (str, list)}
+MIMIC = {name: KINDS[name] for name in OF_BASES}
 SOURCE: dict[str, tuple[type, ...]] = {"source": (str,), "weights": (str,), "architecture": (str,), **MIMIC}
 RECAST_RATE = 0.02
 """Learning rate at which the sweep of coefficients starts; the default of `adapt` is what such sweeps came to."""
@@ -54,7 +44,6 @@ PROBED = ("image_size", "split", "split_seed", "class_weights", "on_bad_image")
 class TaskSpec:
     """Images as the file names them, and how they are trained on; seed and learning rate are a run's."""
 
-    name: str
     data: str
     options: AdaptOptions
 
@@ -64,7 +53,6 @@ class Method:
     """One row of the table.
 
     Attributes:
-        name: In the file.
         kind: `linear-probe`, `head`, `recast`, `adapter`, or one of METHODS.
         options: Of mimic for the first four, else of the method.
         adapter: Options of adapt that describe the adapter of `adapter` or `recast`, or the choice of `recast`.
@@ -73,7 +61,6 @@ class Method:
         factor: Between neighbouring rates where the sweep may grow; 1: it does not.
     """
 
-    name: str
     kind: str
     options: dict[str, Any]
     rates: tuple[float, ...]
@@ -113,22 +100,23 @@ class Plan:
         """What digests hold of a layout that nobody spelt out: runs of an earlier pick are not taken for today's."""
         return () if {"layout", *SPELT} & self.base_spec(source, method).keys() else (PICK,)
 
+    def data_folder(self, task: str) -> Path:
+        """Where a task's images lie."""
+        return self.path.parent / Path(self.tasks[task].data).expanduser()
+
     def key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
         """The digest that a run is known by."""
         place = (source, task, method, seed, lr)
-        if place not in self.keys:
-            self.keys[place] = self.new_key(*place)
-        return self.keys[place]
-
-    def new_key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
-        """`key`, computed."""
+        if place in self.keys:
+            return self.keys[place]
         own, images = self.methods[method], self.tasks[task]
         base = self.base_spec(source, method)
-        if own.kind == "linear-probe":
-            return digest_of("linear-probe", base, images.data, probe_options(images.options))
-        options = own.adapter if own.kind in OWN_KINDS else own.options
-        pick = self.pick(source, method) if own.kind == "recast" else ()
-        return digest_of(own.kind, options, base, images.data, training_options(images.options), seed, lr, *pick)
+        parts: tuple[Any, ...] = (base, images.data, probe_options(images.options))
+        if own.kind != "linear-probe":
+            options = own.adapter if own.kind in OWN_KINDS else own.options
+            pick = self.pick(source, method) if own.kind == "recast" else ()
+            parts = (options, base, images.data, training_options(images.options), seed, lr, *pick)
+        return self.keys.setdefault(place, digest_of(own.kind, *parts))
 
 
 def digest_of(*parts: Any) -> str:
@@ -167,7 +155,7 @@ def read_comparison(path: Path) -> Plan:
         if not content.get(part):
             raise RecastError(f"{path}: {part} is empty", f"Name at least one of the {part}.")
     options = {key: value for key, value in content.items() if key in shared and value is not None}
-    tasks = dict(read_task(path, str(name), given, options, shared) for name, given in content["tasks"].items())
+    tasks = {str(name): read_task(path, str(name), given, options, shared) for name, given in content["tasks"].items()}
     factor = content["sweep"] if content.get("sweep") is not None else 3.0
     if not 1 <= factor < float("inf"):
         raise RecastError(f"{path}: sweep is {factor}, and a factor of 1 or more is wanted", "Leave it out for 3.")
@@ -175,7 +163,7 @@ def read_comparison(path: Path) -> Plan:
     return Plan(
         path=path,
         seeds=read_seeds(path, content.get("seeds")),
-        sources=dict(read_source(path, str(name), given) for name, given in content["sources"].items()),
+        sources={str(name): read_source(path, str(name), given) for name, given in content["sources"].items()},
         tasks=tasks,
         methods={
             str(name): read_method(path, str(name), given, rates, factor) for name, given in content["methods"].items()
@@ -191,14 +179,14 @@ def read_seeds(path: Path, given: list[Any] | None) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def read_source(path: Path, name: str, given: Any) -> tuple[str, dict[str, Any]]:
-    """A source by name; text alone is what it is made from."""
+def read_source(path: Path, name: str, given: Any) -> dict[str, Any]:
+    """A source; text alone is what it is made from."""
     given = {"source": given} if isinstance(given, str) else given
     spec = mimic_options(path, f"sources.{name}", given, SOURCE)
     if not spec.get("source"):
         hint = "Write `source: ` and a timm name, folder or file."
         raise RecastError(f"{path}: sources.{name} names no source", hint)
-    return name, spec
+    return spec
 
 
 def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[type, ...]]) -> dict[str, Any]:
@@ -215,8 +203,8 @@ def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[typ
 
 def read_task(
     path: Path, name: str, given: Any, shared: dict[str, Any], known: dict[str, tuple[type, ...]]
-) -> tuple[str, TaskSpec]:
-    """A task by name; text alone is its image folder."""
+) -> TaskSpec:
+    """A task; text alone is its image folder."""
     given = {"data": given} if isinstance(given, str) else given
     check_keys(path, f"tasks.{name}", given, {"data": (str,), **known})
     values = {key: value for key, value in with_underscores(given).items() if value is not None}
@@ -224,7 +212,7 @@ def read_task(
     if not data:
         raise RecastError(f"{path}: tasks.{name} names no images", "Write `data: ` and an image folder.")
     try:
-        return name, TaskSpec(name, data, AdaptOptions(**{**shared, **values}))
+        return TaskSpec(data, AdaptOptions(**{**shared, **values}))
     except RecastError as error:
         raise RecastError(f"{path}: {error.what} (tasks.{name}, or for all)", error.hint) from None
 
@@ -257,12 +245,12 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
     if kind not in rates:
         if lr is not None:
             raise RecastError(f"{path}: {where}.lr: {kind} has no learning rate but the head's", "Leave it out.")
-        return Method(name, kind, options, (), 0.0, 1)
+        return Method(kind, options, (), 0.0, 1)
     start = rates[kind]
     if lr is None:
         swept = tuple(rate_at(start, factor, step) for step in (-1, 0, 1)) if factor > 1 else (start,)
-        return Method(name, kind, options, swept, start, factor, adapter)
-    return Method(name, kind, options, tuple(read_rates(path, where, lr)), start, 1, adapter)
+        return Method(kind, options, swept, start, factor, adapter)
+    return Method(kind, options, tuple(read_rates(path, where, lr)), start, 1, adapter)
 
 
 def adapter_options(path: Path, where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ tasks chooses one for this source. Test images are read for the chosen rate only
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,23 +54,19 @@ def next_runs(plan: Plan, results: Results) -> list[Run]:
 
 def runs_of(plan: Plan, source: str, name: str, results: Results) -> list[Run]:
     """The runs of one method on one source that can be done now."""
-    method, first = plan.methods[name], plan.seeds[0]
+    method = plan.methods[name]
 
     def run(task: str, seed: int, lr: float | None, test: bool) -> Run:
         return Run(source, task, name, seed, lr, test, plan.key(source, task, name, seed, lr))
 
-    chosen, wanted = choose_rate(method, scores_of(plan, source, name, results))
-    refusing = refusals(plan, source, name, results)
+    chosen, wanted = choose_rate(plan, source, name, results)
+    tasks = tasks_of(plan, source, name, results)
     if wanted:
-        asked = [run(task, first, lr, False) for lr in wanted for task in plan.tasks if task not in refusing]
+        asked = [run(task, plan.seeds[0], lr, False) for lr in wanted for task in tasks]
         return [each for each in asked if each.key not in results]
-    found = []
-    for task in plan.tasks:
-        if task in refusing:
-            continue
-        seeds = plan.seeds if method.kind != "linear-probe" else (first,)
-        found += [each for seed in seeds if not measured(results, (each := run(task, seed, chosen, True)).key)]
-    return found
+    seeds = plan.seeds if method.kind != "linear-probe" else plan.seeds[:1]
+    asked = [run(task, seed, chosen, True) for task in tasks for seed in seeds]
+    return [each for each in asked if not measured(results, each.key)]
 
 
 def measured(results: Results, key: str) -> bool:
@@ -90,13 +86,22 @@ def refusals(plan: Plan, source: str, name: str, results: Results) -> dict[str, 
     return {task: each[0]["error"] for task, each in wrong.items() if each}
 
 
-def scores_of(plan: Plan, source: str, name: str, results: Results) -> Callable[[float], float | None]:
-    """Rate -> mean validation accuracy over the tasks at the first seed; None while a task is missing.
-
-    Where training diverges the accuracy counts as 0; tasks on which the method cannot run count for nothing.
-    """
+def tasks_of(plan: Plan, source: str, name: str, results: Results) -> list[str]:
+    """Tasks on which a method can run, as far as is known."""
     refusing = refusals(plan, source, name, results)
-    tasks = [task for task in plan.tasks if task not in refusing]
+    return [task for task in plan.tasks if task not in refusing]
+
+
+def choose_rate(plan: Plan, source: str, name: str, results: Results) -> tuple[float | None, list[float]]:
+    """The chosen rate and no rates, or None and the rates whose scores are wanted first.
+
+    A score is the mean validation accuracy over the tasks at the first seed. Where training diverges the accuracy
+    counts as 0; tasks on which the method cannot run count for nothing. A sweep whose best rate is at an end of those
+    tried grows there by a factor, `MOST_ADDED` times at most.
+    """
+    method, tasks = plan.methods[name], tasks_of(plan, source, name, results)
+    if len(method.rates) < 2:
+        return (method.rates[0] if method.rates else None), []
 
     def score(rate: float) -> float | None:
         lines = [results.get(plan.key(source, task, name, plan.seeds[0], rate)) for task in tasks]
@@ -104,16 +109,6 @@ def scores_of(plan: Plan, source: str, name: str, results: Results) -> Callable[
             return None
         return math.fsum(line.get("val_top1") or 0.0 for line in lines if line) / max(1, len(lines))
 
-    return score
-
-
-def choose_rate(method: Method, score: Callable[[float], float | None]) -> tuple[float | None, list[float]]:
-    """The chosen rate and no rates, or None and the rates whose scores are wanted first.
-
-    A sweep whose best rate is at an end of those tried grows there by a factor, `MOST_ADDED` times at most.
-    """
-    if len(method.rates) < 2:
-        return (method.rates[0] if method.rates else None), []
     steps, growing = [-1, 0, 1], method.factor > 1
     while True:
         rates = [rate_at(method.start, method.factor, step) for step in steps] if growing else list(method.rates)
@@ -131,7 +126,7 @@ def choose_rate(method: Method, score: Callable[[float], float | None]) -> tuple
 
 def chosen_rate(plan: Plan, source: str, name: str, results: Results) -> tuple[bool, float | None]:
     """Whether the rate of a method on a source is settled, and the rate."""
-    rate, wanted = choose_rate(plan.methods[name], scores_of(plan, source, name, results))
+    rate, wanted = choose_rate(plan, source, name, results)
     return not wanted, rate
 
 
@@ -173,8 +168,7 @@ def expected(plan: Plan, source: str, name: str, results: Results) -> dict[str, 
     rates: list[float | None] = [*dict.fromkeys((*method.rates, *with_lines))] or [None]
     chosen = [rate] if settled else rates[:1]
     others = [] if method.kind == "linear-probe" else plan.seeds[1:]
-    refusing = refusals(plan, source, name, results)
-    tasks = [task for task in plan.tasks if task not in refusing]
+    tasks = tasks_of(plan, source, name, results)
     places = {(task, first, each) for task in tasks for each in rates}
     places |= {(task, seed, each) for task in tasks for seed in others for each in chosen}
     done = 0

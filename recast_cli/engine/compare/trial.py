@@ -5,19 +5,25 @@ Every method starts from the same linear probe, sees the same images in the same
 """
 
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from recast_cli.engine.adapt.fit import Learned, learn_task
 from recast_cli.engine.adapt.record import now, type_name, versions
 from recast_cli.engine.adapt.state import put
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.compare.artifacts import CannotRun, base_of, data_of, peak_mb, probe_of, reset_peak, task_images
+from recast_cli.engine.compare.artifacts import (
+    CannotRun,
+    Work,
+    base_of,
+    data_of,
+    peak_mb,
+    probe_of,
+    reset_peak,
+    task_images,
+)
 from recast_cli.engine.compare.candidate import prepare
-from recast_cli.engine.compare.spec import OWN_KINDS, Method, Plan, TaskSpec
+from recast_cli.engine.compare.spec import OWN_KINDS, Plan
 from recast_cli.engine.compare.sweep import Run
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.measure.evaluate import measure
@@ -26,44 +32,11 @@ from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.runtime.precision import measuring_precision
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.task.head import Head
-from recast_cli.engine.task.options import AdaptOptions, with_rate
+from recast_cli.engine.task.options import with_rate
 from recast_cli.engine.task.task import read_adapter, save_adapter, save_coefficients, save_head
 
 Line = dict[str, Any]
 """What runs.jsonl says of a run."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A run with what it needs: where files go, the device, and the size of the cache of images."""
-
-    plan: Plan
-    run: Run
-    folder: Path
-    device: torch.device
-    cache_size: int | None
-
-    @property
-    def method(self) -> Method:
-        """Of the run."""
-        return self.plan.methods[self.run.method]
-
-    @property
-    def task(self) -> TaskSpec:
-        """Of the run."""
-        return self.plan.tasks[self.run.task]
-
-    @property
-    def options(self) -> AdaptOptions:
-        """Of the run, as `adapt` would be given them."""
-        options = replace(self.task.options, seed=self.run.seed, coefficients=self.method.kind == "recast")
-        if "adapter" in self.method.adapter:  # its rate is the one that is swept; coefficients have their default
-            return replace(options, **self.method.adapter, adapter_lr=self.run.lr)
-        return replace(options, **self.method.adapter, lr=self.run.lr or options.lr)
-
-    def file(self, part: str = "") -> Path:
-        """Where what was trained is kept until it is measured; the `part` .head and .adapter lie beside it."""
-        return self.folder / "trained" / f"{self.run.key}{part}.safetensors"
 
 
 def do_run(
@@ -74,15 +47,7 @@ def do_run(
     device: str | None = None,
     cache_size: int | None = None,
 ) -> Line:
-    """Do a run and return its line.
-
-    Args:
-        plan: Where the run is from.
-        run: From `next_runs`.
-        folder: The output folder, with `bases`, `probes` and `trained`.
-        line: Of its training, where only its test images are left to be measured.
-        device: As `choose_device` takes it.
-        cache_size: As `decode` takes it.
+    """Do a run and return its line, given that of its training where only its test images are left to be measured.
 
     Raises:
         RecastError: Files or images are missing or damaged.
@@ -116,26 +81,20 @@ def do_run(
 
 def probe_line(work: Work) -> Line:
     """The line of the linear probe, which needs no training: what `adapt` reports of it."""
-    base = base_of(work.plan, work.run, work.folder)
-    probe, made = probe_of(work.plan, work.run, work.folder, base, work.device, work.cache_size)
-    images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
+    base = base_of(work)
+    probe, made = probe_of(work, base)
+    images = task_images(work, base, "test")
     model = Switcher(base, str(work.device)).switch(base.vector, work.options.image_size)
     return {
         **shared(work, base),
-        "floats": 0,
-        "places": 0,
-        "degrees_of_freedom": 0,
-        "file_bytes": 0,
+        **dict.fromkeys(("floats", "places", "degrees_of_freedom", "file_bytes", "epochs", "best_epoch"), 0),
+        **dict.fromkeys(("head_lr", "images_per_second")),
         "head_floats": probe.head.floats,
-        "head_lr": None,
-        "epochs": 0,
-        "best_epoch": 0,
         "penalty": probe.penalty,
         "val_top1": probe.val_top1,
         "test_top1": measure(model, probe.head, images, base.known_architecture().preprocessing),
         "seconds": made["seconds"],
         "peak_memory_mb": made["peak_memory_mb"],
-        "images_per_second": None,
         "precision": type_name(measuring_precision(work.device)),
     }
 
@@ -147,11 +106,10 @@ def shared(work: Work, base: Base) -> Line:
 
 def train_line(work: Work) -> Line:
     """Train, and keep what was trained."""
-    plan, run, device = work.plan, work.run, work.device
-    base = base_of(plan, run, work.folder)
+    base, device = base_of(work), work.device
     options = with_rate(work.options, base.layout)
-    probe, _ = probe_of(plan, run, work.folder, base, device, work.cache_size)
-    data = data_of(plan, run.task, base, options, work.cache_size)
+    probe, _ = probe_of(work, base)
+    data = data_of(work, base, options)
     reset_peak(device)
     start = time.perf_counter()
     learner = prepare(work.method, base, options, device)
@@ -199,10 +157,10 @@ def save_learned(work: Work, base_id: str, learned: Learned) -> int:
 
 def test_stored(work: Work) -> float:
     """Top-1 on the test images of what was trained. RECAST is measured as `adapt` does it: merged."""
-    base = base_of(work.plan, work.run, work.folder)
+    base = base_of(work)
     stored, head = read_tensors(work.file()), Head(**read_tensors(work.file(".head")))
     vector, places = stored["coefficients"], stored.get("places")
-    images = task_images(work.plan, work.run.task, base, "test", work.cache_size)
+    images = task_images(work, base, "test")
     options, device = work.options, work.device
     if work.method.kind in OWN_KINDS:
         adapter = read_adapter(work.file(".adapter")) if options.adapter else None

@@ -5,7 +5,7 @@ network before it counts as written.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from recast_cli.engine.base.base import Base
@@ -71,8 +71,7 @@ def export(base: Base, path: Path, format: str, task: Task | None = None) -> Exp
     check_target(path, format)
     names = [f"{path.name}{NOTES}", path.name] if format == "onnx" else [path.name]
     with staged(path.parent, names) as folder:
-        found = write_one(base, task, format, folder / path.name, path)
-    return moved(found, folder, path.parent)
+        return write_one(base, task, format, folder / path.name, path)
 
 
 def export_all(base: Base, tasks: Sequence[Task], format: str, folder: Path) -> list[Exported]:
@@ -98,10 +97,9 @@ def export_all(base: Base, tasks: Sequence[Task], format: str, folder: Path) -> 
         inside = temporary / folder.name
         inside.mkdir()
         names = [f"{task.name}{SUFFIXES[format]}" for task in tasks]
-        found = [
+        return [
             write_one(base, task, format, inside / name, folder / name) for task, name in zip(tasks, names, strict=True)
         ]
-    return [moved(each, inside, folder) for each in found]
 
 
 def check_format(format: str) -> None:
@@ -124,10 +122,10 @@ def check_target(path: Path, format: str) -> None:
 
 
 def write_one(base: Base, task: Task | None, format: str, path: Path, final: Path) -> Exported:
-    """Write one export to `path` and compare it; `final` is where it will be, for the line that opens it."""
+    """Write one export to `path` and compare it; `final` is where it will be, and what is said of it."""
     if base.architecture is None and format == "safetensors" and task is None:
         identical = write_source(base, path)
-        return Exported(None, format, [path], None, identical, f"safetensors.torch.load_file({str(final)!r})")
+        return Exported(None, format, [final], None, identical, f"safetensors.torch.load_file({str(final)!r})")
     if base.architecture is None:
         rebuilt = f"mimic its source with {option('architecture', 'NAME')}"
         hint = f"Use {option('format', 'safetensors')} for its tensors, or {rebuilt}."
@@ -135,15 +133,10 @@ def write_one(base: Base, task: Task | None, format: str, path: Path, final: Pat
     network = merge_task(base, task)
     title = task.name if task else None
     if format == "onnx":
-        notes = path.with_name(path.name + NOTES)
-        difference = write_onnx(network, path, notes)
-        return Exported(title, format, [path, notes], difference, None, f"onnxruntime.InferenceSession({str(final)!r})")
+        difference = write_onnx(network, path, path.with_name(path.name + NOTES))
+        files = [final, final.with_name(final.name + NOTES)]
+        return Exported(title, format, files, difference, None, f"onnxruntime.InferenceSession({str(final)!r})")
     opened = line(network, final, format)
     if format == "safetensors":
-        return Exported(title, format, [path], *write_plain(network, path), opened)
-    return Exported(title, format, [path / CONFIG, path / WEIGHTS], *write_folder(network, path), opened)
-
-
-def moved(found: Exported, temporary: Path, home: Path) -> Exported:
-    """The same export where its files are in the end."""
-    return replace(found, files=[home / file.relative_to(temporary) for file in found.files])
+        return Exported(title, format, [final], *write_plain(network, path), opened)
+    return Exported(title, format, [final / CONFIG, final / WEIGHTS], *write_folder(network, path), opened)

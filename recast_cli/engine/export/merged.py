@@ -21,12 +21,7 @@ IMAGES = 3
 
 
 class Classified(nn.Module):
-    """A network's features under a task's head, as `eval` measures it.
-
-    Args:
-        model: A timm network.
-        head: Of the task.
-    """
+    """A timm network's features under a task's head, as `eval` measures it."""
 
     def __init__(self, model: nn.Module, head: Head) -> None:
         super().__init__()
@@ -41,11 +36,9 @@ class Classified(nn.Module):
 
 @dataclass(frozen=True)
 class Merged:
-    """A network with plain weights.
+    """A network with plain weights: of a task, or where that is None of the source's own classifier.
 
     Attributes:
-        base: Its base.
-        task: Its task; None for the source's own classifier.
         model: timm's network; of a task, without its head.
         network: Normalised images -> logits, with the task's head where there is one.
         preprocessing: At the image size of the task.
@@ -67,11 +60,7 @@ class Merged:
         return f"task {self.task.name}" if self.task else self.base.source
 
     def difference(self, logits: Tensor, what: str) -> float:
-        """The largest difference to the merged network's logits.
-
-        Args:
-            logits: (IMAGES, outputs), from what was written.
-            what: Whose logits, for the message.
+        """The largest difference to the merged network's logits of those (IMAGES, outputs) that `what` gives.
 
         Raises:
             RecastError: It is above TOLERANCE, or undefined.

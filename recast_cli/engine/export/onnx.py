@@ -5,15 +5,15 @@ import importlib
 import inspect
 import io
 import json
-import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.architecture.timm_config import quiet
 from recast_cli.engine.errors import OptionError, RecastError, one_line, option
 from recast_cli.engine.export.merged import Merged
 from recast_cli.engine.storage.atomic import write_text
@@ -38,12 +38,8 @@ def write_onnx(merged: Merged, path: Path, notes: Path) -> float:
     """Write the network for batches of any size, and its notes; run it with onnxruntime.
 
     PyTorch's exporter of graphs comes first, then its older one that traces: each takes networks that the other does
-    not, and what decides is that the file gives the network's logits for one image and for several.
-
-    Args:
-        merged: The network.
-        path: Of the ONNX file.
-        notes: Of the JSON with size, mean, std, interpolation, crop and classes. The model's metadata hold it, too.
+    not, and what decides is that the file gives the network's logits for one image and for several. The notes are JSON
+    with size, mean, std, interpolation, crop and classes. The model's metadata hold it, too.
 
     Returns:
         The largest difference of a logit.
@@ -59,7 +55,7 @@ def write_onnx(merged: Merged, path: Path, notes: Path) -> float:
     refusal: RecastError | None = None
     for exporter in (of_graph, of_trace):
         try:
-            with silent():
+            with silent(), refusing():
                 content = exporter(merged.network, merged.images)
             path.write_bytes(with_notes(content, about))
             difference = run(merged, path)
@@ -85,53 +81,45 @@ def preparation(merged: Merged) -> dict[str, Any]:
 
 
 def of_graph(network: nn.Module, images: Tensor) -> bytes:
-    """By `torch.export`. Raises RecastError where the network, or this version of torch, cannot do it."""
+    """By `torch.export`. Raises RecastError where this version of torch cannot do it."""
     if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
         raise RecastError(f"torch {torch.__version__} has no such exporter", "Upgrade torch.")
-
-    def convert() -> bytes:
-        found: Any = torch.onnx.export(
-            network,
-            (images,),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS)},),
-            verbose=False,
-        )
-        return found.model_proto.SerializeToString()
-
-    return attempt(convert)
+    found: Any = torch.onnx.export(
+        network,
+        (images,),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS)},),
+        verbose=False,
+    )
+    return found.model_proto.SerializeToString()
 
 
 def of_trace(network: nn.Module, images: Tensor) -> bytes:
-    """By tracing. Raises RecastError as `of_graph` does."""
-
-    def convert() -> bytes:
-        stream = io.BytesIO()
-        options: dict[str, Any] = {"dynamo": False}
-        if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
-            options = {}
-        into: Any = stream  # the newer exporter takes no stream, so the types name none
-        torch.onnx.export(
-            network,
-            (images,),
-            into,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: BATCH_AXIS}, OUTPUT: {0: BATCH_AXIS}},
-            **options,
-        )
-        return stream.getvalue()
-
-    return attempt(convert)
+    """By tracing."""
+    stream: Any = io.BytesIO()  # the newer exporter takes no stream, so the types name none
+    options: dict[str, Any] = {"dynamo": False}
+    if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
+        options = {}
+    torch.onnx.export(
+        network,
+        (images,),
+        stream,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_axes={INPUT: {0: BATCH_AXIS}, OUTPUT: {0: BATCH_AXIS}},
+        **options,
+    )
+    return stream.getvalue()
 
 
-def attempt(convert: Callable[[], bytes]) -> bytes:
-    """What `convert` gives. Its errors, which have no common class, become a RecastError that names the operator."""
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Errors of an exporter, which have no common class, become a RecastError that names the operator."""
     try:
-        return convert()
-    except (OSError, MemoryError):
+        yield
+    except (OSError, MemoryError, RecastError):
         raise
     except Exception as error:
         cause: BaseException = error
@@ -165,14 +153,7 @@ def run(merged: Merged, path: Path) -> float:
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Keep the exporters' remarks about the network's own code off the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    loggers = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    with quiet(*loggers), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -109,10 +110,8 @@ def template_distance(templates: Tensor) -> float | None:
     count = len(templates)
     if count < 2:
         return None
-    flat = templates.reshape(count, -1).double()
-    return float(sum((flat[i] - flat[j]).norm() for i in range(count) for j in range(i + 1, count))) / (
-        count * (count - 1)
-    )
+    pairs = combinations(templates.reshape(count, -1).double(), 2)
+    return float(sum((one - other).norm() for one, other in pairs)) / (count * (count - 1))
 
 
 def template_entropy(templates: Tensor) -> float | None:
@@ -180,10 +179,7 @@ def chosen_changes(
 ) -> list[ModuleChange]:
     """What a task that chose its coefficients changed, vector by vector: what is added, entry by entry, beside zeros.
 
-    Args:
-        names: Of the base's dictionary, in its order.
-        places: k pairs (vector, entry).
-        values: k.
+    `names` are those of the base's dictionary, in its order; `places` and `values` are k pairs (vector, entry) and k.
     """
     by_name: dict[str, list[float]] = {}
     for (vector, _), value in sorted(zip(places, values, strict=True)):
@@ -193,10 +189,7 @@ def chosen_changes(
 
 def aligned(tasks: Sequence[tuple[Sequence[float], Sequence[tuple[int, int]] | None]]) -> list[list[float]]:
     """Coefficients of tasks of one base as vectors of one length, for `similarity`: by their place in the layout, or by
-    that which the task chose, with 0 where it moved nothing.
-
-    Args:
-        tasks: Coefficients and, where they were chosen, places (vector, entry) of each task.
+    that which the task chose (vector, entry), with 0 where it moved nothing.
     """
     named: list[dict[Any, float]] = [
         dict(zip(range(len(vector)) if places is None else places, vector, strict=True)) for vector, places in tasks

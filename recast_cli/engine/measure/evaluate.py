@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
@@ -224,8 +225,6 @@ def class_indices(outputs: int) -> dict[str, int]:
     """Folder names that stand for a class by themselves: its index, and its wnid where there are 1000 classes."""
     labels = {str(index): index for index in range(outputs)}
     if outputs == 1000:
-        from timm.data import ImageNetInfo
-
         labels |= {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
     return labels
 

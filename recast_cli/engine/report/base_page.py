@@ -53,14 +53,7 @@ def write_report(
     tasks: Sequence[Learned],
     path: Path,
 ) -> None:
-    """Write the page; equal input gives equal bytes.
-
-    Args:
-        base: A base that was read from a file.
-        banks: From `diagnose`.
-        roles: From `diagnose_roles`.
-        tasks: Of this base, in the order of their columns.
-        path: Ends in .html.
+    """Write the page of a base that was read from a file, and of its tasks; equal input gives equal bytes.
 
     Raises:
         RecastError: No file can be put there.

@@ -44,6 +44,10 @@ class Markup(str):
     """Text that is HTML already; any other is escaped where it is put into a page."""
 
 
+class Cell(Markup):
+    """A whole cell of a table."""
+
+
 def text(value: str, limit: int = 80) -> Markup:
     """`value` as HTML, in printable characters and shortened to `limit`."""
     return value if isinstance(value, Markup) else Markup(html.escape(short(value, limit)))
@@ -62,22 +66,17 @@ def document(title: str, body: str) -> str:
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], tall: bool = False) -> str:
     """A table whose first column is text and whose others are numbers; a `tall` one scrolls by itself."""
     lines = ["".join(f"<th>{text(cell)}</th>" for cell in columns)]
-    lines += ["".join(cell if is_cell(cell) else f"<td>{text(cell)}</td>" for cell in row) for row in rows]
+    lines += ["".join(cell if isinstance(cell, Cell) else f"<td>{text(cell)}</td>" for cell in row) for row in rows]
     head = f"<caption>{text(caption)}</caption>\n" if caption else ""
     kind = "wide tall" if tall else "wide"
     return f'<div class="{kind}"><table>{head}<tr>' + "</tr>\n<tr>".join(lines) + "</tr>\n</table></div>"
 
 
-def is_cell(value: str) -> bool:
-    """Whether a value is a cell of its own making."""
-    return isinstance(value, Markup) and value.startswith("<td")
-
-
-def tinted(value: str, strength: float) -> Markup:
+def tinted(value: str, strength: float) -> Cell:
     """A cell whose ground goes from blue (-1) over white (0) to orange (1)."""
     red, green, blue = (0, 114, 178) if strength < 0 else (230, 159, 0)
     share = round(min(1.0, abs(strength)) * 0.6, 3)
-    return Markup(f'<td class="tint" style="background:rgba({red},{green},{blue},{share})">{text(value)}</td>')
+    return Cell(f'<td class="tint" style="background:rgba({red},{green},{blue},{share})">{text(value)}</td>')
 
 
 def with_bar(value: str, share: float) -> Markup:

@@ -1,21 +1,16 @@
 """The folder of a task without torch: its files, their names, the record, and what they are bound to."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import yaml
 
+from recast_cli.engine.base.header import BaseHeader
 from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
 from recast_cli.engine.storage.atomic import write_text
 from recast_cli.engine.storage.header import FORMATS, read_header, read_metadata
 from recast_cli.engine.task.record import FIELDS, TaskRecord
-
-if TYPE_CHECKING:
-    from recast_cli.engine.base.header import BaseHeader
-
 
 COEFFICIENTS, HEAD, ADAPTER = "coefficients.safetensors", "head.safetensors", "adapter.safetensors"
 RECORD = "task.yaml"
@@ -100,13 +95,9 @@ def read_part(path: Path, kind: str, base_id: str) -> dict[str, Any]:
 
 
 def check_bound(base_id: str, coefficients: int | None, base: BaseHeader, what: str) -> None:
-    """Raise RecastError unless a task of the base called `base_id` is one of `base`.
+    """Raise RecastError unless the task `what`, of the base called `base_id`, is one of `base`.
 
-    Args:
-        base_id: As the task says.
-        coefficients: How many it has in layout order; None where it chose them.
-        base: At hand.
-        what: The task, for the message.
+    `coefficients` are how many it has in layout order; None where it chose them.
     """
     if base_id != base.base_id:
         what = f"{what} belongs to base {base_id}, but {base.path or base.source} is base {base.base_id}"

@@ -1,6 +1,5 @@
 """How a task is trained; plain values, so that the command line and recast.yaml can know them without torch."""
 
-import dataclasses
 import typing
 from dataclasses import dataclass, replace
 
@@ -13,11 +12,7 @@ class Recipe:
     """How coefficients and head are learned.
 
     Attributes:
-        epochs: Passes over the training images, at most.
-        lr: Learning rate of the coefficients at the start.
-        head_lr: The same for the head.
-        batch_size: Images a step.
-        patience: Epochs without a better validation accuracy after which training stops; 0: never.
+        epochs: As of `AdaptOptions`, like the next four.
         weight_decay: Of AdamW, for coefficients and head.
         schedule: `cosine` to zero over all epochs, or `step`: a tenth every 33 epochs.
         head: What the head starts as: the linear `probe`, half of the final head as well, or `random`.
@@ -52,13 +47,7 @@ more of them the rate is lower, as their steps add up (docs/evidence/chosen-coef
 
 @dataclass(frozen=True)
 class AdapterDefaults:
-    """What an adapter is where nothing is said.
-
-    Attributes:
-        lr: Learning rate of its own parameters at the start.
-        rank: Of its low-rank update, or width of its bottleneck; None: it has none.
-        density: Share of a weight's entries that it changes; None: it has none.
-    """
+    """`adapter_lr`, `rank` and `density` of an adapter where nothing is said, see `AdaptOptions`; None: it has none."""
 
     lr: float
     rank: int | None = None
@@ -198,12 +187,10 @@ def rate_of_chosen(numbers: int) -> float:
     return float(f"{CHOSEN_LR * more**-0.5:.3g}")
 
 
-def option_types() -> dict[str, tuple[type, ...]]:
-    """The types that each option of adapt may have, e.g. `epochs` -> (int,)."""
-    hints = typing.get_type_hints(AdaptOptions)
+def option_types(options: type = AdaptOptions) -> dict[str, tuple[type, ...]]:
+    """The types that each option of adapt, or of another dataclass, may have, e.g. `epochs` -> (int,)."""
+    hints = typing.get_type_hints(options)
     return {
-        option.name: tuple(
-            kind for kind in typing.get_args(hints[option.name]) or (hints[option.name],) if kind is not type(None)
-        )
-        for option in dataclasses.fields(AdaptOptions)
+        name: tuple(kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None))
+        for name, hint in hints.items()
     }

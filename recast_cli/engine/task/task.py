@@ -3,15 +3,17 @@
 Where an adapter was asked for, a third file holds what it learned.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.chosen import check_places
 from recast_cli.engine.errors import DamagedFile
+from recast_cli.engine.model.adapters.adapter import ADAPTERS, Adapter
 from recast_cli.engine.storage.header import FORMATS, read_metadata
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.storage.writer import write_tensors
@@ -29,13 +31,6 @@ from recast_cli.engine.task.folder import (
 )
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.record import TaskRecord
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from recast_cli.engine.base.base import Base
-    from recast_cli.engine.model.adapters.adapter import Adapter
-
 
 OF_LAYOUT = 1
 """Format of a file of coefficients in layout order; FORMATS has that of chosen ones."""
@@ -158,15 +153,7 @@ def bound(kind: str, base_id: str) -> dict[str, Any]:
 def save_coefficients(
     path: Path, vector: Tensor, places: Tensor | None, base_id: str, extra: dict[str, Any] | None = None
 ) -> None:
-    """Write coefficients, with their places where they were chosen: a format that older readers refuse.
-
-    Args:
-        path: The file.
-        vector: As of `Task`, like the next two.
-        places: As of `Task`.
-        base_id: As of `Task`.
-        extra: More metadata.
-    """
+    """Write coefficients, with their places where they were chosen: a format that older readers refuse."""
     metadata = bound("coefficients", base_id) | (extra or {})
     if places is None:
         write_tensors(path, {"coefficients": vector}, metadata | {"format": OF_LAYOUT})
@@ -187,8 +174,6 @@ def save_adapter(path: Path, adapter: Adapter, base_id: str) -> None:
 
 def read_adapter(path: Path) -> Adapter:
     """The inverse of `save_adapter`. Raises DamagedFile."""
-    from recast_cli.engine.model.adapters.adapter import ADAPTERS, Adapter
-
     metadata = read_metadata(path) or {}
     name, options = metadata.get("adapter"), metadata.get("options")
     if name not in ADAPTERS or not isinstance(options, dict):

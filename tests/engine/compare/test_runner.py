@@ -241,8 +241,8 @@ def test_a_stored_run_is_measured_as_it_was_trained(folder, stub_methods, monkey
     plan = plan_of(YAML[: YAML.index("methods:")].replace("epochs: 1", "epochs: 3") + methods)
     test_of = trial.task_images
 
-    def val_for_test(plan, task, base, part, cache_size):
-        return test_of(plan, task, base, "val" if part == "test" else part, cache_size)
+    def val_for_test(work, base, part):
+        return test_of(work, base, "val" if part == "test" else part)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "task_images", val_for_test)

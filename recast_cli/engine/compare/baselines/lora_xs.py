@@ -26,16 +26,8 @@ class SquareUpdate(nn.Module):
 def lora_xs(model: nn.Module, *, rank: int = 2, modules: str = QKV) -> list[nn.Parameter]:
     """LoRA-XS, arXiv 2405.17604: rank² floats a module. R starts at zero, where the paper draws it near zero.
 
-    Args:
-        model: Frozen, in eval mode; changed in place.
-        rank: r.
-        modules: Regular expression for whole names of linear modules.
-
     Returns:
         R (r, r) of every module.
-
-    Raises:
-        RecastError: The rank is below 1 or above a matrix's, or `modules` matches no linear module.
     """
     at_least_one(rank=rank)
     chosen = choose_linear(model, modules, "lora-xs")

@@ -10,17 +10,10 @@ from recast_cli.engine.errors import RecastError
 def lora(model: nn.Module, *, rank: int = 1, modules: str = QKV, seed: int = 0) -> list[nn.Parameter]:
     """LoRA, arXiv 2106.09685: W + B A, rank * (in + out) floats a module; B starts at zero, nothing scales B A.
 
-    Args:
-        model: Frozen, in eval mode; changed in place.
-        rank: r.
-        modules: Regular expression for whole names of linear modules, or of convolutions without groups.
-        seed: Of A's start.
+    `modules` may match convolutions without groups, too; `seed` is of A's start.
 
     Returns:
         A (r, in) and B (out, r) of every module.
-
-    Raises:
-        RecastError: Wrong options, modules that LoRA cannot change, or no PEFT.
     """
     at_least_one(rank=rank)
     return inject(model, "LoraConfig", low_rank_targets(model, modules), seed, r=rank, lora_alpha=rank)
@@ -29,7 +22,7 @@ def lora(model: nn.Module, *, rank: int = 1, modules: str = QKV, seed: int = 0) 
 def dora(model: nn.Module, *, rank: int = 1, modules: str = QKV, seed: int = 0) -> list[nn.Parameter]:
     """DoRA, arXiv 2402.09353: LoRA, and the length of each of W's rows (PEFT's reading): out more floats a module.
 
-    Options, result and errors as of `lora`.
+    Options and result as of `lora`.
     """
     at_least_one(rank=rank)
     targets = low_rank_targets(model, modules)
@@ -42,18 +35,13 @@ def tinylora(
     """TinyLoRA, arXiv 2602.04118: LoRA-XS whose R is a sum of fixed random matrices, weighted by u floats from zero.
 
     Args:
-        model: Frozen, in eval mode; changed in place.
         rank: Of the frozen SVD.
         u: Floats a group of modules.
         weight_tying: 0: every module is a group; 1: all are one; between: round((1 - weight_tying) * modules) groups.
-        modules: Regular expression for whole names of linear modules.
         seed: Of the fixed matrices.
 
     Returns:
         A vector (u,) of every group.
-
-    Raises:
-        RecastError: Wrong options, or no PEFT.
     """
     at_least_one(rank=rank, u=u)
     if not 0 <= weight_tying <= 1:
@@ -73,18 +61,10 @@ def unilora(
     It does not start as the given network: where all floats are zero, so are all gradients. PEFT draws them within
     0.02 of zero, which changes features by about 1e-5 of their size.
 
-    Args:
-        model: Frozen, in eval mode; changed in place.
-        rank: r.
-        theta_d_length: Floats in all.
-        modules: Regular expression for whole names of linear modules.
-        seed: Of which entry is which float, and of their start.
+    `seed` decides which entry is which float, and their start.
 
     Returns:
         The vector (theta_d_length,).
-
-    Raises:
-        RecastError: Wrong options, or no PEFT.
     """
     at_least_one(rank=rank, theta_d_length=theta_d_length)
     targets = choose_linear(model, modules, "unilora")

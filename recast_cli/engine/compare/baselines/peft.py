@@ -5,8 +5,7 @@ Every method has `modules` for PEFT's target_modules, `rank` for its r, and one 
 
 import importlib
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,16 +27,9 @@ def inject(model: nn.Module, config: str, targets: Iterable[str], seed: int, **o
     if not hasattr(peft, config):
         raise RecastError(f"PEFT {peft.__version__} has no {config}", "Run pip install -U 'recast-cli[compare]'.")
     whole_names = "|".join(re.escape(name) for name in targets)
-    with seeded(seed):
+    with torch.random.fork_rng(devices=[]):  # no other generator is touched
+        torch.default_generator.manual_seed(seed)
         # not inject_adapter_in_model, which refuses methods that share floats between modules
         peft.get_peft_model(model, getattr(peft, config)(target_modules=whole_names, **options))
     model.eval()  # PEFT's own modules are made in training mode
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within it torch's CPU generator starts at `seed`; afterwards it is as it was. No other generator is touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

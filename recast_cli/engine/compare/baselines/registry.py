@@ -2,8 +2,10 @@
 
 A baseline is a function from a frozen timm network to its trainable parameters: it gets a network in eval mode whose
 parameters are all frozen, changes it in place, and returns the parameters that it trains; nothing else requires a
-gradient. The classifier is not among them: it is trained apart, on features. Options are plain keywords. `seed` decides
-what is drawn at random; torch's own generator is left as it was. All but Uni-LoRA start as the network they were given.
+gradient. The classifier is not among them: it is trained apart, on features. Options are plain keywords. `modules` is a
+regular expression for whole names of linear modules, `rank` the r of a method's paper, and `seed` decides what is drawn
+at random; torch's own generator is left as it was. All but Uni-LoRA start as the network they were given. Wrong
+options, modules that a method cannot change, and a PEFT that is not there are RecastErrors.
 """
 
 import functools
@@ -23,9 +25,14 @@ from recast_cli.engine.errors import RecastError, suggest
 Method = Callable[..., list[nn.Parameter]]
 
 
+def options_of(method: Method) -> dict[str, Any]:
+    """The options of a method, and what they are where they are not given."""
+    return {key: each.default for key, each in list(inspect.signature(method).parameters.items())[1:]}
+
+
 def checked(name: str, function: Method) -> Method:
     """The method itself, with a RecastError for an option that it does not have, or one of another type."""
-    defaults = {key: each.default for key, each in list(inspect.signature(function).parameters.items())[1:]}
+    defaults = options_of(function)
 
     @functools.wraps(function)
     def method(model: nn.Module, **options: Any) -> list[nn.Parameter]:
@@ -57,4 +64,4 @@ METHODS: dict[str, Method] = {
         "shared-lora": shared_lora,
     }.items()
 }
-"""Name -> method: (model, **options) -> trainable parameters. Wrong options are a RecastError."""
+"""Name -> method: (model, **options) -> trainable parameters."""

@@ -51,17 +51,11 @@ def shared_lora(
     B starts at zero and A as LoRA's does, so the network starts as it was.
 
     Args:
-        model: Frozen, in eval mode; changed in place.
-        rank: r.
         entries: How many floats are trained, those of B and A of all shapes together.
-        modules: Regular expression for whole names of linear modules.
         seed: Of the choice and of A's start.
 
     Returns:
         The entries of B and of A that stay, for each shape.
-
-    Raises:
-        RecastError: A number is out of range, or `modules` matches no linear module.
     """
     at_least_one(rank=rank, entries=entries)
     layers: dict[tuple[int, int], list[nn.Linear]] = {}

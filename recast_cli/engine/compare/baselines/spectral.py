@@ -15,17 +15,12 @@ def fourierft(
     start as the given network.
 
     Args:
-        model: Frozen, in eval mode; changed in place.
         n_frequency: Floats a module; all modules of one shape have the same frequencies.
         scaling: Factor of the update; 300 is PEFT's advice for vision transformers.
-        modules: Regular expression for whole names of linear modules.
         seed: Of the choice of frequencies.
 
     Returns:
         A spectrum (n_frequency,) of every module.
-
-    Raises:
-        RecastError: Wrong options, or no PEFT.
     """
     return spectral(model, "FourierFTConfig", "fourierft", n_frequency, scaling, modules, seed)
 
@@ -35,7 +30,7 @@ def waveft(
 ) -> list[nn.Parameter]:
     """WaveFT, arXiv 2505.12532: as FourierFT, but for the inverse transform of Haar wavelets; starts at zero.
 
-    Scaling 25 is PEFT's default. Options, result and errors as of `fourierft`.
+    Scaling 25 is PEFT's default. Options and result as of `fourierft`.
     """
     return spectral(model, "WaveFTConfig", "waveft", n_frequency, scaling, modules, seed)
 

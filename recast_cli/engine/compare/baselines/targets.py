@@ -1,6 +1,7 @@
 """Which modules a method changes: those whose whole names a regular expression matches."""
 
 import re
+from typing import cast
 
 from torch import nn
 
@@ -16,21 +17,15 @@ SHOWN = 8
 def choose_linear(model: nn.Module, modules: str, method: str) -> dict[str, nn.Linear]:
     """The linear modules that `modules` matches, in the network's order; the classifier is never one of them.
 
-    Args:
-        model: A timm network.
-        modules: Regular expression for whole names.
-        method: For messages.
-
     Raises:
-        RecastError: It matches none, or a convolution.
+        RecastError: It matches none, or a convolution, which `method` does not change.
     """
-    found: dict[str, nn.Linear] = {}
-    for name, module in choose(model, modules).items():
+    found = choose(model, modules)
+    for name, module in found.items():
         if not isinstance(module, nn.Linear):
             hint = "Give `modules` that match linear layers only, or use lora, bias or norm."
             raise RecastError(f"{method} changes linear layers only, and {name} is a {type(module).__name__}", hint)
-        found[name] = module
-    return found
+    return cast(dict[str, nn.Linear], found)
 
 
 def choose(model: nn.Module, modules: str) -> dict[str, nn.Module]:
