@@ -87,15 +87,15 @@ def open_base(path: Path) -> Subject:
 
 def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
     """A task: its coefficients by module beside the base's, where the base is at hand."""
-    from recast_cli.engine.storage.header import read_floats, read_integers
+    from recast_cli.engine.storage.header import read_numbers
     from recast_cli.engine.task.folder import COEFFICIENTS, check_bound, check_parts, read_record
 
     record = read_record(folder)
     shapes = check_parts(folder, record)
-    vector = read_floats(folder / COEFFICIENTS, ["coefficients"])
+    vector = read_numbers(folder / COEFFICIENTS, ["coefficients"])
     places = None
     if "places" in shapes:
-        flat = read_integers(folder / COEFFICIENTS, ["places"])
+        flat = read_numbers(folder / COEFFICIENTS, ["places"], "I32")
         places = list(zip(flat[::2], flat[1::2], strict=True))
     base = find_base(record["base_id"], workspace, flag)
     value: dict[str, Any] = {

@@ -78,9 +78,8 @@ def bank_name(modules: Sequence[str]) -> str:
 
 def preferred(families: Sequence[Family]) -> list[Family]:
     """Families of at least two modules: fused attention first, then by the weights they hold, the later one first."""
-    shared = [(place, family) for place, family in enumerate(families) if len(family.modules) > 1]
-    ordered = sorted(shared, key=lambda each: (not each[1].fused_attention, -each[1].parameters, -each[0]))
-    return [family for _, family in ordered]
+    shared = [family for family in reversed(families) if len(family.modules) > 1]
+    return sorted(shared, key=lambda family: (not family.fused_attention, -family.parameters))
 
 
 def pairs(family: Family) -> int:

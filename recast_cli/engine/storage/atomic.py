@@ -29,10 +29,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
-            # mkstemp makes private files; a finished output has the permissions any other new file would have
-            temporary.chmod(0o666 & ~umask())
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
+            release(temporary)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -50,10 +47,7 @@ def staged(home: Path, names: Sequence[str]) -> Iterator[Path]:
         with naming(home / names[-1]):
             yield folder
             for path in (folder, *folder.rglob("*")):
-                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
-                if path.is_file():
-                    with path.open("rb") as stream:
-                        os.fsync(stream.fileno())
+                release(path)
             for name in names:
                 (folder / name).replace(home / name)
     finally:
@@ -71,11 +65,14 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def umask() -> int:
-    """The permissions that new files of this process do not get."""
+def release(path: Path) -> None:
+    """Give a private temporary file or folder the permissions that any other new one would have, and sync a file."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+    if path.is_file():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def check_new_folder(path: Path) -> None:
