@@ -8,7 +8,7 @@ from typing import Any
 from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.errors import DamagedFile, RecastError, UnknownArchitecture, option
 from recast_cli.engine.layout.layout import Layout, coefficient_key
-from recast_cli.engine.storage.header import read_numbers, read_metadata
+from recast_cli.engine.storage.header import read_metadata, read_numbers
 
 PLAIN, CODED, MEANS, TRELLIS = 1, 2, 3, 5
 """Formats: of plain bases; of compressed ones, which a reader of format 1 would take for damaged; of layouts that take

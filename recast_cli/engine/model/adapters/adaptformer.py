@@ -52,7 +52,7 @@ def adaptformer(model: nn.Module, *, rank: int = 1, seed: int = 0) -> dict[str, 
     """A branch beside the MLP of every block. It is no change of a weight and cannot be merged.
 
     Args:
-        model: Frozen, in eval mode; changed in place, but not what it computes.
+        model: As of `melo`.
         rank: Width of the bottleneck; the official code has 64, RECAST's paper 1.
         seed: Of the start.
 

@@ -39,9 +39,6 @@ class Mask(nn.Module):
 def piggyback(model: nn.Module) -> dict[str, nn.Module]:
     """A mask on the weight of every convolution and linear module of a convolutional network, but the classifier.
 
-    Args:
-        model: Frozen, in eval mode; changed in place, but not what it computes.
-
     Returns:
         Name -> what was put there: `real` of every weight, in its shape.
 
