@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise
-from recast_cli.engine.layout.layout import Bank, template_key
+from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.mimic.compress.matrices import Shape
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.progress import Progress
@@ -143,25 +143,20 @@ def curvatures(
 
 
 def gradient_of(base: Base, model: nn.Module, name: str) -> Callable[[], Tensor]:
-    """What reads the gradient of a tensor of the base from a merged model."""
-    bank = next((bank for bank in base.layout.banks if template_key(bank) == name), None)
-    if bank is None:
-        parameter = model.get_parameter(name).requires_grad_(True)
-        return lambda: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return template_gradient(base, model, bank)
+    """What reads the gradient of a tensor of the base from a merged model.
 
-
-def template_gradient(base: Base, model: nn.Module, bank: Bank) -> Callable[[], Tensor]:
-    """The gradient of what is stored of a bank (bank.stored, *shape): by Eq. 1, each module's times what it takes.
-
-    The two coefficients of a cut kernel are equal in a base, so the kernel is taken as a whole.
+    Of what is stored of a bank (bank.stored, *shape) that is by Eq. 1 each module's times what it takes. The two
+    coefficients of a cut kernel are equal in a base, so the kernel is taken as a whole.
     """
-    weights = [model.get_parameter(f"{module}.weight").requires_grad_(True) for module in bank.modules]
-    taken = torch.stack([base.coefficients(module).mean(0)[: bank.stored] for module in bank.modules]).to(weights[0])
+    bank = next((bank for bank in base.layout.banks if template_key(bank) == name), None)
+    names = [f"{module}.weight" for module in bank.modules] if bank else [name]
+    weights = [model.get_parameter(each).requires_grad_(True) for each in names]
+    mixing = [base.coefficients(module).mean(0)[: bank.stored] for module in bank.modules] if bank else []
+    taken = torch.stack(mixing).to(weights[0]) if bank else None
 
     def read() -> Tensor:
         found = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        return torch.tensordot(taken.T, torch.stack(found), dims=1)
+        return found[0] if taken is None else torch.tensordot(taken.T, torch.stack(found), dims=1)
 
     return read
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.images.preprocessing import Preprocessing
+from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.mimic.compress.fisher import drawn_loss
 from recast_cli.engine.mimic.heal.layer_inputs import groups_of, samples
@@ -39,9 +39,7 @@ def layer_factors(
     model: nn.Module,
     names: Sequence[str],
     pixels: Tensor,
-    preprocessing: Preprocessing,
-    *,
-    classifies: bool = True,
+    architecture: Architecture,
     progress: Progress | None = None,
 ) -> dict[str, Factors]:
     """The Fisher information of some layers of the source, each as a Kronecker product.
@@ -54,8 +52,7 @@ def layer_factors(
         model: The source, frozen.
         names: Of modules that are `measurable`.
         pixels: (N, 3, H, W) uint8; at most `WEIGHED_IMAGES` of them are used, evenly spaced.
-        preprocessing: The network's.
-        classifies: Whether its outputs are logits; else they are features.
+        architecture: The network's.
         progress: Called after every batch.
     """
     chosen = pixels[:: -(-len(pixels) // WEIGHED_IMAGES)]
@@ -78,9 +75,9 @@ def layer_factors(
     try:
         for part in batches(len(chosen), BATCH_SIZE):
             # the network is frozen: gradients reach the outputs of its layers because the images want theirs
-            images = normalise(chosen[part].to(device), preprocessing).requires_grad_(True)
+            images = normalise(chosen[part].to(device), architecture.preprocessing).requires_grad_(True)
             with torch.enable_grad():
-                loss = drawn_loss(model(images), classifies, generator)
+                loss = drawn_loss(model(images), architecture.classifies, generator)
             torch.autograd.grad(loss, images)
             if progress:
                 progress(part.stop, len(chosen), "weighing layers")

@@ -26,14 +26,11 @@ def heal_layers(source: Source, base: Base, model: nn.Module, pixels: Tensor, pr
         pixels: (N, 3, H, W) uint8.
         progress: Called after every batch, and after every bank.
     """
-    architecture = base.known_architecture()
     device, modules = next(model.parameters()).device, dict(model.named_modules())
     shared = [bank for bank in base.layout.banks if not bank.exact]
     shared = [bank for bank in shared if all(measurable(modules[name]) for name in bank.modules)]
     names = [name for bank in shared for name in bank.modules]
-    found = layer_factors(
-        model, names, pixels, architecture.preprocessing, classifies=architecture.classifies, progress=progress
-    )
+    found = layer_factors(model, names, pixels, base.known_architecture(), progress)
     fitted: dict[str, Tensor] = {}
     for number, bank in enumerate(shared):
         if all(name in found for name in bank.modules):
