@@ -72,7 +72,7 @@ def compress(
             nobody knows the network.
         OSError: The base cannot be written.
     """
-    check_numbers(size, bits, group)
+    check_numbers(size, bits, group, "group")
     if size is not None and is_enough(source, layout, options, size):
         size, bits = None, HALF
     if calibrate is not None:
