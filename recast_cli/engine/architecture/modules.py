@@ -1,5 +1,6 @@
 """Inside a timm network: its linear and convolution modules, their outputs, and the features before the classifier."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,21 +27,12 @@ def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
     In an attached network, too, where weights are made by parametrizations.
     """
     heads = classifiers_of(config_of(model))
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-
-    def of_its_own(module: nn.Module) -> bool:
-        if parametrize.is_parametrized(module, "weight"):
-            return True
-        return isinstance(module.weight, nn.Parameter) and owners[id(module.weight)] == 1
-
+    owners = Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
     return {
         name: tuple(module.weight.shape)
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, *CONVOLUTIONS))
-        and of_its_own(module)
+        and (parametrize.is_parametrized(module, "weight") or owners[id(module.weight)] == 1)
         and not any(name == head or name.startswith(f"{head}.") for head in heads)
     }
 

@@ -83,10 +83,7 @@ class BaseHeader:
 def widest(metadata: dict[str, Any], layout: Layout, verified: bool = False) -> dict[str, Any]:
     """Metadata with the longest values, as JSON, that can stand for what is known only once all tensors are.
 
-    Args:
-        metadata: From `BaseHeader.metadata`.
-        layout: Of the base.
-        verified: Whether there is to be room for what `verify` finds.
+    With `verified` there is room for what `verify` finds, too.
     """
     error = {"relative_error": LONGEST_NUMBER, "cosine": LONGEST_NUMBER}
     room: dict[str, Any] = {"errors": {module: error for module in layout.modules}}

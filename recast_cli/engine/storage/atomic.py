@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,16 +41,14 @@ def staged(home: Path, names: Sequence[str]) -> Iterator[Path]:
     Files replace what has their names, one after the other in the order of `names`; folders only empty ones. On error
     all is as it was. For files that are opened under their final names before they count as written.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{names[-1]}.", suffix=".tmp", dir=home))
-    try:
-        with naming(home / names[-1]):
-            yield folder
-            for path in (folder, *folder.rglob("*")):
-                release(path)
-            for name in names:
-                (folder / name).replace(home / name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    temporary = tempfile.TemporaryDirectory(".tmp", f".{names[-1]}.", home, ignore_cleanup_errors=True)
+    with temporary, naming(home / names[-1]):
+        folder = Path(temporary.name)
+        yield folder
+        for path in (folder, *folder.rglob("*")):
+            release(path)
+        for name in names:
+            (folder / name).replace(home / name)
 
 
 @contextlib.contextmanager

@@ -98,12 +98,7 @@ def read_index(index: Path) -> dict[str, str]:
 
 
 def read_numbers(path: Path, names: Sequence[str], dtype: str = "F32") -> list[Any]:
-    """The values of tensors of a safetensors file, in row order and one tensor after the other.
-
-    Args:
-        path: The file.
-        names: Of tensors.
-        dtype: Of all of them: F32 or I32.
+    """The values of tensors of a file, all F32 or all I32, in row order and one tensor after the other.
 
     Raises:
         RecastError: As `read_header`, or a tensor is missing or of another type.

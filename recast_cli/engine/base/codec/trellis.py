@@ -181,12 +181,7 @@ def carried(of_states: Tensor, before: Tensor) -> Tensor:
 
 
 def traced(ways: Tensor, state: Tensor) -> Tensor:
-    """Whether codes are odd, (n, rows, columns), on paths that end in a state, (n, rows).
-
-    Args:
-        ways: (columns, n, STATES, rows).
-        state: Integers.
-    """
+    """Whether codes are odd, (n, rows, columns), on paths (columns, n, STATES, rows) that end in states (n, rows)."""
     odd = torch.empty(len(ways), *state.shape, dtype=torch.uint8)
     for column in reversed(range(len(ways))):
         way = ways[column].gather(1, state[:, None])[:, 0].long()

@@ -165,13 +165,9 @@ def drawn_loss(found: Tensor, classifies: bool, generator: torch.Generator) -> T
     """A loss, summed over images, whose gradients' outer products have the Fisher information for a mean.
 
     That is the product of logits with a root of diag(p) - p p^T times random signs: the same mean as with gradients of
-    -log p(y), y drawn from p, but where the source is sure those are next to nothing, and now and then enormous. Or the
-    product of features with random signs.
-
-    Args:
-        found: Logits or features, (batch, classes or features).
-        classifies: Whether they are logits.
-        generator: Draws the signs.
+    -log p(y), y drawn from p, but where the source is sure those are next to nothing, and now and then enormous. Where
+    nothing `classifies`, it is the product of features with random signs. `found` are logits (batch, classes) or
+    features (batch, features).
     """
     signs = 2.0 * torch.randint(0, 2, found.shape, generator=generator).to(found.device) - 1
     if not classifies:

@@ -123,11 +123,7 @@ def fit(
 ) -> tuple[dict[str, Code], Encode]:
     """The code of every tensor, so that the file takes at most `size` bytes, and what encodes them.
 
-    Args:
-        job: What is rounded.
-        size: Bytes.
-        announce: Called with the plan as it is foreseen, before anything is rounded.
-        progress: Called after every tensor.
+    `announce` is called with the plan as it is foreseen, before anything is rounded; `progress` after every tensor.
 
     Raises:
         RecastError: No file is as small.

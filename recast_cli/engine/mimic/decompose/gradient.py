@@ -16,15 +16,8 @@ def solve_gradient(
 ) -> Solution:
     """Fit one bank by descent and keep the best step, judged without noise.
 
-    Coefficients start orthogonal (Algorithm 1): each set is an orthogonal (layers x n) matrix. Templates start as
-    the source's own scale asks for, Gaussian with the standard deviation of the weights.
-
-    Args:
-        weights: (layers, *shape).
-        templates: n.
-        sets: K.
-        options: The recipe.
-        progress: Called after every step.
+    Coefficients start orthogonal (Algorithm 1): each of K sets is an orthogonal (layers x n) matrix. The n templates
+    start as the source's own scale asks for, Gaussian with the standard deviation of the weights (layers, *shape).
     """
     generator = torch.Generator().manual_seed(options.seed)
     target = weights.float()
