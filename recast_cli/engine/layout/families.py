@@ -24,16 +24,6 @@ class Family:
     shape: tuple[int, ...]
     modules: tuple[str, ...]
 
-    @property
-    def parameters(self) -> int:
-        """Scalars in all weights of the family."""
-        return len(self.modules) * math.prod(self.shape)
-
-    @property
-    def fused_attention(self) -> bool:
-        """True for fused query, key and value weights."""
-        return "qkv" in self.role.rsplit(".", 1)[-1]
-
 
 def find_families(modules: Modules) -> list[Family]:
     """Modules by role and shape, in order of depth."""
@@ -78,8 +68,12 @@ def bank_name(modules: Sequence[str]) -> str:
 
 def preferred(families: Sequence[Family]) -> list[Family]:
     """Families of at least two modules: fused attention first, then by the weights they hold, the later one first."""
-    shared = [family for family in reversed(families) if len(family.modules) > 1]
-    return sorted(shared, key=lambda family: (not family.fused_attention, -family.parameters))
+
+    def order(family: Family) -> tuple[bool, int]:
+        fused_attention = "qkv" in family.role.rsplit(".", 1)[-1]
+        return not fused_attention, -len(family.modules) * math.prod(family.shape)
+
+    return sorted((family for family in reversed(families) if len(family.modules) > 1), key=order)
 
 
 def pairs(family: Family) -> int:

@@ -100,10 +100,8 @@ def cheap_forward(module: Any) -> Callable[[Tensor], Tensor]:
     def compute(x: Tensor, strategy: str) -> Tensor:
         if x.dtype not in biases:  # it is frozen
             biases[x.dtype] = None if module.bias is None else module.bias.detach().to(x.dtype)
-        bias = biases[x.dtype]
-        if len(templates) == 1:
-            return Scaled.apply(x, coefficients, first, bias, geometry, strategy)
-        return Products.apply(x, coefficients, templates, bias, geometry, strategy)
+        product, bank = (Scaled, first) if len(templates) == 1 else (Products, templates)
+        return product.apply(x, coefficients, bank, biases[x.dtype], geometry, strategy)
 
     def forward(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():

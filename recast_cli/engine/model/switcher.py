@@ -116,12 +116,8 @@ class Switcher:
 class Stack:
     """Banks with equally many layers and templates, cut in rows of equally many scalars.
 
-    Their weights lie in one tensor, which a call or two write: on small networks calls are what a switch takes.
-
-    Args:
-        base: What they are banks of.
-        banks: They. If several layers share a bank, all are of one size.
-        device: Of the weights.
+    Their weights lie in one tensor, which a call or two write: on small networks calls are what a switch takes. If
+    several layers share a bank, all banks are of one size.
 
     Attributes:
         weights: Name of each weight -> its view (*shape) of that tensor.

@@ -95,10 +95,7 @@ def follow(weights: Tensor, steps: Tensor, root: Tensor | None = None) -> Tensor
 
 
 def ways_to(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The better way to each state at every column.
-
-    Args:
-        values: Over their steps, (columns, n, rows).
+    """The better way to each state at every column of values over their steps, (columns, n, rows).
 
     Returns:
         Which of the two ways of `origins`, (columns, n, STATES, rows), and what the paths have cost, (n, STATES, rows).

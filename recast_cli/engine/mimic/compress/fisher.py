@@ -115,12 +115,8 @@ def curvatures(
     arXiv:2505.22988); what is between two matrices is left out. Without a classifier the same stands for squared
     distances of features.
 
-    Args:
-        base: Without codes, of a known architecture.
-        pixels: (N, 3, H, W) uint8, without labels.
-        shapes: Names of tensors, each seen as so many matrices.
-        device: cpu, cuda, …; default: CUDA where it is.
-        progress: Called after every image.
+    The base is without codes, of a known architecture, and pixels are (N, 3, H, W) uint8; `shapes` names the tensors,
+    each seen as so many matrices. `progress` is called after every image.
     """
     architecture = base.known_architecture()
     where = choose_device(device)

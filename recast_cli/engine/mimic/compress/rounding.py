@@ -69,10 +69,7 @@ def to_bits(curves: Mapping[str, Curvature], name: str, tensor: Tensor, code: Co
 def in_turns(weights: Tensor, steps: Tensor, curves: Sequence[Curvature]) -> Tensor:
     """Codes as of `on_trellis`, with what some rows lose made up for in later ones, as GPTQ does for columns.
 
-    Args:
-        weights: (n, rows, columns).
-        steps: Of every value, of the same shape.
-        curves: Of one matrix after the other, n in all, of one kind.
+    The curves are those of one matrix after the other, n in all, of one kind.
     """
     left, codes = weights.clone(), torch.empty_like(weights)
     root = joined([each.root for each in curves]) if curves[0].whole else None

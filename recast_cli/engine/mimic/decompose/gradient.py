@@ -22,7 +22,8 @@ def solve_gradient(
     generator = torch.Generator().manual_seed(options.seed)
     target = weights.float()
     bank = torch.randn(templates, *target.shape[1:], generator=generator) * target.std()
-    start = torch.stack([orthogonal(len(target), templates, generator) for _ in range(sets)], dim=1)
+    empty = [torch.empty(len(target), templates) for _ in range(sets)]
+    start = torch.stack([nn.init.orthogonal_(each, generator=generator) for each in empty], dim=1)
     bank, coefficients = nn.Parameter(bank), nn.Parameter(start)
     optimizer = torch.optim.RMSprop([bank, coefficients], lr=options.lr)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, DECAY_EVERY, gamma=0.1)
@@ -45,8 +46,3 @@ def solve_gradient(
         if progress:
             progress(step + 1, value)
     return kept
-
-
-def orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """A (rows x columns) matrix with orthonormal rows or columns, whichever are fewer."""
-    return nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)

@@ -48,12 +48,8 @@ def layer_factors(
     B = `inputs` (Martens and Grosse 2015, arXiv:1503.05671; of convolutions Grosse and Martens 2016, arXiv:1602.01407).
     Gradients are those of `drawn_loss`. Without a classifier the same stands for squared distances of features.
 
-    Args:
-        model: The source, frozen.
-        names: Of modules that are `measurable`.
-        pixels: (N, 3, H, W) uint8; at most `WEIGHED_IMAGES` of them are used, evenly spaced.
-        architecture: The network's.
-        progress: Called after every batch.
+    The model is the source, frozen, and the modules are `measurable`. Of pixels (N, 3, H, W) uint8 at most
+    `WEIGHED_IMAGES` are used, evenly spaced; `progress` is called after every batch of them.
     """
     chosen = pixels[:: -(-len(pixels) // WEIGHED_IMAGES)]
     device = next(model.parameters()).device

@@ -81,11 +81,7 @@ class Installed:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def choose(self, importance: Callable[[list[str]], dict[str, Tensor]]) -> None:
-        """Choose the places of sparse updates.
-
-        Args:
-            importance: Names of modules -> how much each entry of their weights matters.
-        """
+        """Choose the places of sparse updates by names of modules -> how much each entry of their weights matters."""
         sparse = {
             place.removesuffix(".sparse"): piece for place, piece in self.pieces.items() if isinstance(piece, Sparse)
         }
