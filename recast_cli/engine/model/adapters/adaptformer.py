@@ -33,8 +33,7 @@ class Branch(nn.Module):
 
     def forward(self, stream: Tensor) -> Tensor:
         """What is added to the stream (..., features)."""
-        added: Tensor = SCALE * self.up(self.down(stream).relu())
-        return added
+        return SCALE * self.up(self.down(stream).relu())
 
     def take(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Hook before the block's norm and MLP: whichever comes first has the stream."""

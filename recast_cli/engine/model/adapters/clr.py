@@ -20,8 +20,7 @@ class Ghost(nn.Conv2d):
 
     def after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Hook after the convolution."""
-        changed: Tensor = self(output)
-        return changed
+        return self(output)
 
 
 def clr(model: nn.Module) -> dict[str, nn.Module]:

@@ -33,8 +33,7 @@ class Mask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight."""
-        masked: Tensor = weight * StraightThrough.apply(self.real)
-        return masked
+        return weight * StraightThrough.apply(self.real)
 
 
 def piggyback(model: nn.Module) -> dict[str, nn.Module]:
