@@ -51,6 +51,11 @@ class RecastError(Exception):
         RecastError.__init__(self, f"{place}: {self.marked[0]}", self.marked[1])
         return self
 
+    def renamed(self, old: str, new: str) -> RecastError:
+        """The same error, for callers to whom a parameter is known by another name."""
+        RecastError.__init__(self, *self.spelt(lambda name, value: option(new if name == old else name, value)))
+        return self
+
 
 class OptionError(RecastError):
     """A parameter has a value that it cannot have, or does not go with the others that were given.
@@ -62,6 +67,10 @@ class OptionError(RecastError):
     def __init__(self, name: str, what: str, hint: str = "") -> None:
         super().__init__(f"{option(name)} {what}", hint)
         self.option = name
+
+    def renamed(self, old: str, new: str) -> RecastError:
+        self.option = new if self.option == old else self.option
+        return super().renamed(old, new)
 
 
 class MissingFile(RecastError):

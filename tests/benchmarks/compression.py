@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from recast_cli.engine.architecture.build import build
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.codec.code import BITS, Code, Fixed, code_bytes, round_to_nearest
+from recast_cli.engine.base.codec.grid import stored as as_stored
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode
@@ -215,7 +216,7 @@ def plain(source: Source, layout: Layout, size: int, path: Path) -> Base:
 def widest(name: str, tensor: Tensor, code: Fixed) -> dict[str, Tensor]:
     """A tensor as stored, with scales that reach its largest values."""
     rows = tensor.reshape(-1, code.columns)
-    scales = code.grid.widest(rows)
+    scales = as_stored(code.grid.cut(rows).abs().amax(-1) / code.grid.centre)
     return code.store(name, code.grid.encode(rows, scales), scales)
 
 

@@ -25,6 +25,7 @@ from recast_cli.engine.measure.verify import check_verifiable
 from recast_cli.engine.mimic.compress.compress import compress
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.mimic.heal.heal import check_healable
+from recast_cli.engine.mimic.options import MimicOptions
 from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.task.options import AdaptOptions
@@ -60,6 +61,15 @@ def test_words_and_values_are_no_parameters():
         error = OptionError("lr", text)
         assert str(error) == f"lr {text}"
         assert error.told(loud) == f"<lr|None> {text}"
+
+
+def test_a_parameter_has_the_name_that_its_caller_knows():
+    error = OptionError("lr", "0 is wrong", f"Lower {option('lr')}, or give {option('data', 'DIR')}.").renamed(
+        "lr", "rate"
+    )
+    assert str(error) == "rate 0 is wrong. Lower rate, or give data=DIR."
+    assert error.told(loud) == "<rate|None> 0 is wrong. Lower <rate|None>, or give <data|DIR>."
+    assert error.option == "rate"
 
 
 def test_a_place_goes_before_the_text():
@@ -105,6 +115,8 @@ def test_all_kinds_are_public_and_say_when_they_are_raised():
         ("split_seed", lambda: AdaptOptions(split_seed=-1)),
         ("device", lambda: choose_device("gpu")),
         ("patterns", lambda: plan_layout({"a": (4, 4)}, patterns=["b"])),
+        ("modules", lambda: MimicOptions(modules=("b",)).plan({"a": (4, 4)})),
+        ("group_size", lambda: MimicOptions(bits=4, group_size=1)),
         ("architecture", lambda: open_source("resnet18", architecture="resnet18")),
         ("weights", lambda: open_source("hf-hub:timm/resnet18", weights="x.pth")),
     ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from recast_cli.cli.startup import import_torch
 from recast_cli.engine.base.header import read_base_header, read_base_id
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.storage.header import INDEX, read_floats, read_header, read_index, read_integers, read_metadata
+from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata, read_numbers
 from recast_cli.engine.task.folder import COEFFICIENTS, RECORD, check_bound, check_parts, read_record
 from recast_cli.workspace import Workspace
 
@@ -89,10 +89,10 @@ def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
     """A task: its coefficients by module beside the base's, where the base is at hand."""
     record = read_record(folder)
     shapes = check_parts(folder, record)
-    vector = read_floats(folder / COEFFICIENTS, ["coefficients"])
+    vector = read_numbers(folder / COEFFICIENTS, ["coefficients"])
     places = None
     if "places" in shapes:
-        flat = read_integers(folder / COEFFICIENTS, ["places"])
+        flat = read_numbers(folder / COEFFICIENTS, ["places"], "I32")
         places = list(zip(flat[::2], flat[1::2], strict=True))
     base = find_base(record["base_id"], workspace, flag)
     value: dict[str, Any] = {

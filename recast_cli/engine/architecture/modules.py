@@ -1,5 +1,8 @@
 """Inside a timm network: its linear and convolution modules, their outputs, and the features before the classifier."""
 
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,23 +27,42 @@ def find_modules(model: nn.Module) -> dict[str, tuple[int, ...]]:
     In an attached network, too, where weights are made by parametrizations.
     """
     heads = classifiers_of(config_of(model))
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-
-    def of_its_own(module: nn.Module) -> bool:
-        if parametrize.is_parametrized(module, "weight"):
-            return True
-        return isinstance(module.weight, nn.Parameter) and owners[id(module.weight)] == 1
-
+    owners = Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
     return {
         name: tuple(module.weight.shape)
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, *CONVOLUTIONS))
-        and of_its_own(module)
+        and (parametrize.is_parametrized(module, "weight") or owners[id(module.weight)] == 1)
         and not any(name == head or name.startswith(f"{head}.") for head in heads)
     }
+
+
+def is_plain(module: Any) -> bool:
+    """Whether a module is torch's own linear layer or convolution, with a number of zeros at each border.
+
+    A subclass may do more with its weight: weight standardisation, padding that depends on the input.
+    """
+    kind = type(module).forward
+    if kind is nn.Linear.forward:
+        return True
+    convolution = kind in [each.forward for each in CONVOLUTIONS]
+    return convolution and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+@contextmanager
+def replaced_forwards(
+    model: nn.Module, choose: Callable[[nn.Module], Callable[[Tensor], Tensor] | None]
+) -> Iterator[None]:
+    """Within it, each module of a model has the forward that is chosen for it, where one is."""
+    found: dict[Any, Callable[[Tensor], Tensor]] = {}
+    for module in model.modules():
+        if (forward := choose(module)) is not None:
+            found[module] = module.forward = forward
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.forward
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:

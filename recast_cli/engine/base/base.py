@@ -115,8 +115,7 @@ class Base(BaseHeader):
 
     def mimicked(self) -> list[float]:
         """`vector` as plain numbers."""
-        numbers: list[float] = self.vector.tolist()
-        return numbers
+        return [*self.vector.tolist()]
 
 
 def base_of(header: BaseHeader, tensors: Mapping[str, Tensor], codes: Mapping[str, Code]) -> Base:

@@ -8,11 +8,14 @@ from typing import Any
 from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.errors import DamagedFile, RecastError, UnknownArchitecture, option
 from recast_cli.engine.layout.layout import Layout, coefficient_key
-from recast_cli.engine.storage.header import read_floats, read_metadata
+from recast_cli.engine.storage.header import read_metadata, read_numbers
 
 PLAIN, CODED, MEANS, TRELLIS = 1, 2, 3, 5
 """Formats: of plain bases; of compressed ones, which a reader of format 1 would take for damaged; of layouts that take
 means of templates; of bases that have integers on a trellis. A file has the oldest whose readers understand it."""
+ALWAYS = ("base_id", "source", "source_digest", "errors", "solver", "aliases")
+SOMETIMES = ("types", "verified")
+"""Attributes of a header that stand in the file as they are; the latter where there is something to say."""
 LONGEST_NUMBER = -2.2250738585072014e-308
 """No float64 has more characters as JSON."""
 
@@ -59,39 +62,28 @@ class BaseHeader:
     def mimicked(self) -> list[float]:
         """All mimicked coefficients in layout order, from the file: layout.coefficients numbers."""
         assert self.path is not None
-        values = read_floats(self.path, [coefficient_key(module) for module in self.layout.modules])
+        values = read_numbers(self.path, [coefficient_key(module) for module in self.layout.modules])
         if len(values) != self.layout.coefficients:
             raise damaged(self.path)
         return values
 
     def metadata(self, codes: Mapping[str, Any], version: int) -> dict[str, Any]:
         """What the file says of the base besides its tensors, with `codes` as plain values."""
-        compressed = {"codes": codes, "compression": self.compression} if codes else {}
         return {
             "kind": "base",
             "format": version,
-            "base_id": self.base_id,
             "layout": self.layout.to_dict(),
             "architecture": asdict(self.architecture) if self.architecture else None,
-            "source": self.source,
-            "source_digest": self.source_digest,
-            "errors": self.errors,
-            "solver": self.solver,
-            "aliases": self.aliases,
-            # files from before these were known have neither
-            **({"types": self.types} if self.types else {}),
-            **({"verified": self.verified} if self.verified else {}),
-            **compressed,
+            **{name: getattr(self, name) for name in ALWAYS},
+            **{name: getattr(self, name) for name in SOMETIMES if getattr(self, name)},
+            **({"codes": codes, "compression": self.compression} if codes else {}),
         }
 
 
 def widest(metadata: dict[str, Any], layout: Layout, verified: bool = False) -> dict[str, Any]:
     """Metadata with the longest values, as JSON, that can stand for what is known only once all tensors are.
 
-    Args:
-        metadata: From `BaseHeader.metadata`.
-        layout: Of the base.
-        verified: Whether there is to be room for what `verify` finds.
+    With `verified` there is room for what `verify` finds, too.
     """
     error = {"relative_error": LONGEST_NUMBER, "cosine": LONGEST_NUMBER}
     room: dict[str, Any] = {"errors": {module: error for module in layout.modules}}
@@ -107,17 +99,10 @@ def header_of(metadata: dict[str, Any], path: Path) -> BaseHeader:
     try:
         return BaseHeader(
             layout=layout,
-            base_id=metadata["base_id"],
             architecture=Architecture(**metadata["architecture"]) if metadata["architecture"] else None,
-            source=metadata["source"],
-            source_digest=metadata["source_digest"],
-            errors=metadata["errors"],
-            solver=metadata["solver"],
-            aliases=metadata["aliases"],
-            types=metadata.get("types", {}),
-            verified=metadata.get("verified"),
-            compression=metadata.get("compression", {}),
             path=path,
+            **{name: metadata[name] for name in ALWAYS},
+            **{name: metadata[name] for name in (*SOMETIMES, "compression") if name in metadata},
         )
     except (KeyError, TypeError):
         raise damaged(path) from None

@@ -37,11 +37,6 @@ def restore(coefficients: Tensor, templates: Tensor, means: bool = False) -> Ten
 
     Adding nothing to a negative zero makes it a positive one.
 
-    Args:
-        coefficients: (K, n).
-        templates: (n, *shape).
-        means: As of `mix`.
-
     Returns:
         (*shape), perhaps a view of a template.
     """

@@ -8,7 +8,6 @@ import http.client
 import io
 import os
 import pickle
-import shutil
 import socket
 import ssl
 import tarfile
@@ -140,14 +139,13 @@ def workplace(destination: Path) -> Iterator[Path]:
     try:
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
+            home, prefix = destination.parent, f".{destination.name}."
+            temporary = tempfile.TemporaryDirectory(".tmp", prefix, home, ignore_cleanup_errors=True)
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             what = f"No folder can be made in {destination.parent}: {error.strerror}"
             raise RecastError(what, f"Choose another with {option('data', 'DIR')}.") from None
-        try:
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with temporary:
+            yield Path(temporary.name)
     except BaseException:
         with contextlib.suppress(OSError):  # another program may have put something there meanwhile
             for folder in made:

@@ -120,18 +120,15 @@ def decode(
             raise RecastError(f"Not one of the {len(items)} images in {root} can be read", "Check the files.")
         return readable
 
-    path = found = None
+    found = None
     if cache_size and items and os.name == "posix":  # elsewhere there is no flock
         path = cache_file(root, paths, preparation(preprocessing))
         found = load_cached(path)
-    if path and found:
         # only an image that still cannot be read may be missing; where that is an error, reading it says so again
-        if any(isinstance(read(place), Tensor) for place, good in enumerate(found[1]) if not good):
-            found = None
-        else:
+        if found and not any(isinstance(read(place), Tensor) for place, good in enumerate(found[1]) if not good):
             keep(path, cache_size)
-    if path and not found:
-        found = build(path, shape, cache_size, fill)
+        else:
+            found = build(path, shape, cache_size, fill)
     if not found:
         rows = pixel_store(shape)
         readable = fill(rows)

@@ -48,36 +48,34 @@ def split_folder(root: Path, seed: int = 0, pooled: bool = False) -> Split:
             few images for a validation and a test image.
     """
     found = part_folders(root)
-    if not found:
-        classes = list_classes(root)
-        check_classes(root, classes)
-        train, val, test = cut_twice(list_items(root, "", classes, classes), seed)
-        return checked(Split(tuple(classes), "hash", train, val, test), root)
-    if "train" not in found:
+    kind = "pooled" if found and pooled else "folders" if found else "hash"
+    folders = found or {"train": ""}  # a flat folder is all train
+    if "train" not in folders:
         hint = f"Add one, or give {option('data')} elsewhere."
         raise MissingFile(f"{root} has {' and '.join(found)} but no train folder", hint)
-    classes = list_classes(root / found["train"])
-    check_classes(root / found["train"], classes)
+    classes = list_classes(root / folders["train"])
+    if len(classes) < 2:
+        what = f"{root / folders['train']} has one class only: {classes[0]}"
+        raise RecastError(what, "A task needs two class folders or more.")
     parts = {}
-    for part, folder in found.items():
+    for part, folder in folders.items():
         here = list_classes(root / folder)
         if strangers := sorted(set(here) - set(classes)):
             hint = "Add it to train."
             raise RecastError(f"{root / folder} has a class that train does not have: {strangers[0]}", hint)
         parts[part] = tuple(list_items(root, folder, here, classes))
-    if pooled:
+    if pooled or len(parts) == 1:
         train, val, test = cut_twice([item for items in parts.values() for item in items], seed)
-        return checked(Split(tuple(classes), "pooled", train, val, test), root)
-    train = parts["train"]
-    if "val" not in parts and "test" not in parts:
-        train, val, test = cut_twice(train, seed)
     else:
-        val, test = parts.get("val", ()), parts.get("test", ())
+        train, val, test = (parts.get(part, ()) for part in FOLDERS)
         if "val" not in parts:
             train, val = cut(train, SHARE, seed, "val")
         if "test" not in parts:
             train, test = cut(train, SHARE, seed, "test")
-    return checked(Split(tuple(classes), "folders", train, val, test), root)
+    for part, items in {"train": train, "val": val, "test": test}.items():
+        if not items:
+            raise RecastError(f"{root} has too few images to cut a {part} split from", "Give 3 images a class or more.")
+    return Split(tuple(classes), kind, train, val, test)
 
 
 def part_folders(root: Path) -> dict[str, str]:
@@ -114,25 +112,11 @@ def has_folders(folder: Path) -> bool:
         return True
 
 
-def check_classes(root: Path, classes: Sequence[str]) -> None:
-    """Raise RecastError unless there are two classes or more."""
-    if len(classes) < 2:
-        raise RecastError(f"{root} has one class only: {classes[0]}", "A task needs two class folders or more.")
-
-
 def check_read(split: Split, labels: Tensor, root: Path) -> None:
     """Raise RecastError where none of a class's training images is among those that could be read, by their labels."""
     for label in sorted({item.label for item in split.train} - set(labels.tolist())):
         hint = "Repair them, or take the class away."
         raise RecastError(f"Not one training image of the class {split.classes[label]} in {root} can be read", hint)
-
-
-def checked(split: Split, root: Path) -> Split:
-    """The split, or RecastError where validation or test would be empty."""
-    for part in ("train", "val", "test"):
-        if not getattr(split, part):
-            raise RecastError(f"{root} has too few images to cut a {part} split from", "Give 3 images a class or more.")
-    return split
 
 
 def cut_twice(items: Sequence[Item], seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...], tuple[Item, ...]]:

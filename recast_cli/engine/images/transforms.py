@@ -25,12 +25,10 @@ def statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
 def draw_crops(count: int, generator: torch.Generator) -> Tensor:
     """For each of `count` images a crop of 80-100 % of its area, mirrored with probability 1/2.
 
-    Args:
-        count: N.
-        generator: On the CPU, so that equal seeds give equal crops on every device.
+    The generator is on the CPU, so that equal seeds give equal crops on every device.
 
     Returns:
-        (N, 2, 3): the maps from output to input coordinates that `affine_grid` takes.
+        (count, 2, 3): the maps from output to input coordinates that `affine_grid` takes.
     """
     draws = torch.rand(4, count, generator=generator)
     scale = (0.8 + 0.2 * draws[0]).sqrt()

@@ -24,16 +24,6 @@ class Family:
     shape: tuple[int, ...]
     modules: tuple[str, ...]
 
-    @property
-    def parameters(self) -> int:
-        """Scalars in all weights of the family."""
-        return len(self.modules) * math.prod(self.shape)
-
-    @property
-    def fused_attention(self) -> bool:
-        """True for fused query, key and value weights."""
-        return "qkv" in self.role.rsplit(".", 1)[-1]
-
 
 def find_families(modules: Modules) -> list[Family]:
     """Modules by role and shape, in order of depth."""
@@ -78,9 +68,12 @@ def bank_name(modules: Sequence[str]) -> str:
 
 def preferred(families: Sequence[Family]) -> list[Family]:
     """Families of at least two modules: fused attention first, then by the weights they hold, the later one first."""
-    shared = [(place, family) for place, family in enumerate(families) if len(family.modules) > 1]
-    ordered = sorted(shared, key=lambda each: (not each[1].fused_attention, -each[1].parameters, -each[0]))
-    return [family for _, family in ordered]
+
+    def order(family: Family) -> tuple[bool, int]:
+        fused_attention = "qkv" in family.role.rsplit(".", 1)[-1]
+        return not fused_attention, -len(family.modules) * math.prod(family.shape)
+
+    return sorted((family for family in reversed(families) if len(family.modules) > 1), key=order)
 
 
 def pairs(family: Family) -> int:

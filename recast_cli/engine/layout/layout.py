@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from recast_cli.engine.errors import DamagedFile
@@ -125,19 +125,12 @@ class Layout:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
-        banks = [
-            {
-                "name": bank.name,
-                "role": bank.role,
-                "group": bank.group,
-                "modules": list(bank.modules),
-                "shape": list(bank.shape),
-                "templates": bank.templates,
-                # left out where there are none, so that older bases keep their id
-                **({"means": True} if bank.means else {}),
-            }
-            for bank in self.banks
-        ]
+        banks = []
+        for bank in self.banks:
+            found = asdict(bank) | {"modules": list(bank.modules), "shape": list(bank.shape)}
+            if not bank.means:  # left out where there are none, so that older bases keep their id
+                del found["means"]
+            banks.append(found)
         return {"name": self.name, "sets": self.sets, "banks": banks}
 
     @classmethod

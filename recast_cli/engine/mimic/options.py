@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from recast_cli.engine.errors import OptionError, option
+from recast_cli.engine.errors import OptionError, RecastError, option
 from recast_cli.engine.layout.families import Modules
 from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.layout.plan import BUDGET, plan_layout
@@ -84,15 +84,11 @@ class MimicOptions:
 
     def plan(self, modules: Modules) -> Layout:
         """The layout of a network with these modules. Raises RecastError as `plan_layout` does."""
-        return plan_layout(
-            modules,
-            layout=self.layout,
-            patterns=self.modules,
-            groups=self.groups,
-            templates=self.templates,
-            sets=self.sets,
-            budget=self.budget,
-        )
+        given = {name: getattr(self, name) for name in ("layout", "groups", "templates", "sets", "budget")}
+        try:
+            return plan_layout(modules, patterns=self.modules, **given)
+        except RecastError as error:
+            raise error.renamed("patterns", "modules") from None
 
     def most_bytes(self, source: int) -> int | None:
         """The bytes that `size` means for a source of so many; None where no size is given."""
@@ -117,14 +113,14 @@ class MimicOptions:
             raise OptionError("heal", f"with {sizes} needs {option('calibrate')}", "The same folder will do.")
 
 
-def check_numbers(size: int | str | None, bits: int | None, group_size: int | None) -> None:
-    """Raise RecastError where size, bits and weights a scale make no plan."""
+def check_numbers(size: int | str | None, bits: int | None, group: int | None, name: str = "group_size") -> None:
+    """Raise RecastError where size, bits and weights a scale, which the caller knows by `name`, make no plan."""
     if size is not None and bits is not None:
         raise OptionError("size", "chooses the bits itself", f"Give {option('size')} or {option('bits')}, not both.")
     if bits is not None and bits not in (*range(2, 9), HALF):
         raise OptionError("bits", f"{bits} is out of range", "Give 2 to 8, or 16 for float16.")
-    if group_size is not None and not 8 <= group_size <= 4096:
-        raise OptionError("group_size", f"{group_size} is out of range", "Give 8 to 4096 values a scale; 64 is usual.")
-    if group_size is not None and bits in (None, HALF):
+    if group is not None and not 8 <= group <= 4096:
+        raise OptionError(name, f"{group} is out of range", "Give 8 to 4096 values a scale; 64 is usual.")
+    if group is not None and bits in (None, HALF):
         hint = f"Give {option('bits')}, too, or leave it out."
-        raise OptionError("group_size", f"goes with {option('bits')} of 2 to 8", hint)
+        raise OptionError(name, f"goes with {option('bits')} of 2 to 8", hint)

@@ -18,14 +18,15 @@ weight, and c times the gradient is <dL/dX, X> or <dL/dY, op(X, W)>. `choose_str
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from recast_cli.engine.architecture.modules import is_plain, replaced_forwards
 from recast_cli.engine.model.attach import Mixture
 from recast_cli.engine.model.mixed_products import Geometry, Products, Scaled
 
@@ -67,48 +68,29 @@ def choose_strategy(
     return min(costs, key=lambda strategy: costs[strategy])
 
 
-@contextmanager
-def cheap_gradients(model: nn.Module) -> Iterator[None]:
+def cheap_gradients(model: nn.Module) -> AbstractContextManager[None]:
     """Within it, the attached modules of `model` take the cheapest strategy to their coefficient gradients.
 
-    Only modules whose forward is torch's own are replaced: a subclass may do more with its weight than op (weight
-    standardisation, padding that depends on the input). The parametrization stays where it is and stays the definition.
+    Only modules that are `is_plain` are replaced. The parametrization stays where it is and stays the definition.
     """
-    replaced = []
-    for module in model.modules():
-        if parametrize.is_parametrized(module, "weight") and (known := read_geometry(module)) is not None:
-            module.forward = cheap_forward(module, *known)
-            replaced.append(module)
-    try:
-        yield
-    finally:
-        for module in replaced:
-            del module.forward
+    return replaced_forwards(model, lambda module: cheap_forward(module) if has_strategies(module) else None)
 
 
-def read_geometry(module: Any) -> tuple[Geometry | None] | None:
-    """The geometry of a plain convolution, or None in its place for a plain linear module; nothing for any other."""
+def has_strategies(module: Any) -> bool:
+    """Whether a module is one that there are strategies for."""
+    if not parametrize.is_parametrized(module, "weight") or not is_plain(module):
+        return False
     first, *others = module.parametrizations.weight
     # an adapter on the same weight wants the weight's gradient anyway, and the mixture's is a pass over it
     # no strategy is for means of kernels, which are small
-    if (
-        not isinstance(first, Mixture)
-        or first.means
-        or others
-        or (module.bias is not None and module.bias.requires_grad)
-    ):
-        return None
-    kind = type(module).forward
-    if kind is nn.Linear.forward:
-        return (None,)
-    convolution = kind in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
-    if not convolution or module.padding_mode != "zeros" or isinstance(module.padding, str):
-        return None
-    return (Geometry(module.stride, module.padding, module.dilation, module.groups),)
+    mixed = isinstance(first, Mixture) and not first.means and not others
+    return mixed and not (module.bias is not None and module.bias.requires_grad)
 
 
-def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], Tensor]:
+def cheap_forward(module: Any) -> Callable[[Tensor], Tensor]:
     """A function that gives what the module's own forward gives, with cheap gradients where gradients are wanted."""
+    linear = isinstance(module, nn.Linear)
+    geometry = None if linear else Geometry(module.stride, module.padding, module.dilation, module.groups)
     coefficients = module.parametrizations.weight.original
     templates = module.parametrizations.weight[0].templates.get_buffer("tensor")
     first, kind, own = templates[0], templates.device.type, type(module).forward
@@ -118,10 +100,8 @@ def cheap_forward(module: Any, geometry: Geometry | None) -> Callable[[Tensor], 
     def compute(x: Tensor, strategy: str) -> Tensor:
         if x.dtype not in biases:  # it is frozen
             biases[x.dtype] = None if module.bias is None else module.bias.detach().to(x.dtype)
-        bias = biases[x.dtype]
-        if len(templates) == 1:
-            return Scaled.apply(x, coefficients, first, bias, geometry, strategy)
-        return Products.apply(x, coefficients, templates, bias, geometry, strategy)
+        product, bank = (Scaled, first) if len(templates) == 1 else (Products, templates)
+        return product.apply(x, coefficients, bank, biases[x.dtype], geometry, strategy)
 
     def forward(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():

@@ -6,14 +6,16 @@ that nobody asked for. The forward pass stays torch's: products of 16-bit activa
 `freeze_batch_norm_2d`, are slow on a CPU.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from recast_cli.engine.architecture.modules import replaced_forwards
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -44,21 +46,13 @@ class Frozen(torch.autograd.Function):
         return by_x, None, None, None, None, None, None
 
 
-@contextmanager
-def frozen_norms(model: nn.Module) -> Iterator[None]:
+def frozen_norms(model: nn.Module) -> AbstractContextManager[None]:
     """Within it, batch norm of `model` that learns nothing has a cheap backward pass.
 
     That is torch's batch norm and timm's with an activation, in eval mode, with statistics, none of its parameters
     trained. What is computed without gradients is torch's own.
     """
-    replaced = [module for module in model.modules() if is_frozen(module)]
-    for module in replaced:
-        module.forward = cheap_forward(module)
-    try:
-        yield
-    finally:
-        for module in replaced:
-            del module.forward
+    return replaced_forwards(model, lambda module: cheap_forward(module) if is_frozen(module) else None)
 
 
 def is_frozen(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.base.chosen import by_vector, check_places
+from recast_cli.engine.base.chosen import add_entries, check_places
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank
 from recast_cli.engine.model.adapters.adapter import Adapter
@@ -53,7 +53,7 @@ class Switcher:
             alike.setdefault((layers, bank.templates, bank.means, size), []).append(bank)
         self.stacks = [Stack(base, banks, self.device) for banks in alike.values()]
         self.networks: dict[int, nn.Module] = {}
-        self.changed: dict[str, list[int]] = {}
+        self.changed: set[str] = set()
 
     def switch(
         self,
@@ -97,16 +97,12 @@ class Switcher:
         """Let the networks have a task's chosen coefficients, and none of the task before."""
         if places is None and not self.changed:
             return
-        names = [*self.base.entries]
-        wanted = {} if places is None else {names[number]: rows for number, rows in by_vector(places).items()}
-        for name in self.changed.keys() | wanted.keys():
-            own = self.base.rest[name].to(self.device, torch.float32)
-            if places is not None and name in wanted:
-                rows = wanted[name]
-                own = own.index_add(0, places[rows, 1].to(self.device).long(), vector[rows])
+        rest, names = self.base.rest, [*self.base.entries]
+        changed = {} if places is None else add_entries(rest, names, places, vector.cpu())
+        for name in self.changed | changed.keys():
             for network in self.networks.values():
-                vector_of(network, name).copy_(own)
-        self.changed = wanted
+                vector_of(network, name).copy_(changed.get(name, rest[name]))
+        self.changed = {*changed}
 
     def build(self, size: int) -> nn.Module:
         """The merged network for images of `size` pixels, reading the weights of the stacks."""
@@ -120,12 +116,8 @@ class Switcher:
 class Stack:
     """Banks with equally many layers and templates, cut in rows of equally many scalars.
 
-    Their weights lie in one tensor, which a call or two write: on small networks calls are what a switch takes.
-
-    Args:
-        base: What they are banks of.
-        banks: They. If several layers share a bank, all are of one size.
-        device: Of the weights.
+    Their weights lie in one tensor, which a call or two write: on small networks calls are what a switch takes. If
+    several layers share a bank, all banks are of one size.
 
     Attributes:
         weights: Name of each weight -> its view (*shape) of that tensor.

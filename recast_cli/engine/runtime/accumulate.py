@@ -36,10 +36,7 @@ class Accumulator:
         self.work: Work = Replayed(differentiate) if parameters[0].is_cuda else differentiate
 
     def gradients(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The loss of all images and its gradients, to be used before the next call.
-
-        Args:
-            inputs: Of the loss: (B, ...) each.
+        """The loss of all images, (B, ...) in each input, and its gradients, to be used before the next call.
 
         Raises:
             RuntimeError: Out of memory with a single image.

@@ -19,12 +19,8 @@ class Graph:
     """What `work` does with tensors of these shapes, recorded.
 
     It must have run once before: libraries take their workspaces and choose their kernels then. Whatever else it reads
-    or writes, parameters for instance, must stay where it is in memory; what it reads there may change.
-
-    Args:
-        work: What is recorded.
-        inputs: As it is called with.
-        pool: Memory that graphs share whose results are not wanted at the same time.
+    or writes, parameters for instance, must stay where it is in memory; what it reads there may change. Graphs share a
+    pool of memory whose results are not wanted at the same time.
 
     Raises:
         RuntimeError: `work` does something that cannot be recorded.

@@ -58,12 +58,7 @@ def mine(rows: Tensor) -> Tensor:
 
 
 def gather(rows: Tensor, count: int) -> Tensor:
-    """The inverse of `mine`: all `count` rows in order, on every process.
-
-    Args:
-        rows: This process's share, on its device.
-        count: N.
-    """
+    """The inverse of `mine`: all `count` rows in order, on every process; each gives its share, on its device."""
     if not joined():
         return rows
     size = -(-count // world())

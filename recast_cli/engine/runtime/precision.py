@@ -18,13 +18,10 @@ MANY_TOKENS = 400
 
 
 def training_precision(model: nn.Module, device: torch.device, wanted: str = "auto") -> torch.dtype:
-    """The type that products are computed in while training.
+    """The type that products are computed in while training: `float32`, `bfloat16`, or `auto`.
 
-    Args:
-        model: On `device`.
-        device: Where it trains.
-        wanted: `float32`, `bfloat16`, or `auto`: bfloat16 on CUDA, and on CPUs that are faster in it unless the network
-            has grouped convolutions, whose backward pass is slow there.
+    That is bfloat16 on CUDA, and on CPUs that are faster in it unless the network has grouped convolutions, whose
+    backward pass is slow there.
     """
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]

@@ -12,7 +12,7 @@ from torch import Tensor
 from recast_cli.engine.architecture.timm_config import quiet
 from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, one_line
 from recast_cli.engine.storage.header import INDEX, read_header, read_index, read_metadata
-from recast_cli.engine.storage.tensors import TYPE_NAMES, StoredTensors, specs, stored_tensors
+from recast_cli.engine.storage.tensors import TYPE_NAMES, StoredTensors, read_stored, specs
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", INDEX)
 PREFERRED = ("model.safetensors", f"model{INDEX}", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -31,7 +31,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         header = read_header(path)
         if metadata := read_metadata(path, header):
             raise RecastError(f"{path} is a {metadata['kind']} file of recast, not a checkpoint", "Give its source.")
-        tensors = stored_tensors(path, header)
+        tensors = read_stored(path, header)
     else:
         tensors = read_pickle(path)
     if not tensors:
@@ -52,7 +52,7 @@ def read_shards(index: Path) -> StoredTensors:
         file = index.parent / shard
         if not file.exists():
             raise MissingFile(f"{index} names the shard {shard}, which is not there", "Fetch it, too.")
-        found = stored_tensors(file, read_header(file)).places
+        found = read_stored(file).places
         if missing := [name for name in names if name not in found]:
             raise DamagedFile(f"{file} lacks {missing[0]}, which {index.name} says it holds", "Fetch both again.")
         places.update({name: found[name] for name in names})

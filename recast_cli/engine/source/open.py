@@ -58,8 +58,7 @@ def open_source(name: str, architecture: str | None = None, weights: Path | None
         if name.startswith("hf-hub:"):
             hint = "Give the architecture's timm name."
             raise OptionError("weights", "goes with a timm name, not with hf-hub:", hint)
-        source = from_file(Path(weights), name)
-        return Source(name, source.tensors, source.modules, source.architecture, source.aliases)
+        return replace(from_file(Path(weights), name), name=name)
     return from_timm(name)
 
 
@@ -77,7 +76,8 @@ def from_file(path: Path, architecture: str | None) -> Source:
         modules = modules_by_name(without(tensors, {*aliases, *aliases.values()}))
         return Source(path.name, without(tensors, aliases), modules, None, aliases)
     check_name(architecture)
-    heads = classifier_names(architecture)
+    config = timm.models.get_pretrained_cfg(architecture)
+    heads = classifiers_of(config.to_dict() if config else {}) or ("head",)
     weight = specs(tensors).get(f"{heads[0]}.weight")
     model = skeleton(architecture, num_classes=weight.shape[0] if weight and weight.shape else None)
     tensors = under_all_names(tensors, model)
@@ -91,12 +91,6 @@ def from_file(path: Path, architecture: str | None) -> Source:
         model = skeleton(architecture, num_classes=0)
     check_fit(model, tensors, architecture)
     return from_tensors(path.name, tensors, model, {})
-
-
-def classifier_names(architecture: str) -> tuple[str, ...]:
-    """Names of the classifier modules of a timm architecture."""
-    config = timm.models.get_pretrained_cfg(architecture)
-    return classifiers_of(config.to_dict() if config else {}) or ("head",)
 
 
 def filtered(name: str, tensors: Mapping[str, Tensor], overlay: dict[str, Any], **args: Any) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,10 +28,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
-            # mkstemp makes private files; a finished output has the permissions any other new file would have
-            temporary.chmod(0o666 & ~umask())
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
+            release(temporary)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -45,19 +41,14 @@ def staged(home: Path, names: Sequence[str]) -> Iterator[Path]:
     Files replace what has their names, one after the other in the order of `names`; folders only empty ones. On error
     all is as it was. For files that are opened under their final names before they count as written.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{names[-1]}.", suffix=".tmp", dir=home))
-    try:
-        with naming(home / names[-1]):
-            yield folder
-            for path in (folder, *folder.rglob("*")):
-                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
-                if path.is_file():
-                    with path.open("rb") as stream:
-                        os.fsync(stream.fileno())
-            for name in names:
-                (folder / name).replace(home / name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    temporary = tempfile.TemporaryDirectory(".tmp", f".{names[-1]}.", home, ignore_cleanup_errors=True)
+    with temporary, naming(home / names[-1]):
+        folder = Path(temporary.name)
+        yield folder
+        for path in (folder, *folder.rglob("*")):
+            release(path)
+        for name in names:
+            (folder / name).replace(home / name)
 
 
 @contextlib.contextmanager
@@ -71,11 +62,14 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def umask() -> int:
-    """The permissions that new files of this process do not get."""
+def release(path: Path) -> None:
+    """Give a private temporary file or folder the permissions that any other new one would have, and sync a file."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+    if path.is_file():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def check_new_folder(path: Path) -> None:

@@ -97,24 +97,8 @@ def read_index(index: Path) -> dict[str, str]:
     return shards
 
 
-def read_floats(path: Path, names: Sequence[str]) -> list[float]:
-    """`read_numbers` of float32 tensors."""
-    return read_numbers(path, names, "F32", "f")
-
-
-def read_integers(path: Path, names: Sequence[str]) -> list[int]:
-    """`read_numbers` of int32 tensors."""
-    return read_numbers(path, names, "I32", "i")
-
-
-def read_numbers(path: Path, names: Sequence[str], dtype: str, letter: str) -> list[Any]:
-    """The values of tensors of a safetensors file, in row order and one tensor after the other.
-
-    Args:
-        path: The file.
-        names: Of tensors.
-        dtype: Of all of them, of four bytes, as safetensors calls it.
-        letter: As `struct` calls it.
+def read_numbers(path: Path, names: Sequence[str], dtype: str = "F32") -> list[Any]:
+    """The values of tensors of a file, all F32 or all I32, in row order and one tensor after the other.
 
     Raises:
         RecastError: As `read_header`, or a tensor is missing or of another type.
@@ -129,5 +113,6 @@ def read_numbers(path: Path, names: Sequence[str], dtype: str, letter: str) -> l
                 raise DamagedFile(f"{path} is damaged: {name} is missing or not {dtype}", "Restore the right file.")
             first, end = entry["data_offsets"]
             stream.seek(start + first)
+            letter = {"F32": "f", "I32": "i"}[dtype]
             values += struct.unpack(f"<{(end - first) // 4}{letter}", stream.read(end - first))
     return values

@@ -91,16 +91,13 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self.places)
 
 
-def stored_tensors(file: Path, header: dict[str, Any]) -> StoredTensors:
-    """The tensors of one safetensors file.
-
-    Args:
-        file: The file.
-        header: From `read_header`.
+def read_stored(file: Path, header: dict[str, Any] | None = None) -> StoredTensors:
+    """The tensors of one safetensors file, whose header may have been read before.
 
     Raises:
-        RecastError: A type that torch does not have, or bytes that do not fit type and shape.
+        RecastError: As `read_header`, a type that torch does not have, or bytes that do not fit type and shape.
     """
+    header = header or read_header(file)
     with file.open("rb") as stream:
         data = 8 + int.from_bytes(stream.read(8), "little")
     places = {}
@@ -120,11 +117,6 @@ def stored_tensors(file: Path, header: dict[str, Any]) -> StoredTensors:
             raise DamagedFile(what, "Fetch or write the file again.")
         places[name] = Place(file, data + start, spec)
     return StoredTensors(places)
-
-
-def read_stored(file: Path) -> StoredTensors:
-    """The tensors of one safetensors file. Raises RecastError as `read_header` and `stored_tensors` do."""
-    return stored_tensors(file, read_header(file))
 
 
 def spec_of(tensor: Tensor) -> Spec:

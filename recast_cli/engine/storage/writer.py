@@ -42,9 +42,9 @@ def writing(
         assert writer.finished, "the header is missing"
 
 
-def file_bytes(specs: Mapping[str, Spec], widest: dict[str, Any], key: str | None = METADATA_KEY) -> int:
+def file_bytes(specs: Mapping[str, Spec], widest: dict[str, Any]) -> int:
     """Size in bytes of the file that `writing` makes of these arguments."""
-    return 8 + header_bytes(entries_of(specs), widest, key) + sum(spec.nbytes for spec in specs.values())
+    return 8 + header_bytes(entries_of(specs), widest, METADATA_KEY) + sum(spec.nbytes for spec in specs.values())
 
 
 def entries_of(specs: Mapping[str, Spec]) -> dict[str, Any]:

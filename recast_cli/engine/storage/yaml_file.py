@@ -27,9 +27,7 @@ class Loader(yaml.SafeLoader):
 def read_yaml(path: Path, hint: str) -> dict[Any, Any]:
     """The mapping that a file holds; an empty file is an empty mapping.
 
-    Args:
-        path: The file.
-        hint: What to write in it, for the message where it holds something else.
+    Where it holds something else, `hint` says what to write in it.
 
     Raises:
         RecastError: It is missing, cannot be read, is no valid YAML, or holds no mapping.

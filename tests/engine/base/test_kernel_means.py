@@ -21,7 +21,7 @@ from recast_cli.engine.layout.layout import Layout, template_key
 from recast_cli.engine.layout.plan import plan_layout
 from recast_cli.engine.measure.diagnose import diagnose, diagnose_roles, template_entropy
 from recast_cli.engine.mimic.compress.compress import compress
-from recast_cli.engine.mimic.compress.fisher import template_gradient
+from recast_cli.engine.mimic.compress.fisher import gradient_of
 from recast_cli.engine.mimic.compress.plan import source_bytes
 from recast_cli.engine.mimic.decompose.decompose import mimic
 from recast_cli.engine.mimic.decompose.solver_options import GradientOptions
@@ -212,7 +212,7 @@ def test_a_compressed_base_cuts_what_it_holds(source, layout):
 def test_curvature_is_of_the_stored_kernel(base):
     bank = base.layout.banks[0]
     model, images = merge(base), random_images(2, 64)
-    read = template_gradient(base, model, bank)
+    read = gradient_of(base, model, template_key(bank))
     F.cross_entropy(model(images), torch.tensor([0, 1])).backward()
     assert torch.equal(read()[0], model.get_parameter(f"{bank.modules[0]}.weight").grad)
 

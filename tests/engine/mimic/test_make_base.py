@@ -88,6 +88,13 @@ def test_options_are_checked_before_anything_is_opened(options, message):
         MimicOptions(**options)
 
 
+def test_errors_of_the_layout_speak_of_options():
+    with pytest.raises(RecastError, match="Say which to take with modules"):
+        MimicOptions(groups=2).plan({"a": (4, 4)})
+    with pytest.raises(RecastError, match=r"layout paper-mlp fixes .* or modules, groups, templates and sets"):
+        MimicOptions(layout="paper-mlp", sets=1).plan({"a": (4, 4)})
+
+
 def test_the_engine_sets_nothing_for_the_whole_process(vit_base, tmp_path, data, monkeypatch):
     """Products of float32 keep their precision, and the C library its own way with memory."""
     called = []

@@ -138,14 +138,7 @@ class Deflated:
 
 
 def deflated(name: str, shape: tuple[int, ...], codes: Tensor, steps: Steps) -> Stored:
-    """The code of a tensor, and what is stored of it.
-
-    Args:
-        name: Of the tensor.
-        shape: Its own.
-        codes: Integers, (n, rows, columns).
-        steps: Of them.
-    """
+    """The code of a tensor, and what is stored of it: integers `codes`, (n, rows, columns), with their steps."""
     stream, low = deflate(torch.cat([codes.flatten(), steps.flat()]))
     count, height, width = codes.shape
     return Deflated(tuple(shape), (count, height, width), len(stream), low, steps.scale), {f"{name}.codes": stream}

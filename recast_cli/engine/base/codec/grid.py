@@ -54,10 +54,6 @@ class Grid:
         """Values (..., rows, columns) of codes and scales, float32."""
         return (codes.float() - self.centre) * self.spread(scales.float(), codes.shape[-1])
 
-    def widest(self, rows: Tensor) -> Tensor:
-        """Scales with which no value is cut off, in float16: (..., rows, groups). This is plain rounding."""
-        return stored(self.cut(rows).abs().amax(-1) / self.centre)
-
     def search(self, rows: Tensor, importance: Tensor | None = None) -> Tensor:
         """Scales that make the squared rounding error of each group least: large values are cut off where that pays.
 

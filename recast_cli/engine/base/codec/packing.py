@@ -6,6 +6,7 @@ NumPy reads it back without this tool:
     values = stream.reshape(count, bits) @ (1 << np.arange(bits))
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,23 +24,18 @@ def pack(values: Tensor, bits: int) -> Tensor:
     flat = values.reshape(-1).to(torch.uint8)
     if bits == 8:
         return flat.clone()
-    places, weights = torch.arange(bits, dtype=torch.uint8), (1 << torch.arange(8)).to(torch.uint8)
-    parts = []
-    for part in flat.split(BLOCK):
-        stream = ((part[:, None] >> places) & 1).reshape(-1)
-        stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8))
-        parts.append((stream.view(-1, 8) * weights).sum(1, dtype=torch.uint8))
-    return torch.cat(parts) if parts else flat
+    parts = (np.unpackbits(part.numpy(), axis=1, count=bits, bitorder="little") for part in flat[:, None].split(BLOCK))
+    return torch.from_numpy(np.concatenate([np.packbits(part, bitorder="little") for part in parts]))
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Inverse of `pack`: the first `count` values, uint8 (count,)."""
     if bits == 8:
         return packed[:count]
-    places, weights = torch.arange(8, dtype=torch.uint8), (1 << torch.arange(bits)).to(torch.uint8)
+    weights = (1 << torch.arange(bits)).to(torch.uint8)
     parts = []
     for part in packed.split(BLOCK // 8 * bits):
-        stream = ((part[:, None] >> places) & 1).reshape(-1)
+        stream = torch.from_numpy(np.unpackbits(part.numpy(), bitorder="little"))
         stream = stream[: len(stream) // bits * bits]
         parts.append((stream.view(-1, bits) * weights).sum(1, dtype=torch.uint8))
-    return torch.cat(parts)[:count] if parts else packed
+    return torch.cat(parts)[:count]

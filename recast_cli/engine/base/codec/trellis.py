@@ -95,10 +95,7 @@ def follow(weights: Tensor, steps: Tensor, root: Tensor | None = None) -> Tensor
 
 
 def ways_to(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The better way to each state at every column.
-
-    Args:
-        values: Over their steps, (columns, n, rows).
+    """The better way to each state at every column of values over their steps, (columns, n, rows).
 
     Returns:
         Which of the two ways of `origins`, (columns, n, STATES, rows), and what the paths have cost, (n, STATES, rows).
@@ -181,12 +178,7 @@ def carried(of_states: Tensor, before: Tensor) -> Tensor:
 
 
 def traced(ways: Tensor, state: Tensor) -> Tensor:
-    """Whether codes are odd, (n, rows, columns), on paths that end in a state, (n, rows).
-
-    Args:
-        ways: (columns, n, STATES, rows).
-        state: Integers.
-    """
+    """Whether codes are odd, (n, rows, columns), on paths (columns, n, STATES, rows) that end in states (n, rows)."""
     odd = torch.empty(len(ways), *state.shape, dtype=torch.uint8)
     for column in reversed(range(len(ways))):
         way = ways[column].gather(1, state[:, None])[:, 0].long()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.base.codec.code import Code, Encode, Fixed, round_to_nearest
+from recast_cli.engine.base.codec.code import Code, Encode
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.images.unlabelled import list_images, read_images
@@ -72,7 +72,7 @@ def compress(
             nobody knows the network.
         OSError: The base cannot be written.
     """
-    check_numbers(size, bits, group)
+    check_numbers(size, bits, group, "group")
     if size is not None and is_enough(source, layout, options, size):
         size, bits = None, HALF
     if calibrate is not None:
@@ -85,10 +85,8 @@ def compress(
         assert base is not None
         pixels = read_images(calibrate, base.known_architecture().preprocessing, progress)
         shapes = {name: matrices(name, t.shape) for name, t in tensors_of_base(base) if is_large(t.shape)}
-        curves, calibrated = (
-            curvatures(base, pixels, shapes, device, progress),
-            {"images": len(pixels), "pictures": len(pixels)},
-        )
+        curves = curvatures(base, pixels, shapes, device, progress)
+        calibrated = {"images": len(pixels), "pictures": len(pixels)}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         return tensors_of_source(source, layout) if base is None else tensors_of_base(base)
@@ -98,7 +96,7 @@ def compress(
     encode: Encode
     if size is None:
         codes |= {name: fixed_code(name, t, bits or HALF, group) for name, t in tensors() if is_large(t.shape)}
-        encode = partial(encode_fixed, curves)
+        encode = partial(to_bits, curves)
         if announce:
             announce(plan(codes))
     else:
@@ -123,15 +121,6 @@ def compress(
     if verify is not None:
         base = replace(base, verified=dict(verify(base)))
     return base if path is None else save_base(base, path)
-
-
-def encode_fixed(curves: Mapping[str, Curvature], name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
-    """What is stored of a tensor in bits that are given."""
-    return (
-        to_bits(name, tensor, code, curves.get(name))
-        if isinstance(code, Fixed)
-        else round_to_nearest(name, tensor, code)
-    )
 
 
 def check_calibration(source: Source, calibrate: Path, bits: int | None) -> None:

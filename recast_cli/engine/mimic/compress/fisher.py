@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.transforms import augment, draw_crops, normalise
-from recast_cli.engine.layout.layout import Bank, template_key
+from recast_cli.engine.layout.layout import template_key
 from recast_cli.engine.mimic.compress.matrices import Shape
 from recast_cli.engine.model.attach import merge
 from recast_cli.engine.progress import Progress
@@ -115,12 +115,8 @@ def curvatures(
     arXiv:2505.22988); what is between two matrices is left out. Without a classifier the same stands for squared
     distances of features.
 
-    Args:
-        base: Without codes, of a known architecture.
-        pixels: (N, 3, H, W) uint8, without labels.
-        shapes: Names of tensors, each seen as so many matrices.
-        device: cpu, cuda, …; default: CUDA where it is.
-        progress: Called after every image.
+    The base is without codes, of a known architecture, and pixels are (N, 3, H, W) uint8; `shapes` names the tensors,
+    each seen as so many matrices. `progress` is called after every image.
     """
     architecture = base.known_architecture()
     where = choose_device(device)
@@ -143,25 +139,20 @@ def curvatures(
 
 
 def gradient_of(base: Base, model: nn.Module, name: str) -> Callable[[], Tensor]:
-    """What reads the gradient of a tensor of the base from a merged model."""
-    bank = next((bank for bank in base.layout.banks if template_key(bank) == name), None)
-    if bank is None:
-        parameter = model.get_parameter(name).requires_grad_(True)
-        return lambda: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return template_gradient(base, model, bank)
+    """What reads the gradient of a tensor of the base from a merged model.
 
-
-def template_gradient(base: Base, model: nn.Module, bank: Bank) -> Callable[[], Tensor]:
-    """The gradient of what is stored of a bank (bank.stored, *shape): by Eq. 1, each module's times what it takes.
-
-    The two coefficients of a cut kernel are equal in a base, so the kernel is taken as a whole.
+    Of what is stored of a bank (bank.stored, *shape) that is by Eq. 1 each module's times what it takes. The two
+    coefficients of a cut kernel are equal in a base, so the kernel is taken as a whole.
     """
-    weights = [model.get_parameter(f"{module}.weight").requires_grad_(True) for module in bank.modules]
-    taken = torch.stack([base.coefficients(module).mean(0)[: bank.stored] for module in bank.modules]).to(weights[0])
+    bank = next((bank for bank in base.layout.banks if template_key(bank) == name), None)
+    names = [f"{module}.weight" for module in bank.modules] if bank else [name]
+    weights = [model.get_parameter(each).requires_grad_(True) for each in names]
+    mixing = [base.coefficients(module).mean(0)[: bank.stored] for module in bank.modules] if bank else []
+    taken = torch.stack(mixing).to(weights[0]) if bank else None
 
     def read() -> Tensor:
         found = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        return torch.tensordot(taken.T, torch.stack(found), dims=1)
+        return found[0] if taken is None else torch.tensordot(taken.T, torch.stack(found), dims=1)
 
     return read
 
@@ -170,13 +161,9 @@ def drawn_loss(found: Tensor, classifies: bool, generator: torch.Generator) -> T
     """A loss, summed over images, whose gradients' outer products have the Fisher information for a mean.
 
     That is the product of logits with a root of diag(p) - p p^T times random signs: the same mean as with gradients of
-    -log p(y), y drawn from p, but where the source is sure those are next to nothing, and now and then enormous. Or the
-    product of features with random signs.
-
-    Args:
-        found: Logits or features, (batch, classes or features).
-        classifies: Whether they are logits.
-        generator: Draws the signs.
+    -log p(y), y drawn from p, but where the source is sure those are next to nothing, and now and then enormous. Where
+    nothing `classifies`, it is the product of features with random signs. `found` are logits (batch, classes) or
+    features (batch, features).
     """
     signs = 2.0 * torch.randint(0, 2, found.shape, generator=generator).to(found.device) - 1
     if not classifies:

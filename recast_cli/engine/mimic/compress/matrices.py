@@ -23,7 +23,7 @@ def matrices(name: str, shape: Sequence[int]) -> Shape:
 
     A leading dimension of one says nothing: of position embeddings (1, tokens, width) a row is a token.
     """
-    several = is_bank(name) or (shape[0] == 1 and len(shape) > 2)
+    several = (name.startswith("banks.") and name.endswith(".templates")) or (shape[0] == 1 and len(shape) > 2)
     count, rest = (shape[0], shape[1:]) if several else (1, shape)
     return count, rest[0], math.prod(rest[1:])
 
@@ -31,11 +31,6 @@ def matrices(name: str, shape: Sequence[int]) -> Shape:
 def matrices_of(name: str, tensor: Tensor) -> Tensor:
     """A tensor as its matrices (n, rows, columns), in float32."""
     return tensor.float().reshape(matrices(name, tensor.shape))
-
-
-def is_bank(name: str) -> bool:
-    """Whether a tensor of a base has the templates of a bank."""
-    return name.startswith("banks.") and name.endswith(".templates")
 
 
 def is_large(shape: Sequence[int]) -> bool:

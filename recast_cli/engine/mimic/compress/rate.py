@@ -123,11 +123,7 @@ def fit(
 ) -> tuple[dict[str, Code], Encode]:
     """The code of every tensor, so that the file takes at most `size` bytes, and what encodes them.
 
-    Args:
-        job: What is rounded.
-        size: Bytes.
-        announce: Called with the plan as it is foreseen, before anything is rounded.
-        progress: Called after every tensor.
+    `announce` is called with the plan as it is foreseen, before anything is rounded; `progress` after every tensor.
 
     Raises:
         RecastError: No file is as small.
@@ -187,13 +183,8 @@ def better_power(power: float, excess: float, values: int, tried: Tried) -> floa
 
     Half the step is a bit more of all `values`, so Newton's method knows its slope beforehand. Where values have hardly
     a bit left it goes slowly, but never too far. Codes have whole bits, so bytes may jump where a step hardly changes:
-    once there is a step on either side, it goes between them.
-
-    Args:
-        power: Of the step that was tried.
-        excess: Bytes that were too many.
-        values: That are rounded.
-        tried: The last step of too many bytes, and the last one of too few; both are noted here.
+    once there is a step on either side, it goes between them: `tried` has the last one of too many bytes and the last
+    one of too few, and is told of this one's `excess`.
     """
     tried[excess > 0] = power, excess
     if len(tried) < 2:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from recast_cli.engine.base.codec.code import Fixed, Stored, deflated
+from recast_cli.engine.base.codec.code import Code, Fixed, Stored, deflated, round_to_nearest
 from recast_cli.engine.base.codec.grid import SMALLEST
 from recast_cli.engine.base.codec.steps import Steps
 from recast_cli.engine.base.codec.trellis import BLOCK, follow, halves, rounded
@@ -42,11 +42,12 @@ def steps_of(weights: Tensor, curvature: Curvature | None) -> Steps:
     return plain_steps(weights) if curvature is None else curved_steps(curvature)
 
 
-def to_bits(name: str, tensor: Tensor, code: Fixed, curvature: Curvature | None = None) -> dict[str, Tensor]:
-    """What is stored of a tensor in equally many bits a value; as of `to_steps`."""
-    if curvature is None:
-        return code.encode(name, tensor)
-    weights, grid = matrices_of(name, tensor), code.grid
+def to_bits(curves: Mapping[str, Curvature], name: str, tensor: Tensor, code: Code) -> dict[str, Tensor]:
+    """What is stored of a tensor in bits that are given; as of `to_steps`."""
+    if name not in curves:
+        return round_to_nearest(name, tensor, code)
+    assert isinstance(code, Fixed), "only what is rounded has a curvature"
+    weights, grid, curvature = matrices_of(name, tensor), code.grid, curves[name]
     diagonal = squares(curvature.columns)
     scales = grid.search(weights, diagonal[:, None])
     if not curvature.whole:
@@ -68,10 +69,7 @@ def to_bits(name: str, tensor: Tensor, code: Fixed, curvature: Curvature | None 
 def in_turns(weights: Tensor, steps: Tensor, curves: Sequence[Curvature]) -> Tensor:
     """Codes as of `on_trellis`, with what some rows lose made up for in later ones, as GPTQ does for columns.
 
-    Args:
-        weights: (n, rows, columns).
-        steps: Of every value, of the same shape.
-        curves: Of one matrix after the other, n in all, of one kind.
+    The curves are those of one matrix after the other, n in all, of one kind.
     """
     left, codes = weights.clone(), torch.empty_like(weights)
     root = joined([each.root for each in curves]) if curves[0].whole else None

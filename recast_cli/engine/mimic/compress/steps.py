@@ -24,13 +24,10 @@ def near(rows: Tensor, columns: Tensor) -> Steps:
 
 
 def plain_steps(weights: Tensor) -> Steps:
-    """Steps where nothing is known of what a network does with its weights, to be scaled.
+    """Steps of weights (n, rows, columns) where nothing is known of what a network does with them, to be scaled.
 
     The step goes with a matrix's norm: all then add the same relative error a value to what passes through. Within it,
     it goes with the root of how large a row's and a column's values are, half way between equal and relative errors.
-
-    Args:
-        weights: (n, rows, columns).
     """
     squares = weights.float().square()
     size = squares.mean((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)[:, None]

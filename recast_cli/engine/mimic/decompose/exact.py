@@ -7,18 +7,14 @@ from recast_cli.engine.mimic.decompose.solution import Solution
 
 
 def solve_exact(weights: Tensor, templates: int, sets: int) -> Solution:
-    """The Frobenius optimum for one bank.
+    """The Frobenius optimum for one bank of weights (layers, *shape), with n templates and K sets.
 
-    With one template per layer the templates are the source weights themselves and every coefficient set is the
-    identity row: exact to the bit, the same bytes everywhere, and orthogonal as Algorithm 1 of the paper starts.
+    With one template per layer the templates are the source weights themselves, perhaps in their memory, and every
+    coefficient set is the identity row: exact to the bit, the same bytes everywhere, and orthogonal as Algorithm 1 of
+    the paper starts.
     With fewer, the truncated SVD of the (layers x numel) matrix (Eckart-Young), from the eigenvectors of its
     layers x layers Gram matrix in float64. Templates carry the singular values, so coefficient rows have norm <= 1;
     in each column the entry of largest size is positive. The K sets are equal at the start.
-
-    Args:
-        weights: (layers, *shape). Templates that are these may share their memory.
-        templates: n, at most the number of layers.
-        sets: K.
     """
     layers = len(weights)
     if templates == layers:

@@ -16,20 +16,14 @@ def solve_gradient(
 ) -> Solution:
     """Fit one bank by descent and keep the best step, judged without noise.
 
-    Coefficients start orthogonal (Algorithm 1): each set is an orthogonal (layers x n) matrix. Templates start as
-    the source's own scale asks for, Gaussian with the standard deviation of the weights.
-
-    Args:
-        weights: (layers, *shape).
-        templates: n.
-        sets: K.
-        options: The recipe.
-        progress: Called after every step.
+    Coefficients start orthogonal (Algorithm 1): each of K sets is an orthogonal (layers x n) matrix. The n templates
+    start as the source's own scale asks for, Gaussian with the standard deviation of the weights (layers, *shape).
     """
     generator = torch.Generator().manual_seed(options.seed)
     target = weights.float()
     bank = torch.randn(templates, *target.shape[1:], generator=generator) * target.std()
-    start = torch.stack([orthogonal(len(target), templates, generator) for _ in range(sets)], dim=1)
+    empty = [torch.empty(len(target), templates) for _ in range(sets)]
+    start = torch.stack([nn.init.orthogonal_(each, generator=generator) for each in empty], dim=1)
     bank, coefficients = nn.Parameter(bank), nn.Parameter(start)
     optimizer = torch.optim.RMSprop([bank, coefficients], lr=options.lr)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, DECAY_EVERY, gamma=0.1)
@@ -52,8 +46,3 @@ def solve_gradient(
         if progress:
             progress(step + 1, value)
     return kept
-
-
-def orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """A (rows x columns) matrix with orthonormal rows or columns, whichever are fewer."""
-    return nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)

@@ -34,13 +34,8 @@ def solve_vae(
 ) -> Solution:
     """Fit one bank; what is kept are the templates and the coefficients that the encoder gives at the best step.
 
-    Args:
-        weights: (layers, *shape); they enter the encoder with norm 1: one step of RMSprop moves every entry of the
-            encoder alike, and would otherwise throw its activations about.
-        templates: n.
-        sets: K.
-        options: The settings.
-        progress: Called after every step.
+    Weights (layers, *shape) enter the encoder with norm 1: one step of RMSprop moves every entry of the encoder alike,
+    and would otherwise throw its activations about.
     """
     generator = torch.Generator().manual_seed(options.seed)
     target = weights.float()

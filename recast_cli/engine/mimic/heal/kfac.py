@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.images.preprocessing import Preprocessing
+from recast_cli.engine.architecture.description import Architecture
 from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.mimic.compress.fisher import drawn_loss
 from recast_cli.engine.mimic.heal.layer_inputs import groups_of, samples
@@ -39,9 +39,7 @@ def layer_factors(
     model: nn.Module,
     names: Sequence[str],
     pixels: Tensor,
-    preprocessing: Preprocessing,
-    *,
-    classifies: bool = True,
+    architecture: Architecture,
     progress: Progress | None = None,
 ) -> dict[str, Factors]:
     """The Fisher information of some layers of the source, each as a Kronecker product.
@@ -50,13 +48,8 @@ def layer_factors(
     B = `inputs` (Martens and Grosse 2015, arXiv:1503.05671; of convolutions Grosse and Martens 2016, arXiv:1602.01407).
     Gradients are those of `drawn_loss`. Without a classifier the same stands for squared distances of features.
 
-    Args:
-        model: The source, frozen.
-        names: Of modules that are `measurable`.
-        pixels: (N, 3, H, W) uint8; at most `WEIGHED_IMAGES` of them are used, evenly spaced.
-        preprocessing: The network's.
-        classifies: Whether its outputs are logits; else they are features.
-        progress: Called after every batch.
+    The model is the source, frozen, and the modules are `measurable`. Of pixels (N, 3, H, W) uint8 at most
+    `WEIGHED_IMAGES` are used, evenly spaced; `progress` is called after every batch of them.
     """
     chosen = pixels[:: -(-len(pixels) // WEIGHED_IMAGES)]
     device = next(model.parameters()).device
@@ -78,9 +71,9 @@ def layer_factors(
     try:
         for part in batches(len(chosen), BATCH_SIZE):
             # the network is frozen: gradients reach the outputs of its layers because the images want theirs
-            images = normalise(chosen[part].to(device), preprocessing).requires_grad_(True)
+            images = normalise(chosen[part].to(device), architecture.preprocessing).requires_grad_(True)
             with torch.enable_grad():
-                loss = drawn_loss(model(images), classifies, generator)
+                loss = drawn_loss(model(images), architecture.classifies, generator)
             torch.autograd.grad(loss, images)
             if progress:
                 progress(part.stop, len(chosen), "weighing layers")

@@ -6,6 +6,8 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recast_cli.engine.architecture.modules import is_plain
+
 CHUNK = 2**24
 """Values of unfolded inputs that are in memory at a time."""
 SAMPLES = 2**14
@@ -14,10 +16,7 @@ SAMPLES = 2**14
 
 def measurable(module: nn.Module) -> bool:
     """Whether `samples` knows what the module does: a plain linear layer, or a plain two-dimensional convolution."""
-    if isinstance(module, nn.Linear):
-        return type(module).forward is nn.Linear.forward
-    plain = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
-    return plain and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, (nn.Linear, nn.Conv2d)) and is_plain(module)
 
 
 def groups_of(module: nn.Module) -> int:

@@ -18,22 +18,15 @@ from recast_cli.engine.source.source import Source
 def heal_layers(source: Source, base: Base, model: nn.Module, pixels: Tensor, progress: Progress | None = None) -> Base:
     """A base whose shared banks are fitted to what their layers do to the source's decisions; see `fit_bank`.
 
-    Args:
-        source: The source.
-        base: In memory, without codes, of a known architecture. Exact banks stay as they are, and so does a bank with
-            a module that is no plain linear layer or convolution.
-        model: The source's network, frozen; all is computed on its device.
-        pixels: (N, 3, H, W) uint8.
-        progress: Called after every batch, and after every bank.
+    Exact banks of the base, which is in memory and without codes, stay as they are, and so does a bank with a module
+    that is no plain linear layer or convolution. All is computed on the device of `model`, the source's frozen network,
+    with pixels (N, 3, H, W) uint8; `progress` is called after every batch, and after every bank.
     """
-    architecture = base.known_architecture()
     device, modules = next(model.parameters()).device, dict(model.named_modules())
     shared = [bank for bank in base.layout.banks if not bank.exact]
     shared = [bank for bank in shared if all(measurable(modules[name]) for name in bank.modules)]
     names = [name for bank in shared for name in bank.modules]
-    found = layer_factors(
-        model, names, pixels, architecture.preprocessing, classifies=architecture.classifies, progress=progress
-    )
+    found = layer_factors(model, names, pixels, base.known_architecture(), progress)
     fitted: dict[str, Tensor] = {}
     for number, bank in enumerate(shared):
         if all(name in found for name in bank.modules):

@@ -48,13 +48,12 @@ def next_state(
     """The state after an epoch; without a better one for as long as patience lasts, from the best at a lower rate."""
     losses = [*state.losses, loss]
     values = {name: tensor.detach().cpu().clone() for name, tensor in trained.items()}
+    after = replace(state, values=values, losses=losses, tries=state.tries + 1, optimizer=optimizer.state_dict())
     if loss < state.losses[state.best_epoch]:
-        better = replace(state, best=values, best_epoch=len(losses) - 1, tries=0)
-        return replace(better, values=values, losses=losses, optimizer=optimizer.state_dict())
-    if state.tries + 1 < PATIENCE and math.isfinite(loss):
-        tries = state.tries + 1
-        return replace(state, values=values, losses=losses, tries=tries, optimizer=optimizer.state_dict())
-    return replace(state, values=state.best, losses=losses, tries=0, rate=state.rate / 3, optimizer=None)
+        return replace(after, best=values, best_epoch=len(losses) - 1, tries=0)
+    if after.tries < PATIENCE and math.isfinite(loss):
+        return after
+    return replace(after, values=state.best, tries=0, rate=state.rate / 3, optimizer=None)
 
 
 def save_state(path: Path, identity: str, state: HealingState) -> None:

@@ -9,7 +9,7 @@ are chosen before and stay, and both are what the task's file holds.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,6 @@ from recast_cli.engine.model.adapters.melo import melo
 from recast_cli.engine.model.adapters.piggyback import from_bits, piggyback, to_bits
 from recast_cli.engine.model.adapters.rosa import Sparse, rosa, rosa_mlp
 
-
-class Packing(NamedTuple):
-    """How trained tensors are kept in a file where that is not as they are."""
-
-    pack: Callable[[Tensor], Tensor]
-    unpack: Callable[[Tensor, Tensor], Tensor]  # packed, and a tensor like the trained one
-
-
 ADAPTERS: dict[str, Callable[..., dict[str, nn.Module]]] = {
     "melo": melo,
     "adaptformer": adaptformer,
@@ -40,7 +32,8 @@ ADAPTERS: dict[str, Callable[..., dict[str, nn.Module]]] = {
     "piggyback": piggyback,
     "clr": clr,
 }
-PACKING = {"piggyback": Packing(to_bits, from_bits)}
+PACKING = {"piggyback": (to_bits, from_bits)}
+"""How trained tensors are packed in a file where they are not as they are, and unpacked: into one like the trained."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +68,12 @@ class Installed:
         self.name, self.options = name, {key: value for key, value in options.items() if key in known}
         self.pieces = ADAPTERS[name](model, **self.options)
         model.eval()  # what was added, too
-        self.parameters = {
-            f"{place}.{key}": value for place, piece in self.pieces.items() for key, value in piece.named_parameters()
-        }
-        self.fixed = {
-            f"{place}.{key}": piece.state_dict()[key]
-            for place, piece in self.pieces.items()
-            for key in piece.state_dict().keys() - dict(piece.named_parameters()).keys()
-        }
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.fixed: dict[str, Tensor] = {}
+        for place, piece in self.pieces.items():
+            for key, value in piece.requires_grad_(True).state_dict(keep_vars=True).items():
+                own = self.parameters if isinstance(value, nn.Parameter) else self.fixed
+                own[f"{place}.{key}"] = value
 
     @property
     def floats(self) -> int:
@@ -92,11 +81,7 @@ class Installed:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def choose(self, importance: Callable[[list[str]], dict[str, Tensor]]) -> None:
-        """Choose the places of sparse updates.
-
-        Args:
-            importance: Names of modules -> how much each entry of their weights matters.
-        """
+        """Choose the places of sparse updates by names of modules -> how much each entry of their weights matters."""
         sparse = {
             place.removesuffix(".sparse"): piece for place, piece in self.pieces.items() if isinstance(piece, Sparse)
         }
@@ -112,8 +97,9 @@ class Installed:
     def learned(self, values: list[Tensor]) -> Adapter:
         """What was learned, from values in the order of `parameters`."""
         named = dict(zip(self.parameters, values, strict=True))
-        if packing := PACKING.get(self.name):
-            named = {key: packing.pack(value) for key, value in named.items()}
+        if self.name in PACKING:
+            pack, _ = PACKING[self.name]
+            named = {key: pack(value) for key, value in named.items()}
         fixed = {key: value.detach().cpu() for key, value in self.fixed.items()}
         return Adapter(self.name, self.options, named | fixed)
 
@@ -124,30 +110,28 @@ class Installed:
         Raises:
             RecastError: Tensors are missing, too many, or of other shapes.
         """
-        packing = PACKING.get(self.name)
         own = {**self.parameters, **self.fixed}
         if own.keys() != adapter.tensors.keys():
             name = sorted(own.keys() ^ adapter.tensors.keys())[0]
             raise DamagedFile(f"The adapter's tensor {name} is missing or too many", "Adapt the task again.")
         for key, value in own.items():
             given = adapter.tensors[key]
-            if packing and key in self.parameters:
-                given = packing.unpack(given, value.cpu())
+            if self.name in PACKING and key in self.parameters:
+                _, unpack = PACKING[self.name]
+                given = unpack(given, value.cpu())
             if given.shape != value.shape:
                 what = f"The adapter's tensor {key} has shape {tuple(given.shape)} instead of {tuple(value.shape)}"
                 raise DamagedFile(what, "Adapt the task again.")
             value.copy_(given)
 
-    def merge(self, model: nn.Module) -> None:
-        """Put changed weights back as plain ones; modules beside others stay."""
-        for module in list(model.modules()):
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-
 
 def add_learned(model: nn.Module, adapter: Adapter) -> None:
-    """Change a merged network by what a task learned in an adapter: plain weights again wherever that is possible."""
-    installed = Installed(model, adapter.name, adapter.options)
-    installed.restore(adapter)
-    installed.merge(model)
+    """Change a merged network by what a task learned in an adapter: plain weights again wherever that is possible.
+
+    Modules beside others stay.
+    """
+    Installed(model, adapter.name, adapter.options).restore(adapter)
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     model.requires_grad_(False)

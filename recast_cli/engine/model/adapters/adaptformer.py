@@ -33,8 +33,7 @@ class Branch(nn.Module):
 
     def forward(self, stream: Tensor) -> Tensor:
         """What is added to the stream (..., features)."""
-        added: Tensor = SCALE * self.up(self.down(stream).relu())
-        return added
+        return SCALE * self.up(self.down(stream).relu())
 
     def take(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Hook before the block's norm and MLP: whichever comes first has the stream."""
@@ -52,7 +51,7 @@ def adaptformer(model: nn.Module, *, rank: int = 1, seed: int = 0) -> dict[str, 
     """A branch beside the MLP of every block. It is no change of a weight and cannot be merged.
 
     Args:
-        model: Frozen, in eval mode; changed in place, but not what it computes.
+        model: As of `melo`.
         rank: Width of the bottleneck; the official code has 64, RECAST's paper 1.
         seed: Of the start.
 

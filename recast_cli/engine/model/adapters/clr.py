@@ -20,15 +20,11 @@ class Ghost(nn.Conv2d):
 
     def after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Hook after the convolution."""
-        changed: Tensor = self(output)
-        return changed
+        return self(output)
 
 
 def clr(model: nn.Module) -> dict[str, nn.Module]:
     """Channel-wise lightweight reprogramming. It has borders of its own, so it cannot be merged.
-
-    Args:
-        model: Frozen, in eval mode; changed in place, but not what it computes.
 
     Returns:
         Name -> what was put there: `<convolution>.ghost`, with `weight`.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,15 +33,11 @@ class Mask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight."""
-        masked: Tensor = weight * StraightThrough.apply(self.real)
-        return masked
+        return weight * StraightThrough.apply(self.real)
 
 
 def piggyback(model: nn.Module) -> dict[str, nn.Module]:
     """A mask on the weight of every convolution and linear module of a convolutional network, but the classifier.
-
-    Args:
-        model: Frozen, in eval mode; changed in place, but not what it computes.
 
     Returns:
         Name -> what was put there: `real` of every weight, in its shape.
@@ -53,12 +50,10 @@ def piggyback(model: nn.Module) -> dict[str, nn.Module]:
 
 def to_bits(real: Tensor) -> Tensor:
     """A real-valued mask (...) as the file holds it: one bit an entry, (ceil(N/8),) uint8, the first in the highest."""
-    bits = (real.flatten() > THRESHOLD).to(torch.uint8)
-    bytes_ = nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
-    return (bytes_ << torch.arange(7, -1, -1, dtype=torch.uint8, device=real.device)).sum(1, dtype=torch.uint8)
+    return torch.from_numpy(np.packbits((real > THRESHOLD).cpu().numpy()))
 
 
 def from_bits(packed: Tensor, like: Tensor) -> Tensor:
     """A real-valued mask in the shape of `like` that gives the bits: 0 where an entry is masked."""
-    bits = (packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8)) & 1
-    return START * bits.flatten()[: like.numel()].view_as(like).to(like.dtype)
+    bits = torch.from_numpy(np.unpackbits(packed.numpy())[: like.numel()])
+    return START * bits.view_as(like).to(like.dtype)

@@ -35,20 +35,12 @@ class Sparse(nn.Module):
             return weight.flatten().index_add(0, self.get_buffer("places"), self.values).view_as(weight)
 
 
-def rosa(
-    model: nn.Module,
-    *,
-    rank: int = 1,
-    density: float = 0.017,
-    seed: int = 0,
-) -> dict[str, nn.Module]:
+def rosa(model: nn.Module, *, rank: int = 1, density: float = 0.017, seed: int = 0) -> dict[str, nn.Module]:
     """W + S + B A on q, k, v and proj of every attention.
 
     Args:
-        model: Frozen, in eval mode; changed in place, but not what it computes.
-        rank: r.
+        model: As of `melo`, like `rank` and `seed`.
         density: Share of a weight's entries that S has.
-        seed: Of A's start.
 
     Returns:
         Name -> what was put there: `<module>.low_rank` with `a` and `b`, `<module>.sparse` with `values` and `places`.

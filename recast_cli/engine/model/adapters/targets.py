@@ -19,12 +19,7 @@ STEM = 2
 
 
 def attention(model: nn.Module, wanted: str, adapter: str) -> dict[str, tuple[int, list[int]]]:
-    """Linear modules that make queries, keys and values.
-
-    Args:
-        model: A timm network.
-        wanted: Some of the letters `q`, `k`, `v`.
-        adapter: For the message.
+    """Linear modules that make queries, keys and values: those of the letters `q`, `k`, `v` that are wanted.
 
     Returns:
         Name of each module that makes one of them -> into how many equal shares its rows fall, and which are wanted.

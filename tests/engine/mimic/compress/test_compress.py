@@ -210,8 +210,8 @@ def test_a_solver_that_does_not_copy_weights_keeps_to_the_size(source, layout, t
         ({"bits": 1}, "bits 1 is out of range"),
         ({"bits": 9}, "2 to 8, or 16"),
         ({"bits": 4, "size": 100}, "not both"),
-        ({"bits": 4, "group": 4}, "group_size 4 is out of range"),
-        ({"group": 32}, "goes with bits of 2 to 8"),
+        ({"bits": 4, "group": 4}, "^group 4 is out of range"),
+        ({"group": 32}, "^group goes with bits of 2 to 8"),
         ({"group": 32, "size": 100_000}, "Give bits"),
     ],
 )

@@ -134,7 +134,7 @@ def test_curvature_against_autograd_of_the_weight(vit_source, data):
     pixels = read_images(data, vit_source.architecture.preprocessing)[:1]
     model = vit_source.network()
     name = "blocks.11.mlp.fc2"
-    found = layer_factors(model, [name], pixels, vit_source.architecture.preprocessing)[name]
+    found = layer_factors(model, [name], pixels, vit_source.architecture)[name]
     layer = model.get_submodule(name)
     seen = []
     layer.register_forward_hook(lambda module, args, output: seen.extend([args[0].detach(), output]))
