@@ -153,3 +153,12 @@ def test_weights_beyond_what_a_file_takes_are_refused(bases, monkeypatch, tmp_pa
     monkeypatch.setattr("recast_cli.engine.export.onnx.NEEDED", ())
     with pytest.raises(RecastError, match="an ONNX file takes 2 GB"):
         export(bases["conv"], tmp_path / "colours.onnx", "onnx")
+
+
+@pytest.mark.usefixtures("_extra")
+def test_no_path_of_this_computer_is_in_the_file(bases, tmp_path):
+    export(bases["vit"], tmp_path / "net.onnx", "onnx", task_of(bases["vit"]))
+    content = (tmp_path / "net.onnx").read_bytes()
+    assert str(tmp_path).encode() not in content
+    assert torch.__file__.removesuffix("__init__.py").encode() not in content
+    assert b"stack_trace" not in content
