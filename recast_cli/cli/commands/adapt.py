@@ -104,7 +104,7 @@ def adapt(
     ] = None,
     statistic: Annotated[
         str | None,
-        typer.Option(metavar="size|shrunk|natural", help="What a chosen entry promises.  [default: size]"),
+        typer.Option(metavar="damped|natural|size", help="What a chosen entry promises.  [default: damped]"),
     ] = None,
     dictionary: Annotated[
         str | None,

@@ -1,78 +1,96 @@
 """Where a task puts its coefficients: at the entries that lower the loss most, as one pass over its images sees it.
 
-At the linear probe's head, before anything is trained, entry j of a vector promises |g_j| u: its mean gradient times
-the step that one learning rate makes of it, u, the vector's root mean square.
+Before anything is trained, with every image at the judge that does not know it: an entry's mean gradient g says how
+fast the loss falls, the mean square F of an image's gradient how soon it rises again.
 """
 
 import torch
 from torch import Tensor
 
-from recast_cli.engine.adapt.importance import SIZE, gradients
+from recast_cli.engine.adapt.cross_fit import judged
+from recast_cli.engine.adapt.importance import gradients
 from recast_cli.engine.adapt.loop import TrainingData
-from recast_cli.engine.model.entries import Entries, vector_of
+from recast_cli.engine.model.entries import Entries, unit_of, vector_of
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.precision import quick_attention, training_precision
 from recast_cli.engine.task.head import Head
 
-MOST_IMAGES = 4096
+MOST_IMAGES = 1024
 """Training images that choose, at most."""
+DAMPING = 0.9
+"""The quantile of F that is added to all of them."""
 
 
-def choose_places(entries: Entries, training_data: TrainingData, head: Head) -> Tensor:
-    """The places of the most promising entries, best first: (k, 2) int32, the same in every process.
+def choose_places(entries: Entries, training_data: TrainingData, judges: Head, folds: Tensor) -> tuple[Tensor, Tensor]:
+    """The most promising entries, best first, the same in every process.
 
     Args:
         entries: Not yet chosen, in their network.
         training_data: What is learned; its validation images are not looked at.
-        head: The linear probe's.
+        judges: Of the linear probe.
+        folds: (N,), of the training images.
+
+    Returns:
+        Places (k, 2) int32, and the units (k,) that they are moved in.
     """
-    return distributed.from_first(lambda: best(promises(entries, training_data, head), len(entries.steps)))
+
+    def choose() -> tuple[Tensor, Tensor]:
+        scores, units = promises(entries, training_data, judges, folds)
+        places = best(scores, len(entries.steps))
+        return places, torch.stack([units[number][entry] for number, entry in places.tolist()])
+
+    return distributed.from_first(choose)
 
 
-def promises(entries: Entries, training_data: TrainingData, head: Head) -> list[Tensor]:
-    """What every entry promises by `options.statistic`, vector by vector of the dictionary.
+def promises(
+    entries: Entries, training_data: TrainingData, judges: Head, folds: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What every entry promises by `options.statistic`, and the unit that it is moved in, vector by vector.
 
-    With g the mean gradient, v the variance of an image's gradient, N images and u the unit:
+    With g and F of an entry in units of its vector's root mean square u, and d the damping, a quantile of all F:
 
-    * `size`: |g| u.
-    * `shrunk`: (|g| - s)+ u, s = sqrt(v / N) the standard error of g.
-    * `natural`: g^2 / (v + g^2), what a natural step of an entry's own gains, twice.
+    * `damped`: g² / (F + d), twice what a step of the damped natural gradient gains.
+    * `natural`: g² / F, the same without damping.
+    * `size`: |g|.
+
+    A step of one learning rate is to change the loss alike wherever it is made: the unit is u / sqrt(F + d).
     """
     model, options, device = entries.model, training_data.options, entries.steps.device
     dtype = training_precision(model, device, options.precision)
     vectors = [vector_of(model, name) for name in entries.names]
     means, squares = ([torch.zeros_like(vector) for vector in vectors] for _ in range(2))
-    found = gradients(
-        model,
-        vectors,
-        training_data.images["train"],
-        head,
-        training_data.preprocessing,
-        MOST_IMAGES,
-        options.seed,
-        training_data.class_weights,
-        dtype,
-    )
-    count = 0
+    judges, folds = Head(*(part.to(device) for part in judges)), folds.to(device)
     with quick_attention(model, device, dtype):
-        for weight, batch in found:
-            count += 1
-            for mean, square, gradient in zip(means, squares, batch, strict=True):
+        for weight, found in gradients(
+            model,
+            vectors,
+            training_data.images["train"],
+            lambda features, rows: judged(judges, features, folds[rows.to(device)]),
+            training_data.preprocessing,
+            MOST_IMAGES,
+            options.seed,
+            1,
+            training_data.class_weights,
+            dtype,
+        ):
+            for mean, square, gradient in zip(means, squares, found, strict=True):
                 mean.add_(gradient, alpha=weight)
                 square.addcmul_(gradient, gradient, value=weight)
-    scores = []
-    for mean, square, unit in zip(means, squares, entries.units, strict=True):
-        size, spread = mean.abs().cpu(), (square - mean.square()).clamp_min(0).cpu()  # of the mean of a batch
-        if options.statistic == "natural":
-            scores.append(size.square() / (SIZE * spread + size.square()).clamp_min(1e-30))
-        elif options.statistic == "shrunk":
-            scores.append((size - (spread / max(count - 1, 1)).sqrt()).clamp_min(0) * unit)
-        else:
-            scores.append(size * unit)
-    if options.dictionary == "all":
-        return scores
-    wanted = [name.endswith("bias") == (options.dictionary == "biases") for name in entries.names]
-    return [score if own else torch.full_like(score, -1) for score, own in zip(scores, wanted, strict=True)]
+    root_mean_squares = [unit_of(vector) for vector in vectors]
+    g = [mean.cpu() * unit for mean, unit in zip(means, root_mean_squares, strict=True)]
+    f = [square.cpu() * unit**2 for square, unit in zip(squares, root_mean_squares, strict=True)]
+    every = torch.cat(f).sort().values
+    damping = every[int(DAMPING * (len(every) - 1))].clamp_min(1e-30)
+    units = [unit * (own + damping).rsqrt() for own, unit in zip(f, root_mean_squares, strict=True)]
+    added = {"damped": damping, "natural": torch.tensor(1e-30)}
+    scores = [
+        gradient.abs() if options.statistic == "size" else gradient.square() / (own + added[options.statistic])
+        for gradient, own in zip(g, f, strict=True)
+    ]
+    if options.dictionary != "all":
+        wanted = [name.endswith("bias") == (options.dictionary == "biases") for name in entries.names]
+        scores = [score if own else torch.full_like(score, -1) for score, own in zip(scores, wanted, strict=True)]
+    return scores, units
 
 
 def best(scores: list[Tensor], count: int) -> Tensor:

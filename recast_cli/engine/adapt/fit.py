@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.adapt.choose import choose_places
+from recast_cli.engine.adapt.cross_fit import FOLDS, fit_judges, split_folds
 from recast_cli.engine.adapt.learner import Learner
 from recast_cli.engine.adapt.linear_probe import Probe, fit_probe, halfway
 from recast_cli.engine.adapt.loop import TrainingData, train
@@ -29,8 +30,8 @@ from recast_cli.engine.task.options import RECIPES
 
 Rows = tuple[Tensor, Tensor]
 """Features (N, width) of images, and their labels (N,)."""
-PLACES = "places"
-"""Under this name the state of a run has chosen places, beside what of an adapter was chosen."""
+PLACES, UNITS = "places", "units"
+"""Under these names the state of a run has what was chosen, beside what of an adapter was."""
 
 
 class Learned(NamedTuple):
@@ -82,11 +83,12 @@ def learn_task(
     timings: dict[str, float] = {}
     if state is None:
         with timed(timings, "probe"):
-            state = begin(learner, training_data, probe or probe_network(model, training_data, progress))
+            state = begin(learner, training_data, probe, progress)
     else:  # what the run that is continued has chosen
         fixed = dict(state.fixed)
         if learner.entries:
-            learner.entries.choose(fixed.pop(PLACES))
+            learner.entries.choose(fixed.pop(PLACES), fixed.pop(UNITS))
+            learner.judges = trainable(Head(*(part.expand(FOLDS, *part.shape) for part in state.probe.head)), learner)
         if learner.adapter:
             learner.adapter.fix(fixed)
     learner.base = None
@@ -110,20 +112,34 @@ def learn_task(
     )
 
 
-def begin(learner: Learner, training_data: TrainingData, probe: Probe) -> State:
+def begin(
+    learner: Learner, training_data: TrainingData, probe: Probe | None = None, progress: Progress | None = None
+) -> State:
     """Epoch 0: the parameters as they are, the linear probe or random weights for a head, and what is chosen."""
-    options, head = training_data.options, probe.head
+    options, weights, train = training_data.options, training_data.class_weights, training_data.images["train"]
+    if probe is None or learner.entries:
+        rows = extract_features(learner.model, training_data, progress)
+        probe = probe or probe_rows(*rows, training_data.classes, weights)
+    head = probe.head
     accuracy: float | None = probe.val_top1
-    fixed = learner.choose(head, training_data.images["train"], options)
+    fixed = learner.choose(head, train, options)
     if learner.entries:
-        fixed[PLACES] = choose_places(learner.entries, training_data, head)
-        learner.entries.choose(fixed[PLACES])
+        folds = split_folds(train.labels, options.seed)
+        judges = distributed.from_first(lambda: fit_judges(*rows[0], folds, probe, weights))
+        fixed[PLACES], fixed[UNITS] = choose_places(learner.entries, training_data, judges, folds)
+        learner.entries.choose(fixed[PLACES], fixed[UNITS])
+        learner.judges = trainable(judges, learner)
     if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
         bound, generator = head.weight.shape[1] ** -0.5, torch.Generator().manual_seed(options.seed)
         head = Head(*(torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head))
         accuracy = None
     start = Trained(learner.parameters, head).copy()
     return State(start, start, probe, history=[Epoch(0, None, accuracy)], fixed=fixed)
+
+
+def trainable(judges: Head, learner: Learner) -> Head:
+    """Judges as parameters on the learner's device."""
+    return Head(*(nn.Parameter(part.to(learner.device, copy=True)) for part in judges))
 
 
 def probe_network(model: nn.Module, training_data: TrainingData, progress: Progress | None = None) -> Probe:

@@ -1,6 +1,6 @@
 """Which entries of a network matter for a task: gradients over its training images, before training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,33 +23,38 @@ def gradients(
     model: nn.Module,
     parameters: Sequence[Tensor],
     images: Images,
-    head: Head,
+    logits: Callable[[Tensor, Tensor], Tensor],
     preprocessing: Preprocessing,
     most: int,
     seed: int,
+    size: int = SIZE,
     class_weights: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
-    """Gradients of a head's cross-entropy, batch by batch over the images as they are, at most `most` of them.
+    """Gradients of a cross-entropy, batch by batch of `size` over the images as they are, at most `most` of them.
 
-    The model is frozen, and its `parameters` want gradients while this runs. `seed` chooses the images.
+    The model is frozen, and its `parameters` want gradients while this runs. `seed` chooses the images. `logits` makes
+    features (B, D) and numbers of images (B,) into logits.
 
     Yields:
         The weight of a batch, 1 in all, and the gradients of its mean loss.
     """
     device = next(model.parameters()).device
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most]
-    head = Head(*(part.to(device) for part in head))
-    weights = None if class_weights is None else class_weights.to(device)
+    labels = images.labels[order]
+    shares = torch.ones(len(order)) if class_weights is None else class_weights[labels]
+    shares = shares / shares.sum()
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        for part in batches(len(order), SIZE):
+        for part in batches(len(order), size):
             rows = order[part]
             with precision(device, dtype):
                 found = features(model, normalise(images.pixels[rows].to(device), preprocessing))
-                loss = F.cross_entropy(head(found), images.labels[rows].to(device), weights)
-            yield len(rows) / len(order), torch.autograd.grad(loss, parameters, materialize_grads=True)
+                losses = F.cross_entropy(logits(found, rows), labels[part].to(device), reduction="none")
+            share = shares[part].sum()
+            loss = losses @ (shares[part] / share).to(device)
+            yield float(share), torch.autograd.grad(loss, parameters, materialize_grads=True)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -64,10 +69,11 @@ def squared_gradients(
         Name of a module -> (*shape of its weight), the same in every process.
     """
     weights = [model.get_parameter(f"{name}.weight") for name in names]
+    head = Head(*(part.to(weights[0].device) for part in head))
 
     def accumulate() -> list[Tensor]:
         totals = [torch.zeros_like(weight) for weight in weights]
-        for _, found in gradients(model, weights, images, head, preprocessing, 512, seed):
+        for _, found in gradients(model, weights, images, lambda found, _: head(found), preprocessing, 512, seed):
             for total, gradient in zip(totals, found, strict=True):
                 total.addcmul_(gradient, gradient)
         return [total.cpu() for total in totals]

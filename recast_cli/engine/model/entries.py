@@ -12,28 +12,29 @@ from recast_cli.engine.errors import OptionError
 
 
 class Moved(nn.Module):
-    """Parametrization of a vector v (n,): v + sum of u c_j e_j over its chosen entries j.
+    """Parametrization of a vector v (n,): v + sum of u_j c_j e_j over its chosen entries j.
 
     Args:
         steps: c (k,) of all vectors, in units.
         rows: Which of them are this vector's.
         entries: Where they stand in it.
-        unit: u.
+        units: u of those.
     """
 
-    def __init__(self, steps: nn.Parameter, rows: Tensor, entries: Tensor, unit: float) -> None:
+    def __init__(self, steps: nn.Parameter, rows: Tensor, entries: Tensor, units: Tensor) -> None:
         super().__init__()
-        self.steps, self.unit = steps, unit
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("entries", entries, persistent=False)
+        self.steps = steps
+        for name, values in (("rows", rows), ("entries", entries), ("units", units)):
+            self.register_buffer(name, values, persistent=False)
 
     def forward(self, vector: Tensor) -> Tensor:
         """The moved vector."""
-        return vector.index_add(0, self.get_buffer("entries"), self.steps[self.get_buffer("rows")], alpha=self.unit)
+        added = self.steps[self.get_buffer("rows")] * self.get_buffer("units")
+        return vector.index_add(0, self.get_buffer("entries"), added)
 
 
 class Entries:
-    """Chosen coefficients that are trained. What is learned is a step in units: one learning rate serves all vectors.
+    """Chosen coefficients that are trained. What is learned is a step in units: one learning rate serves all of them.
 
     Args:
         model: A plain merged network, frozen; changed in place once places are chosen.
@@ -45,7 +46,7 @@ class Entries:
 
     Attributes:
         steps: (k,), zero at the start.
-        places: (k, 2) int32 on the CPU; None until they are chosen.
+        places: (k, 2) int32 on the CPU; None until they are chosen, like `units` (k,).
     """
 
     def __init__(self, model: nn.Module, entries: Mapping[str, int], count: int) -> None:
@@ -54,27 +55,27 @@ class Entries:
             raise OptionError("choose", what, "Give fewer.")
         self.model, self.names = model, [*entries]
         self.steps = nn.Parameter(torch.zeros(count, device=next(model.parameters()).device))
-        self.units = [unit_of(vector_of(model, name)) for name in self.names]
         self.places: Tensor | None = None
+        self.units: Tensor | None = None
 
-    def choose(self, places: Tensor) -> None:
-        """Let the steps be those of `places`, (k, 2) integers; to be called once."""
-        self.places = places.to(torch.int32).cpu()
+    def choose(self, places: Tensor, units: Tensor) -> None:
+        """Let the steps be those of `places`, (k, 2) integers, in units (k,); to be called once."""
+        self.places, self.units = places.to(torch.int32).cpu(), units.float().cpu()
         device = self.steps.device
         for number, rows in by_vector(self.places).items():
             owner, _, last = self.names[number].rpartition(".")
-            here = [torch.tensor(each, device=device) for each in (rows, self.places[rows, 1].tolist())]
-            piece = Moved(self.steps, here[0], here[1], self.units[number])
+            here = (torch.tensor(rows), self.places[rows, 1].long(), self.units[rows])
+            piece = Moved(self.steps, *(each.to(device) for each in here))
             parametrize.register_parametrization(self.model.get_submodule(owner), last, piece)
 
     def values(self, steps: Tensor) -> Tensor:
         """What is added to each entry by steps (k,): (k,) float32."""
-        assert self.places is not None
-        return torch.tensor([self.units[number] for number in self.places[:, 0].tolist()]) * steps
+        assert self.units is not None
+        return self.units * steps
 
 
 def unit_of(vector: Tensor) -> float:
-    """The root mean square of a vector: a step of one learning rate is as large a part of each."""
+    """The root mean square of a vector."""
     return float(vector.detach().double().square().mean().sqrt())
 
 

@@ -40,9 +40,9 @@ CUT_KERNEL_LR = 0.006
 (docs/evidence/which-layout.md): here no norm takes back what changes of several layers make of one another."""
 
 
-CHOSEN_LR, CHOSEN_COUNT = 0.1, 24
-"""Learning rate of that many chosen coefficients: a step moves each by this share of its vector's root mean square. Of
-more of them the rate is lower, as their steps add up (docs/evidence/chosen-coefficients.md)."""
+CHOSEN_LR, CHOSEN_COUNT = 0.05, 24
+"""Learning rate of that many chosen coefficients, in the units of `promises`. Of more of them the rate is lower, as
+their steps add up (docs/evidence/chosen-coefficients.md)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ CHOICES = {
     "on_bad_image": ("skip", "fail"),
     "precision": ("auto", "float32", "bfloat16"),
     "adapter": tuple(ADAPTERS),
-    "statistic": ("size", "shrunk", "natural"),
+    "statistic": ("damped", "natural", "size"),
     "dictionary": ("all", "gains", "biases"),
 }
 """Option of adapt -> the words that it may be."""
@@ -101,7 +101,7 @@ class AdaptOptions:
         coefficients: Whether the coefficients are trained; if not, an adapter works on the source's weights.
         choose: So many numbers a task may choose and move, half of them places: `choose` // 2 coefficients, in place of
             the layout's; 0: the layout's.
-        statistic: What an entry promises, see `promises`: `size`, `shrunk` or `natural`.
+        statistic: What an entry promises, see `promises`: `damped`, `natural` or `size`.
         dictionary: Which vectors are chosen from: `all`, `gains` or `biases`.
     """
 
@@ -124,7 +124,7 @@ class AdaptOptions:
     adapter_lr: float | None = None
     coefficients: bool = True
     choose: int = 0
-    statistic: str = "size"
+    statistic: str = "damped"
     dictionary: str = "all"
 
     def __post_init__(self) -> None:
@@ -149,7 +149,7 @@ class AdaptOptions:
             raise OptionError("patience", f"{self.patience} is below 0", "Give 0 to train all epochs, or more.")
         if self.choose < 0 or self.choose == 1:
             raise OptionError("choose", f"{self.choose} is too few", "Give 2 or more: a coefficient and its place.")
-        for name, usual in (("statistic", "size"), ("dictionary", "all")):
+        for name, usual in (("statistic", "damped"), ("dictionary", "all")):
             if not self.choose and getattr(self, name) != usual:
                 hint = f"Give {option('choose', 'N')}, too, or leave it out."
                 raise OptionError(name, "belongs to coefficients that the task chooses", hint)

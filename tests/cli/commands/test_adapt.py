@@ -132,7 +132,7 @@ def test_every_option_is_recorded(fresh):
     assert record["options"] == {name.replace("-", "_"): value for name, value in options.items()} | {
         "coefficients": True,
         "choose": 0,
-        "statistic": "size",
+        "statistic": "damped",
         "dictionary": "all",
     }
     assert record["image_size"] == 64

@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import random_images
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
 from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.adapt.choose import best, choose_places, promises
+from recast_cli.engine.adapt.cross_fit import FOLDS, split_folds
 from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import DamagedFile, OptionError, RecastError
@@ -45,59 +45,62 @@ def training_data(base, count=40, **given):
     return TrainingData({"train": images}, 3, base.known_architecture().preprocessing, options)
 
 
-def literal_gradients(base, data, head):
-    """Gradients of the mean loss by every vector of the dictionary, all images at once, in a network of its own."""
-    plain, images = merge(base), data.images["train"]
+def judges_of(data):
+    """Judges and folds of random weights."""
+    draw = torch.Generator().manual_seed(1)
+    judges = Head(torch.randn(FOLDS, 3, 32, generator=draw), torch.randn(FOLDS, 3, generator=draw))
+    return judges, split_folds(data.images["train"].labels, 0)
+
+
+def literally(base, data):
+    """Mean and mean square of every vector's gradient, image by image, in units of the vector, and those units."""
+    plain, images, (judges, folds) = merge(base), data.images["train"], judges_of(data)
     vectors = [vector_of(plain, name).requires_grad_() for name in base.entries]
-    found = features(plain, normalise(images.pixels, data.preprocessing))
-    loss = F.cross_entropy(head(found), images.labels, data.class_weights)
-    gradients = torch.autograd.grad(loss, vectors, materialize_grads=True)
-    return [(vector.detach(), gradient) for vector, gradient in zip(vectors, gradients, strict=True)]
+    weights = torch.ones(len(images)) if data.class_weights is None else data.class_weights[images.labels]
+    means, squares = ([torch.zeros_like(vector) for vector in vectors] for _ in range(2))
+    for number, (label, fold) in enumerate(zip(images.labels.tolist(), folds.tolist(), strict=True)):
+        found = features(plain, normalise(images.pixels[number : number + 1], data.preprocessing))[0]
+        loss = -(judges.weight[fold] @ found + judges.bias[fold]).log_softmax(0)[label]
+        for place, gradient in enumerate(torch.autograd.grad(loss, vectors, materialize_grads=True)):
+            means[place] += gradient * weights[number] / weights.sum()
+            squares[place] += gradient**2 * weights[number] / weights.sum()
+    sizes = [vector.detach().square().mean().sqrt() for vector in vectors]
+    return (
+        [m * u for m, u in zip(means, sizes, strict=True)],
+        [f * u**2 for f, u in zip(squares, sizes, strict=True)],
+        sizes,
+    )
 
 
-HEAD = Head(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)), torch.zeros(3))
-
-
-@pytest.mark.parametrize("class_weights", ["none", "balanced"])
-def test_the_places_are_those_of_the_largest_mean_gradient_times_unit(class_weights, vit_base):
-    data = training_data(vit_base, class_weights=class_weights)
+@pytest.mark.parametrize(
+    ("statistic", "class_weights"), [("damped", "none"), ("damped", "balanced"), ("natural", "none"), ("size", "none")]
+)
+def test_promises_and_units_are_those_of_the_gradients_of_single_images(statistic, class_weights, vit_base):
+    data = training_data(vit_base, statistic=statistic, class_weights=class_weights)
     entries = Entries(merge(vit_base), vit_base.entries, 10)
-    found = choose_places(entries, data, HEAD)
-    promised = [
-        (float(abs(gradient[entry]) * vector.square().mean().sqrt()), number, entry)
-        for number, (vector, gradient) in enumerate(literal_gradients(vit_base, data, HEAD))
-        for entry in range(len(vector))
-    ]
-    assert found.tolist() == [[number, entry] for _, number, entry in sorted(promised, reverse=True)[:10]]
+    means, squares, sizes = literally(vit_base, data)
+    damping = torch.cat(squares).quantile(0.9, interpolation="lower")
+    scores, units = promises(entries, data, *judges_of(data))
+    wanted = {
+        "damped": lambda g, f: g**2 / (f + damping),
+        "natural": lambda g, f: g**2 / f.clamp_min(1e-30),
+        "size": lambda g, f: g.abs(),
+    }[statistic]
+    for score, unit, g, f, size in zip(scores, units, means, squares, sizes, strict=True):
+        used = f > 1e-8 * damping
+        torch.testing.assert_close(score[used], wanted(g, f)[used], rtol=2e-3, atol=1e-6 * float(wanted(g, f).max()))
+        torch.testing.assert_close(unit, size / (f + damping).sqrt(), rtol=1e-3, atol=0.0)
+    places, own = choose_places(entries, data, *judges_of(data))
+    assert places.tolist() == best(scores, 10).tolist()
+    assert own.tolist() == [units[number][entry].item() for number, entry in places.tolist()]
     assert not any(parameter.requires_grad for parameter in entries.model.parameters())
-
-
-@pytest.mark.parametrize("statistic", ["shrunk", "natural"])
-def test_statistics_of_spread_are_those_of_the_batches_gradients(statistic, vit_base):
-    data = training_data(vit_base, count=96, statistic=statistic)  # three batches
-    entries = Entries(merge(vit_base), vit_base.entries, 10)
-    parts = []
-    for start in range(0, 96, 32):
-        # the same draw of the order as the choice's
-        rows = torch.randperm(96, generator=torch.Generator().manual_seed(0))[start : start + 32]
-        images = data.images["train"]
-        part = Images(images.pixels[rows], images.labels[rows], [], [])
-        parts.append(literal_gradients(vit_base, data._replace(images={"train": part}), HEAD))
-    for place, found in enumerate(promises(entries, data, HEAD)):
-        gradients = torch.stack([part[place][1] for part in parts])
-        mean, spread = gradients.mean(0), gradients.var(0, correction=0)
-        if statistic == "natural":
-            wanted = mean**2 / (32 * spread + mean**2)
-        else:
-            wanted = (mean.abs() - (spread / 2).sqrt()).clamp_min(0) * parts[0][place][0].square().mean().sqrt()
-        used = mean.abs() > 1e-9
-        torch.testing.assert_close(found[used], wanted[used], rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(("dictionary", "ending"), [("gains", "weight"), ("biases", "bias")])
 def test_a_dictionary_of_gains_or_of_biases_alone(dictionary, ending, vit_base):
     entries = Entries(merge(vit_base), vit_base.entries, 10)
-    found = choose_places(entries, training_data(vit_base, dictionary=dictionary), HEAD)
+    data = training_data(vit_base, dictionary=dictionary)
+    found, _ = choose_places(entries, data, *judges_of(data))
     assert all([*vit_base.entries][number].endswith(ending) for number, _ in found.tolist())
 
 

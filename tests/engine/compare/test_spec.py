@@ -268,10 +268,10 @@ def test_equal_methods_are_run_once(tmp_path):
 
 
 def test_chosen_coefficients_have_a_start_rate_of_their_own(tmp_path):
-    text = TEXT.replace("{method: head}", "{method: recast, choose: 2400, statistic: shrunk}")
+    text = TEXT.replace("{method: head}", "{method: recast, choose: 2400, statistic: size}")
     plan = plan_of(text, tmp_path / "c.yaml")
     method = plan.methods["head"]
-    assert (method.kind, method.options, method.adapter) == ("recast", {}, {"choose": 2400, "statistic": "shrunk"})
+    assert (method.kind, method.options, method.adapter) == ("recast", {}, {"choose": 2400, "statistic": "size"})
     assert method.rates == (0.0047, 0.0141, 0.0423)
     others = {
         keys(plan_of(TEXT.replace("{method: head}", given), tmp_path / "d.yaml"), method="head", lr=0.1)

@@ -11,6 +11,7 @@ from recast_cli.engine.model.entries import Entries, vector_of
 from recast_cli.engine.model.switcher import Switcher
 
 COUNT = 7
+UNITS = torch.rand(COUNT, generator=torch.Generator().manual_seed(7)) + 0.1
 
 
 def drawn(base, seed=0, count=COUNT):
@@ -53,15 +54,14 @@ def test_merging_adds_each_value_to_its_entry(base):
 def test_without_a_step_the_network_is_what_it_was_and_steps_are_in_units(base):
     places, _ = drawn(base)
     entries, plain = Entries(merge(base), base.entries, COUNT), merge(base)
-    entries.choose(places)
+    entries.choose(places, UNITS)
     images = random_images()
     with torch.no_grad():
         assert torch.equal(features(entries.model, images), features(plain, images))
         entries.steps.copy_(torch.linspace(-2, 2, COUNT))
         names = [*base.entries]
-        for step, place in zip(entries.steps.tolist(), places.tolist(), strict=True):
+        for step, unit, place in zip(entries.steps.tolist(), UNITS.tolist(), places.tolist(), strict=True):
             vector = vector_of(plain, names[place[0]])
-            unit = vector.double().square().mean().sqrt().item()
             moved = vector_of(entries.model, names[place[0]])[place[1]] - vector[place[1]]
             assert float(moved) == pytest.approx(unit * step, abs=1e-6)
         merged = merge(base, entries.values(entries.steps), places=entries.places)
@@ -71,18 +71,18 @@ def test_without_a_step_the_network_is_what_it_was_and_steps_are_in_units(base):
 def test_gradients_are_those_of_the_entries_times_their_units(base):
     places, _ = drawn(base)
     entries, plain = Entries(merge(base), base.entries, COUNT), merge(base)
-    entries.choose(places)
+    entries.choose(places, UNITS)
     images, names = random_images(), [*base.entries]
     (found,) = torch.autograd.grad(features(entries.model, images).square().sum(), [entries.steps])
     vectors = [vector_of(plain, name).requires_grad_() for name in names]
     wanted = torch.autograd.grad(features(plain, images).square().sum(), vectors, materialize_grads=True)
-    literal = [entries.units[number] * wanted[number][entry] for number, entry in places.tolist()]
+    literal = [unit * wanted[number][entry] for unit, (number, entry) in zip(UNITS, places.tolist(), strict=True)]
     torch.testing.assert_close(found, torch.stack(literal), rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_else_wants_a_gradient(base):
     entries = Entries(merge(base), base.entries, COUNT)
-    entries.choose(drawn(base)[0])
+    entries.choose(drawn(base)[0], UNITS)
     assert [each for each in entries.model.parameters() if each.requires_grad] == [entries.steps]
 
 
