@@ -42,8 +42,7 @@ def gradients(
     device = next(model.parameters()).device
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most]
     labels = images.labels[order]
-    shares = torch.ones(len(order)) if class_weights is None else class_weights[labels]
-    shares = shares / shares.sum()
+    shares = [1.0] * len(order) if class_weights is None else class_weights[labels].tolist()
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
@@ -52,9 +51,9 @@ def gradients(
             with precision(device, dtype):
                 found = features(model, normalise(images.pixels[rows].to(device), preprocessing))
                 losses = F.cross_entropy(logits(found, rows), labels[part].to(device), reduction="none")
-            share = shares[part].sum()
-            loss = losses @ (shares[part] / share).to(device)
-            yield float(share), torch.autograd.grad(loss, parameters, materialize_grads=True)
+            share = sum(shares[part])
+            loss = losses @ (torch.tensor(shares[part]) / share).to(device)
+            yield share / sum(shares), torch.autograd.grad(loss, parameters, materialize_grads=True)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)

@@ -215,7 +215,7 @@ def test_where_a_plot_cannot_go(plot, ready):
 
 
 @pytest.fixture
-def chosen(ready):
+def chosen(ready, every_epoch_counts):
     """Beside the other tasks one that chose four coefficients, `few`, and one that chose three."""
     for name, count in (("few", 8), ("fewer", 6)):
         assert recast("adapt", "--task", name, "--data", "data/shades", "--choose", count, *QUICK).exit_code == 0

@@ -38,10 +38,10 @@ def test_a_seed_out_of_range_is_refused(change):
 @pytest.mark.parametrize(
     ("given", "rate"),
     [
-        ({"choose": 2}, 0.1),
-        ({"choose": 48}, 0.1),
-        ({"choose": 200}, 0.049),
-        ({"choose": 4800}, 0.01),
+        ({"choose": 2}, 0.05),
+        ({"choose": 48}, 0.05),
+        ({"choose": 200}, 0.0245),
+        ({"choose": 4800}, 0.005),
         ({"choose": 48, "lr": 0.3}, 0.3),
         ({}, 0.05),
     ],
