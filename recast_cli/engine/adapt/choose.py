@@ -7,13 +7,12 @@ fast the loss falls, the mean square F of an image's gradient how soon it rises 
 import torch
 from torch import Tensor
 
-from recast_cli.engine.adapt.cross_fit import judged
+from recast_cli.engine.adapt.cross_fit import Judges
 from recast_cli.engine.adapt.importance import gradients
 from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.model.entries import Entries, unit_of, vector_of
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.precision import quick_attention, training_precision
-from recast_cli.engine.task.head import Head
 
 MOST_IMAGES = 1024
 """Training images that choose, at most."""
@@ -21,30 +20,27 @@ DAMPING = 0.9
 """The quantile of F that is added to all of them."""
 
 
-def choose_places(entries: Entries, training_data: TrainingData, judges: Head, folds: Tensor) -> tuple[Tensor, Tensor]:
+def choose_places(entries: Entries, training_data: TrainingData, judges: Judges) -> tuple[Tensor, Tensor]:
     """The most promising entries, best first, the same in every process.
 
     Args:
         entries: Not yet chosen, in their network.
         training_data: What is learned; its validation images are not looked at.
-        judges: Of the linear probe.
-        folds: (N,), of the training images.
+        judges: Of the training images, on the network's device.
 
     Returns:
         Places (k, 2) int32, and the units (k,) that they are moved in.
     """
 
     def choose() -> tuple[Tensor, Tensor]:
-        scores, units = promises(entries, training_data, judges, folds)
+        scores, units = promises(entries, training_data, judges)
         places = best(scores, len(entries.steps))
         return places, torch.stack([units[number][entry] for number, entry in places.tolist()])
 
     return distributed.from_first(choose)
 
 
-def promises(
-    entries: Entries, training_data: TrainingData, judges: Head, folds: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
+def promises(entries: Entries, training_data: TrainingData, judges: Judges) -> tuple[list[Tensor], list[Tensor]]:
     """What every entry promises by `options.statistic`, and the unit that it is moved in, vector by vector.
 
     With g and F of an entry in units of its vector's root mean square u, and d the damping, a quantile of all F:
@@ -59,19 +55,18 @@ def promises(
     dtype = training_precision(model, device, options.precision)
     vectors = [vector_of(model, name) for name in entries.names]
     means, squares = ([torch.zeros_like(vector) for vector in vectors] for _ in range(2))
-    judges, folds = Head(*(part.to(device) for part in judges)), folds.to(device)
     with quick_attention(model, device, dtype):
         for weight, found in gradients(
             model,
             vectors,
             training_data.images["train"],
-            lambda features, rows: judged(judges, features, folds[rows.to(device)]),
+            lambda features, rows: judges.logits(features, rows.to(device)),
             training_data.preprocessing,
             MOST_IMAGES,
             options.seed,
-            1,
-            training_data.class_weights,
-            dtype,
+            size=1,
+            class_weights=training_data.class_weights,
+            dtype=dtype,
         ):
             for mean, square, gradient in zip(means, squares, found, strict=True):
                 mean.add_(gradient, alpha=weight)
@@ -82,11 +77,11 @@ def promises(
     every = torch.cat(f).sort().values
     damping = every[int(DAMPING * (len(every) - 1))].clamp_min(1e-30)
     units = [unit * (own + damping).rsqrt() for own, unit in zip(f, root_mean_squares, strict=True)]
-    added = {"damped": damping, "natural": torch.tensor(1e-30)}
-    scores = [
-        gradient.abs() if options.statistic == "size" else gradient.square() / (own + added[options.statistic])
-        for gradient, own in zip(g, f, strict=True)
-    ]
+    if options.statistic == "size":
+        scores = [gradient.abs() for gradient in g]
+    else:
+        added = damping if options.statistic == "damped" else torch.tensor(1e-30)
+        scores = [gradient.square() / (own + added) for gradient, own in zip(g, f, strict=True)]
     if options.dictionary != "all":
         wanted = [name.endswith("bias") == (options.dictionary == "biases") for name in entries.names]
         scores = [score if own else torch.full_like(score, -1) for score, own in zip(scores, wanted, strict=True)]

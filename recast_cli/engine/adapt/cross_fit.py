@@ -5,14 +5,35 @@ So the images are cut in K folds, and a judge is fitted to all but one of them: 
 loss of every image at the judge that does not know it (cross-fitting, https://arxiv.org/abs/1608.00060).
 """
 
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recast_cli.engine.adapt.linear_probe import Probe, solve_head
 from recast_cli.engine.task.head import Head
 
 FOLDS = 5
+
+
+class Judges(NamedTuple):
+    """A head for every fold: weight (FOLDS, classes, D), bias (FOLDS, classes); and the fold of every image, (N,)."""
+
+    heads: Head
+    folds: Tensor
+
+    def all_logits(self, features: Tensor) -> Tensor:
+        """Of features (B, D) by every judge, (B, FOLDS, classes)."""
+        return torch.einsum("kcd,bd->bkc", self.heads.weight, features) + self.heads.bias
+
+    def logits(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Of features (B, D) of the images `rows` (B,), each by the judge that does not know it, (B, classes)."""
+        return self.all_logits(features)[torch.arange(len(rows), device=rows.device), self.folds[rows]]
+
+    def trainable(self, device: torch.device) -> "Judges":
+        """Their copies on a device, as parameters."""
+        return Judges(Head(*(nn.Parameter(part.to(device, copy=True)) for part in self.heads)), self.folds.to(device))
 
 
 def split_folds(labels: Tensor, seed: int) -> Tensor:
@@ -23,42 +44,33 @@ def split_folds(labels: Tensor, seed: int) -> Tensor:
 
 
 def fit_judges(
-    features: Tensor, labels: Tensor, folds: Tensor, probe: Probe, class_weights: Tensor | None = None
-) -> Head:
-    """The judge of every fold, with the probe's penalty: weight (FOLDS, classes, D) and bias (FOLDS, classes)."""
-    judges = [
+    features: Tensor, labels: Tensor, probe: Probe, seed: int, class_weights: Tensor | None = None
+) -> Judges:
+    """Judges of images with features (N, D) and labels (N,), fitted with the probe's penalty."""
+    folds = split_folds(labels, seed)
+    heads = [
         solve_head(features[folds != fold], labels[folds != fold], probe.penalty, probe.head, class_weights)
         for fold in range(FOLDS)
     ]
-    return Head(*map(torch.stack, zip(*judges, strict=True)))
+    return Judges(Head(*map(torch.stack, zip(*heads, strict=True))), folds)
 
 
-def judged(judges: Head, features: Tensor, folds: Tensor) -> Tensor:
-    """Logits (B, classes) of features (B, D), each by the judge of its own fold, (B,)."""
-    return every_judge(judges, features)[torch.arange(len(folds), device=folds.device), folds]
-
-
-def every_judge(judges: Head, features: Tensor) -> Tensor:
-    """Logits (B, FOLDS, classes) of features (B, D)."""
-    return torch.einsum("kcd,bd->bkc", judges.weight, features) + judges.bias
-
-
-def cross_fitted(judges: Head, features: Tensor, labels: Tensor, shares: Tensor, folds: Tensor) -> Tensor:
+def cross_fitted(judges: Judges, features: Tensor, labels: Tensor, shares: Tensor, rows: Tensor) -> Tensor:
     """The loss of some images at the judges that do not know them, which changes nothing but the features.
 
     The judges' own training goes along: at features that it does not change, and adding nothing to the value.
 
     Args:
-        judges: From `fit_judges`.
+        judges: Of all training images.
         features: (B, D).
         labels: (B,).
         shares: (B,), what an image counts.
-        folds: (B,).
+        rows: (B,), which of the training images they are.
     """
-    fixed = Head(*(part.detach() for part in judges))
-    honest = (F.cross_entropy(judged(fixed, features, folds), labels, reduction="none") * shares).sum()
-    logits = every_judge(judges, features.detach())
-    known = folds[:, None] != torch.arange(FOLDS, device=folds.device)
+    fixed = judges._replace(heads=Head(*(part.detach() for part in judges.heads)))
+    honest = (F.cross_entropy(fixed.logits(features, rows), labels, reduction="none") * shares).sum()
+    logits = judges.all_logits(features.detach())
+    known = judges.folds[rows][:, None] != torch.arange(FOLDS, device=rows.device)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(FOLDS), reduction="none").view_as(known)
     own = (losses * known * shares[:, None]).sum()
     return honest + own - own.detach()

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.adapt.choose import choose_places
-from recast_cli.engine.adapt.cross_fit import FOLDS, fit_judges, split_folds
+from recast_cli.engine.adapt.cross_fit import FOLDS, Judges, fit_judges, split_folds
 from recast_cli.engine.adapt.learner import Learner
 from recast_cli.engine.adapt.linear_probe import Probe, fit_probe, halfway
 from recast_cli.engine.adapt.loop import TrainingData, train
-from recast_cli.engine.adapt.state import Epoch, State, Trained, put
-from recast_cli.engine.images.decode import Images
+from recast_cli.engine.adapt.state import PLACES, UNITS, Epoch, State, Trained, put
 from recast_cli.engine.measure.metrics import top_k
 from recast_cli.engine.model.adapters.adapter import Adapter
 from recast_cli.engine.progress import Progress
@@ -30,8 +29,6 @@ from recast_cli.engine.task.options import RECIPES
 
 Rows = tuple[Tensor, Tensor]
 """Features (N, width) of images, and their labels (N,)."""
-PLACES, UNITS = "places", "units"
-"""Under these names the state of a run has what was chosen, beside what of an adapter was."""
 
 
 class Learned(NamedTuple):
@@ -88,7 +85,11 @@ def learn_task(
         fixed = dict(state.fixed)
         if learner.entries:
             learner.entries.choose(fixed.pop(PLACES), fixed.pop(UNITS))
-            learner.judges = trainable(Head(*(part.expand(FOLDS, *part.shape) for part in state.probe.head)), learner)
+            heads = Head(
+                *(part.expand(FOLDS, *part.shape) for part in state.probe.head)
+            )  # their values are the state's
+            folds = split_folds(training_data.images["train"].labels, options.seed)
+            learner.judges = Judges(heads, folds).trainable(learner.device)
         if learner.adapter:
             learner.adapter.fix(fixed)
     learner.base = None
@@ -118,28 +119,24 @@ def begin(
     """Epoch 0: the parameters as they are, the linear probe or random weights for a head, and what is chosen."""
     options, weights, train = training_data.options, training_data.class_weights, training_data.images["train"]
     if probe is None or learner.entries:
-        rows = extract_features(learner.model, training_data, progress)
-        probe = probe or probe_rows(*rows, training_data.classes, weights)
+        rows = features_of(learner.model, training_data, "train", progress)
+    if probe is None:
+        val_rows = features_of(learner.model, training_data, "val", progress)
+        probe = probe_rows(rows, val_rows, training_data.classes, weights)
     head = probe.head
     accuracy: float | None = probe.val_top1
     fixed = learner.choose(head, train, options)
     if learner.entries:
-        folds = split_folds(train.labels, options.seed)
-        judges = distributed.from_first(lambda: fit_judges(*rows[0], folds, probe, weights))
-        fixed[PLACES], fixed[UNITS] = choose_places(learner.entries, training_data, judges, folds)
+        judges = distributed.from_first(lambda: fit_judges(*rows, probe, options.seed, weights))
+        learner.judges = judges.trainable(learner.device)
+        fixed[PLACES], fixed[UNITS] = choose_places(learner.entries, training_data, learner.judges)
         learner.entries.choose(fixed[PLACES], fixed[UNITS])
-        learner.judges = trainable(judges, learner)
     if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
         bound, generator = head.weight.shape[1] ** -0.5, torch.Generator().manual_seed(options.seed)
         head = Head(*(torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head))
         accuracy = None
     start = Trained(learner.parameters, head).copy()
     return State(start, start, probe, history=[Epoch(0, None, accuracy)], fixed=fixed)
-
-
-def trainable(judges: Head, learner: Learner) -> Head:
-    """Judges as parameters on the learner's device."""
-    return Head(*(nn.Parameter(part.to(learner.device, copy=True)) for part in judges))
 
 
 def probe_network(model: nn.Module, training_data: TrainingData, progress: Progress | None = None) -> Probe:
@@ -151,19 +148,20 @@ def probe_network(model: nn.Module, training_data: TrainingData, progress: Progr
 def extract_features(
     model: nn.Module, training_data: TrainingData, progress: Progress | None = None
 ) -> tuple[Rows, Rows]:
-    """What a network makes of the training and of the validation images, as they are.
+    """What a network makes of the training and of the validation images, as `features_of` has it."""
+    return features_of(model, training_data, "train", progress), features_of(model, training_data, "val", progress)
+
+
+def features_of(model: nn.Module, training_data: TrainingData, part: str, progress: Progress | None = None) -> Rows:
+    """What a network makes of the `train` or `val` images, as they are.
 
     In the precision of measuring, as a head that is fitted to them will be measured: a CPU measures in float32, and
     there a head that was fitted to bfloat16 features can be a point worse.
     """
-    device = next(model.parameters()).device
-
-    def rows(part: Images) -> Rows:
-        own = training_data.preprocessing
-        found = infer(take_features(model), part.pixels, own, device, progress=progress, text="probing")
-        return found, part.labels
-
-    return rows(training_data.images["train"]), rows(training_data.images["val"])
+    images, device = training_data.images[part], next(model.parameters()).device
+    take = take_features(model)
+    found = infer(take, images.pixels, training_data.preprocessing, device, progress=progress, text="probing")
+    return found, images.labels
 
 
 def probe_rows(train: Rows, val: Rows, classes: int, class_weights: Tensor | None) -> Probe:

@@ -43,6 +43,7 @@ def gradients(
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most]
     labels = images.labels[order]
     shares = [1.0] * len(order) if class_weights is None else class_weights[labels].tolist()
+    total = sum(shares)
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
@@ -53,7 +54,7 @@ def gradients(
                 losses = F.cross_entropy(logits(found, rows), labels[part].to(device), reduction="none")
             share = sum(shares[part])
             loss = losses @ (torch.tensor(shares[part]) / share).to(device)
-            yield share / sum(shares), torch.autograd.grad(loss, parameters, materialize_grads=True)
+            yield share / total, torch.autograd.grad(loss, parameters, materialize_grads=True)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)

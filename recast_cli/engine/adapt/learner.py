@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recast_cli.engine.adapt.cross_fit import Judges
 from recast_cli.engine.adapt.importance import squared_gradients
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images
@@ -30,7 +31,7 @@ class Learner:
         adapter: In the network, where there is one.
         base: Where a sparse adapter finds the source's weights; None once they were looked at.
         entries: Where the task chooses its coefficients: whose steps they are.
-        judges: Of the training images, see `cross_fit`, where the coefficients are chosen.
+        judges: Of the training images, where the coefficients are chosen.
     """
 
     model: nn.Module
@@ -39,7 +40,7 @@ class Learner:
     adapter: Installed | None = None
     base: Base | None = None
     entries: Entries | None = None
-    judges: Head | None = None
+    judges: Judges | None = None
 
     @property
     def device(self) -> torch.device:
@@ -49,12 +50,17 @@ class Learner:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained beside the head."""
-        return [*self.coefficients, *(self.adapter.parameters.values() if self.adapter else ()), *(self.judges or ())]
+        own, judges = self.adapter.parameters.values() if self.adapter else (), self.judges.heads if self.judges else ()
+        return [*self.coefficients, *own, *judges]
 
     def groups(self, options: AdaptOptions) -> list[dict[str, Any]]:
         """`parameters` with their learning rates, as an optimiser takes them."""
         own = [*self.adapter.parameters.values()] if self.adapter else []
-        rates = [(self.coefficients, options.lr), (own, options.adapter_lr), (self.judges, options.head_lr)]
+        rates = [
+            (self.coefficients, options.lr),
+            (own, options.adapter_lr),
+            (self.judges.heads if self.judges else (), options.head_lr),
+        ]
         return [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
 
     def choose(self, head: Head, images: Images, options: AdaptOptions) -> dict[str, Tensor]:
@@ -74,9 +80,8 @@ class Learner:
     def learned(self, values: Sequence[Tensor]) -> tuple[Tensor, Adapter | None]:
         """The vector and the adapter of a task, from values of `parameters`."""
         count = len(self.coefficients)
-        adapter = (
-            self.adapter.learned([*values[count : count + len(self.adapter.parameters)]]) if self.adapter else None
-        )
+        own = len(self.adapter.parameters) if self.adapter else 0
+        adapter = self.adapter.learned([*values[count : count + own]]) if self.adapter else None
         if self.entries:
             return self.entries.values(values[0]), adapter
         return torch.cat([value.reshape(-1) for value in values[:count]]) if count else self.vector, adapter

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recast_cli.engine.adapt.cross_fit import cross_fitted, split_folds
+from recast_cli.engine.adapt.cross_fit import cross_fitted
 from recast_cli.engine.adapt.learner import Learner
 from recast_cli.engine.adapt.linear_probe import halfway, solve_head
 from recast_cli.engine.adapt.state import Epoch, State, Trained, advance, is_finished, put
@@ -92,7 +92,6 @@ def train(
     labels, class_weights = images["train"].labels.to(place), training_data.class_weights
     weights = torch.ones(training_data.classes) if class_weights is None else class_weights
     image_weights = weights.to(place)[labels]
-    folds = split_folds(images["train"].labels, options.seed).to(device)
     # features (count, width) of every image, as it was when it was last trained on
     seen = torch.zeros(count, head.weight.shape[1], device=device) if recipe.head == "probe" else None
 
@@ -109,7 +108,7 @@ def train(
             found, logits = network(augmented)
             loss = (F.cross_entropy(logits, labels, reduction="none") * shares).sum()
             if learner.judges is not None:  # what the head learns leaves the network alone
-                loss = loss - loss.detach() + cross_fitted(learner.judges, found, labels, shares, folds[rows])
+                loss = loss - loss.detach() + cross_fitted(learner.judges, found, labels, shares, rows)
         if seen is not None:
             seen[rows] = found.detach().float()
         return loss

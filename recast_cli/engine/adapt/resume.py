@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from recast_cli.engine.adapt.linear_probe import Probe
-from recast_cli.engine.adapt.state import Epoch, State, Trained
+from recast_cli.engine.adapt.state import PLACES, UNITS, Epoch, State, Trained
 from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
 from recast_cli.engine.storage.atomic import atomic
 from recast_cli.engine.storage.header import to_json
@@ -50,7 +50,8 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["identity"] != to_json(identity):
+        older = PLACES in content["fixed"] and UNITS not in content["fixed"]  # whose steps were in other units
+        if content["identity"] != to_json(identity) or older:
             hint = f"Give the same command as before to go on, or {option('restart', True)} to begin anew."
             raise RecastError(f"{folder} holds an unfinished run with other options, images or base", hint)
         return State(

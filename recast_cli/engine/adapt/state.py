@@ -14,6 +14,9 @@ from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
 
+PLACES, UNITS = "places", "units"
+"""Under these names a state has what coefficients were chosen, beside what of an adapter was."""
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -54,7 +57,7 @@ class State:
         batch_size: Images a step, once it is known.
         optimizer: AdamW's state dict; None before the first step.
         history: Every epoch so far.
-        fixed: What was chosen before training and stays, by name: of an adapter, and `places` of coefficients.
+        fixed: What was chosen before training and stays, by name: of an adapter, and of coefficients.
         final_val_top1: Validation accuracy with the final head; None while `best` has the trained one.
     """
 

@@ -17,7 +17,7 @@ from recast_cli.engine.layout.plan import PICK
 from recast_cli.engine.mimic.options import MimicOptions
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.storage.yaml_file import as_number, check_keys, read_yaml, typename, with_underscores
-from recast_cli.engine.task.options import ADAPTERS, AdaptOptions, option_types, rate_of_chosen
+from recast_cli.engine.task.options import ADAPTERS, CHOOSER, AdaptOptions, option_types, rate_of_chosen
 
 OWN_KINDS = ("linear-probe", "head", "recast", "adapter")
 """Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""
@@ -115,6 +115,8 @@ class Plan:
         if own.kind != "linear-probe":
             options = own.adapter if own.kind in OWN_KINDS else own.options
             pick = self.pick(source, method) if own.kind == "recast" else ()
+            if "choose" in own.adapter:  # runs of an earlier way to choose are not taken for today's
+                pick = (*pick, CHOOSER)
             parts = (options, base, images.data, training_options(images.options), seed, lr, *pick)
         return self.keys.setdefault(place, digest_of(own.kind, *parts))
 

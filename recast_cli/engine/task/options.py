@@ -43,6 +43,8 @@ CUT_KERNEL_LR = 0.006
 CHOSEN_LR, CHOSEN_COUNT = 0.05, 24
 """Learning rate of that many chosen coefficients, in the units of `promises`. Of more of them the rate is lower, as
 their steps add up (docs/evidence/chosen-coefficients.md)."""
+CHOOSER = 2
+"""Goes up when tasks choose coefficients, or train chosen ones, in another way; see `Plan.key`."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ import torch
 from helpers import random_images
 from safetensors.torch import load_file
 
+from recast_cli.engine.adapt import resume
 from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.adapt.choose import best, choose_places, promises
-from recast_cli.engine.adapt.cross_fit import FOLDS, split_folds
+from recast_cli.engine.adapt.cross_fit import FOLDS, Judges, split_folds
 from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.architecture.modules import features
 from recast_cli.engine.errors import DamagedFile, OptionError, RecastError
@@ -46,21 +47,21 @@ def training_data(base, count=40, **given):
 
 
 def judges_of(data):
-    """Judges and folds of random weights."""
+    """Judges of random weights."""
     draw = torch.Generator().manual_seed(1)
-    judges = Head(torch.randn(FOLDS, 3, 32, generator=draw), torch.randn(FOLDS, 3, generator=draw))
-    return judges, split_folds(data.images["train"].labels, 0)
+    heads = Head(torch.randn(FOLDS, 3, 32, generator=draw), torch.randn(FOLDS, 3, generator=draw))
+    return Judges(heads, split_folds(data.images["train"].labels, 0))
 
 
 def literally(base, data):
     """Mean and mean square of every vector's gradient, image by image, in units of the vector, and those units."""
-    plain, images, (judges, folds) = merge(base), data.images["train"], judges_of(data)
+    plain, images, ((weight, bias), folds) = merge(base), data.images["train"], judges_of(data)
     vectors = [vector_of(plain, name).requires_grad_() for name in base.entries]
     weights = torch.ones(len(images)) if data.class_weights is None else data.class_weights[images.labels]
     means, squares = ([torch.zeros_like(vector) for vector in vectors] for _ in range(2))
     for number, (label, fold) in enumerate(zip(images.labels.tolist(), folds.tolist(), strict=True)):
         found = features(plain, normalise(images.pixels[number : number + 1], data.preprocessing))[0]
-        loss = -(judges.weight[fold] @ found + judges.bias[fold]).log_softmax(0)[label]
+        loss = -(weight[fold] @ found + bias[fold]).log_softmax(0)[label]
         for place, gradient in enumerate(torch.autograd.grad(loss, vectors, materialize_grads=True)):
             means[place] += gradient * weights[number] / weights.sum()
             squares[place] += gradient**2 * weights[number] / weights.sum()
@@ -80,7 +81,7 @@ def test_promises_and_units_are_those_of_the_gradients_of_single_images(statisti
     entries = Entries(merge(vit_base), vit_base.entries, 10)
     means, squares, sizes = literally(vit_base, data)
     damping = torch.cat(squares).quantile(0.9, interpolation="lower")
-    scores, units = promises(entries, data, *judges_of(data))
+    scores, units = promises(entries, data, judges_of(data))
     wanted = {
         "damped": lambda g, f: g**2 / (f + damping),
         "natural": lambda g, f: g**2 / f.clamp_min(1e-30),
@@ -90,7 +91,7 @@ def test_promises_and_units_are_those_of_the_gradients_of_single_images(statisti
         used = f > 1e-8 * damping
         torch.testing.assert_close(score[used], wanted(g, f)[used], rtol=2e-3, atol=1e-6 * float(wanted(g, f).max()))
         torch.testing.assert_close(unit, size / (f + damping).sqrt(), rtol=1e-3, atol=0.0)
-    places, own = choose_places(entries, data, *judges_of(data))
+    places, own = choose_places(entries, data, judges_of(data))
     assert places.tolist() == best(scores, 10).tolist()
     assert own.tolist() == [units[number][entry].item() for number, entry in places.tolist()]
     assert not any(parameter.requires_grad for parameter in entries.model.parameters())
@@ -100,7 +101,7 @@ def test_promises_and_units_are_those_of_the_gradients_of_single_images(statisti
 def test_a_dictionary_of_gains_or_of_biases_alone(dictionary, ending, vit_base):
     entries = Entries(merge(vit_base), vit_base.entries, 10)
     data = training_data(vit_base, dictionary=dictionary)
-    found, _ = choose_places(entries, data, *judges_of(data))
+    found, _ = choose_places(entries, data, judges_of(data))
     assert all([*vit_base.entries][number].endswith(ending) for number, _ in found.tolist())
 
 
@@ -155,6 +156,21 @@ def test_a_killed_run_goes_on_to_the_same_bytes(base, data, tmp_path):
     run(base, data, folder, epochs=3)
     for name in (COEFFICIENTS, "head.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / "t" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_of_other_units_is_refused(vit_base, data, tmp_path):
+    def kill(epoch):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "tasks" / "t"
+    with pytest.raises(KeyboardInterrupt):
+        run(vit_base, data, folder, on_epoch=lambda epoch: epoch.number and kill(epoch))
+    state = torch.load(folder / resume.FILE, weights_only=True)
+    del state["fixed"]["units"]
+    torch.save(state, folder / resume.FILE)
+    with pytest.raises(RecastError, match="unfinished run with other options"):
+        run(vit_base, data, folder)
 
 
 @pytest.mark.slow

@@ -115,6 +115,16 @@ def test_runs_of_an_earlier_pick_are_not_taken_for_those_of_today(tmp_path, monk
     assert all(new[name][1] == old[name][1] for name in names)
 
 
+def test_runs_of_an_earlier_way_to_choose_are_not_taken_for_those_of_today(tmp_path, monkeypatch):
+    text = TEXT.replace("{method: head}", "{method: recast, choose: 8}")
+    before = plan_of(text, tmp_path / "c.yaml")
+    names = [*before.methods]
+    old = {name: keys(before, method=name) for name in names}
+    monkeypatch.setattr("recast_cli.engine.compare.spec.CHOOSER", 999)
+    after = plan_of(text, tmp_path / "d.yaml")
+    assert {name for name in names if keys(after, method=name) != old[name]} == {"head"}
+
+
 def test_an_adapter_s_rate_is_swept_and_its_options_tell_runs_apart(tmp_path):
     methods = """methods:
   recast: {lr: 0.1}
