@@ -14,7 +14,7 @@ from recast_cli.cli.output import Output, left_out, show_facts
 from recast_cli.cli.startup import prepare
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.folder import ADAPTER, files_of
-from recast_cli.engine.task.options import ADAPTERS, CHOSEN_COUNT, CHOSEN_LR, CUT_KERNEL_LR, RECIPES, option_types
+from recast_cli.engine.task.options import ADAPTERS, CHOSEN_LR, CUT_KERNEL_LR, RECIPES, option_types
 from recast_cli.engine.units import count_coefficients, percent
 from recast_cli.workspace import Workspace, find_workspace
 
@@ -53,7 +53,7 @@ def adapt(
         float | None,
         typer.Option(
             help=f"Learning rate of the coefficients.  [{defaults('lr')}; of kernels cut in two: {CUT_KERNEL_LR}, "
-            f"of {CHOSEN_COUNT} chosen ones: {CHOSEN_LR}, of more: less]"
+            f"of chosen ones: {CHOSEN_LR}]"
         ),
     ] = None,
     head_lr: Annotated[float | None, typer.Option(help=f"Learning rate of the head.  [{defaults('head_lr')}]")] = None,

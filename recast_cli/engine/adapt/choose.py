@@ -14,8 +14,8 @@ from recast_cli.engine.model.entries import Entries, unit_of, vector_of
 from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.precision import quick_attention, training_precision
 
-MOST_IMAGES = 1024
-"""Training images that choose, at most."""
+MOST_IMAGES, KEPT_IMAGES = 1024, 256
+"""Training images that choose, at most, and those of them that say how far all chosen entries may move at once."""
 DAMPING = 0.9
 """The quantile of F that is added to all of them."""
 
@@ -29,19 +29,27 @@ def choose_places(entries: Entries, training_data: TrainingData, judges: Judges)
         judges: Of the training images, on the network's device.
 
     Returns:
-        Places (k, 2) int32, and the units (k,) that they are moved in.
+        Places (k, 2) int32, and the units (k,) that they are moved in: u / sqrt(F + d) of `promises`, shortened until
+        the loss curves in no direction by more than 1, as far as the gradients know its Hessian (the empirical
+        Fisher matrix). So one learning rate serves a few entries and many, which add up.
     """
 
     def choose() -> tuple[Tensor, Tensor]:
-        scores, units = promises(entries, training_data, judges)
+        scores, units, kept = promises(entries, training_data, judges)
         places = best(scores, len(entries.steps))
-        return places, torch.stack([units[number][entry] for number, entry in places.tolist()])
+        own = torch.stack([units[number][entry] for number, entry in places.tolist()])
+        rows = torch.stack([kept[number][:, entry] for number, entry in places.tolist()], 1) * own
+        return places, own / torch.linalg.matrix_norm(rows.double(), 2).clamp_min(1).float()
 
     return distributed.from_first(choose)
 
 
-def promises(entries: Entries, training_data: TrainingData, judges: Judges) -> tuple[list[Tensor], list[Tensor]]:
-    """What every entry promises by `options.statistic`, and the unit that it is moved in, vector by vector.
+def promises(
+    entries: Entries, training_data: TrainingData, judges: Judges
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """What every entry promises by `options.statistic`, the unit that it is moved in, and gradients of some images.
+
+    Of each vector (n,): (n,), (n,), and (images, n) without units, each times the root of the image's weight.
 
     With g and F of an entry in units of its vector's root mean square u, and d the damping, a quantile of all F:
 
@@ -49,12 +57,14 @@ def promises(entries: Entries, training_data: TrainingData, judges: Judges) -> t
     * `natural`: g² / F, the same without damping.
     * `size`: |g|.
 
-    A step of one learning rate is to change the loss alike wherever it is made: the unit is u / sqrt(F + d).
+    A step of one unit is to change the loss alike wherever it is made: the unit is u / sqrt(F + d).
     """
     model, options, device = entries.model, training_data.options, entries.steps.device
     dtype = training_precision(model, device, options.precision)
     vectors = [vector_of(model, name) for name in entries.names]
     means, squares = ([torch.zeros_like(vector) for vector in vectors] for _ in range(2))
+    kept: list[list[Tensor]] = [[] for _ in vectors]
+    weights: list[float] = []
     with quick_attention(model, device, dtype):
         for weight, found in gradients(
             model,
@@ -71,6 +81,10 @@ def promises(entries: Entries, training_data: TrainingData, judges: Judges) -> t
             for mean, square, gradient in zip(means, squares, found, strict=True):
                 mean.add_(gradient, alpha=weight)
                 square.addcmul_(gradient, gradient, value=weight)
+            if len(weights) < KEPT_IMAGES:
+                weights.append(weight)
+                for rows, gradient in zip(kept, found, strict=True):
+                    rows.append(gradient.cpu() * weight**0.5)
     root_mean_squares = [unit_of(vector) for vector in vectors]
     g = [mean.cpu() * unit for mean, unit in zip(means, root_mean_squares, strict=True)]
     f = [square.cpu() * unit**2 for square, unit in zip(squares, root_mean_squares, strict=True)]
@@ -85,7 +99,7 @@ def promises(entries: Entries, training_data: TrainingData, judges: Judges) -> t
     if options.dictionary != "all":
         wanted = [name.endswith("bias") == (options.dictionary == "biases") for name in entries.names]
         scores = [score if own else torch.full_like(score, -1) for score, own in zip(scores, wanted, strict=True)]
-    return scores, units
+    return scores, units, [torch.stack(rows) / sum(weights) ** 0.5 for rows in kept]
 
 
 def best(scores: list[Tensor], count: int) -> Tensor:

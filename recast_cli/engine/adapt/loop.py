@@ -76,15 +76,14 @@ def train(
     recipe, model, device = RECIPES[options.recipe], learner.model, learner.device
     dtype = training_precision(model, device, options.precision)
 
-    # what is trained, and its optimiser
+    # what is trained, and its optimisers
     head = Head(*(nn.Parameter(part.to(device, copy=True)) for part in state.trained.head))
     trained, parameters = Trained(learner.parameters, head), [*learner.parameters, *head]
     put(learner.parameters, state.trained.values)
-    groups = [*learner.groups(options), {"params": head, "lr": options.head_lr}]
-    rates, fused = [group["lr"] for group in groups], device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=fused)
-    if state.optimizer is not None:
-        optimizer.load_state_dict(state.optimizer)
+    optimizers = learner.optimizers(head, options)
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    for optimizer, before in zip(optimizers, state.optimizers or (), strict=False):
+        optimizer.load_state_dict(before)
 
     # what it is trained on; labels, order and crops lie where the images do
     pixels, val_pixels = (resident(images[part].pixels, device) for part in ("train", "val"))
@@ -137,8 +136,9 @@ def train(
                 seen.zero_()
             for step, rows in enumerate(batches(count, size)):
                 factor = SCHEDULES[recipe.schedule](number - 1 + step / steps, options.epochs)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
+                for optimizer, own in zip(optimizers, rates, strict=True):
+                    for group, rate in zip(optimizer.param_groups, own, strict=True):
+                        group["lr"] = rate * factor
                 weight = image_weights[order[rows]].sum()
                 loss, gradients = accumulator.gradients(
                     *inputs(distributed.mine(order[rows]), distributed.mine(crops[rows]), weight)
@@ -146,7 +146,8 @@ def train(
                 distributed.add([loss, *gradients])
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 total += loss * (rows.stop - rows.start)
                 if progress:
                     done = (number - 1) * count + rows.stop
@@ -167,7 +168,7 @@ def train(
                 judged = halfway(judged, distributed.from_first(solve))
             accuracy = top_k(judged(found), val_labels)
             epoch = Epoch(number, mean_loss, accuracy, count / training, time.perf_counter() - start)
-            state = advance(replace(state, batch_size=size), epoch, trained, optimizer, len(val_labels))
+            state = advance(replace(state, batch_size=size), epoch, trained, optimizers, len(val_labels))
             if save:
                 save(state)
             if on_epoch:

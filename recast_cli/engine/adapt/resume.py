@@ -29,7 +29,7 @@ def save_state(folder: Path, identity: dict[str, Any], state: State) -> None:
         "penalty": state.probe.penalty,
         "best_epoch": state.best_epoch,
         "batch_size": state.batch_size,
-        "optimizer": state.optimizer,
+        "optimizer": state.optimizers,
         "history": [asdict(epoch) for epoch in state.history],
         "fixed": state.fixed,
     }
@@ -50,7 +50,11 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        older = PLACES in content["fixed"] and UNITS not in content["fixed"]  # whose steps were in other units
+        optimizers, fixed = content["optimizer"], content["fixed"]
+        if isinstance(optimizers, dict):  # of a version that knew one
+            optimizers = [optimizers]
+        # earlier chosen steps were in other units, or went by AdamW
+        older = PLACES in fixed and (UNITS not in fixed or (optimizers is not None and len(optimizers) < 2))
         if content["identity"] != to_json(identity) or older:
             hint = f"Give the same command as before to go on, or {option('restart', True)} to begin anew."
             raise RecastError(f"{folder} holds an unfinished run with other options, images or base", hint)
@@ -60,9 +64,9 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
             probe=Probe(Head(*content["probe"]), content["penalty"], content["probe_val_top1"]),
             best_epoch=content["best_epoch"],
             batch_size=content["batch_size"],
-            optimizer=content["optimizer"],
+            optimizers=optimizers,
             history=[Epoch(**epoch) for epoch in content["history"]],
-            fixed=content["fixed"],
+            fixed=fixed,
         )
     except RecastError:
         raise

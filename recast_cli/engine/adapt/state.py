@@ -47,7 +47,7 @@ class Trained(NamedTuple):
 
 @dataclass
 class State:
-    """All that a killed run needs to go on: what was trained, AdamW's tensors, and the best epoch.
+    """All that a killed run needs to go on: what was trained, the optimisers' tensors, and the best epoch.
 
     Attributes:
         trained: After the last epoch.
@@ -55,7 +55,7 @@ class State:
         probe: The linear probe, measured on test beside the task.
         best_epoch: Number of the epoch that `best` is of.
         batch_size: Images a step, once it is known.
-        optimizer: AdamW's state dict; None before the first step.
+        optimizers: Their state dicts; None before the first step.
         history: Every epoch so far.
         fixed: What was chosen before training and stays, by name: of an adapter, and of coefficients.
         final_val_top1: Validation accuracy with the final head; None while `best` has the trained one.
@@ -66,7 +66,7 @@ class State:
     probe: Probe
     best_epoch: int = 0
     batch_size: int | None = None
-    optimizer: dict[str, Any] | None = None
+    optimizers: list[dict[str, Any]] | None = None
     history: list[Epoch] = field(default_factory=list)
     fixed: dict[str, Tensor] = field(default_factory=dict)
     final_val_top1: float | None = None
@@ -102,7 +102,9 @@ def accuracy_of(epoch: Epoch) -> float:
     return -1.0 if epoch.val_top1 is None else epoch.val_top1
 
 
-def advance(state: State, epoch: Epoch, trained: Trained, optimizer: torch.optim.Optimizer, images: int) -> State:
+def advance(
+    state: State, epoch: Epoch, trained: Trained, optimizers: list[torch.optim.Optimizer], images: int
+) -> State:
     """The state after an epoch, which validation chooses if it is as good as any, as far as so few images can tell.
 
     That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees).
@@ -116,7 +118,7 @@ def advance(state: State, epoch: Epoch, trained: Trained, optimizer: torch.optim
     return replace(
         state,
         trained=now,
-        optimizer=optimizer.state_dict(),
+        optimizers=[optimizer.state_dict() for optimizer in optimizers],
         best=now if chosen else state.best,
         best_epoch=epoch.number if chosen else state.best_epoch,
         history=history,

@@ -17,7 +17,7 @@ from recast_cli.engine.layout.plan import PICK
 from recast_cli.engine.mimic.options import MimicOptions
 from recast_cli.engine.storage.header import to_json
 from recast_cli.engine.storage.yaml_file import as_number, check_keys, read_yaml, typename, with_underscores
-from recast_cli.engine.task.options import ADAPTERS, CHOOSER, AdaptOptions, option_types, rate_of_chosen
+from recast_cli.engine.task.options import ADAPTERS, CHOOSER, CHOSEN_LR, AdaptOptions, option_types
 
 OWN_KINDS = ("linear-probe", "head", "recast", "adapter")
 """Methods of ours: they take the options of mimic. All others work on the merged network of the source's base."""
@@ -243,7 +243,7 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
     if "adapter" in adapter:
         rates = {**rates, kind: ADAPTERS[adapter["adapter"]].lr}
     elif "choose" in adapter:
-        rates = {**rates, kind: rate_of_chosen(adapter["choose"])}
+        rates = {**rates, kind: CHOSEN_LR}
     if kind not in rates:
         if lr is not None:
             raise RecastError(f"{path}: {where}.lr: {kind} has no learning rate but the head's", "Leave it out.")

@@ -40,10 +40,9 @@ CUT_KERNEL_LR = 0.006
 (docs/evidence/which-layout.md): here no norm takes back what changes of several layers make of one another."""
 
 
-CHOSEN_LR, CHOSEN_COUNT = 0.05, 24
-"""Learning rate of that many chosen coefficients, in the units of `promises`. Of more of them the rate is lower, as
-their steps add up (docs/evidence/chosen-coefficients.md)."""
-CHOOSER = 2
+CHOSEN_LR = 0.2
+"""Learning rate of chosen coefficients, in the units of `choose_places` (docs/evidence/chosen-coefficients.md)."""
+CHOOSER = 3
 """Goes up when tasks choose coefficients, or train chosen ones, in another way; see `Plan.key`."""
 
 
@@ -178,15 +177,9 @@ def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:
     if options.lr is not None:
         return options
     if options.choose:
-        return replace(options, lr=rate_of_chosen(options.choose))
+        return replace(options, lr=CHOSEN_LR)
     cut = options.recipe == "default" and layout.means
     return replace(options, lr=CUT_KERNEL_LR if cut else RECIPES[options.recipe].lr)
-
-
-def rate_of_chosen(numbers: int) -> float:
-    """The learning rate of chosen coefficients, `numbers` with their places."""
-    more = max(1.0, numbers // 2 / CHOSEN_COUNT)
-    return float(f"{CHOSEN_LR * more**-0.5:.3g}")
 
 
 def option_types(options: type = AdaptOptions) -> dict[str, tuple[type, ...]]:

@@ -54,23 +54,25 @@ def judges_of(data):
 
 
 def literally(base, data):
-    """Mean and mean square of every vector's gradient, image by image, in units of the vector, and those units."""
+    """Mean and mean square of every vector's gradient, image by image, in units of the vector, those units, and what
+    the mean square is the diagonal of, of all vectors one after another."""
     plain, images, ((weight, bias), folds) = merge(base), data.images["train"], judges_of(data)
     vectors = [vector_of(plain, name).requires_grad_() for name in base.entries]
     weights = torch.ones(len(images)) if data.class_weights is None else data.class_weights[images.labels]
+    sizes = [vector.detach().square().mean().sqrt() for vector in vectors]
     means, squares = ([torch.zeros_like(vector) for vector in vectors] for _ in range(2))
+    fisher = torch.zeros(2 * (sum(vector.numel() for vector in vectors),), dtype=torch.float64)
     for number, (label, fold) in enumerate(zip(images.labels.tolist(), folds.tolist(), strict=True)):
         found = features(plain, normalise(images.pixels[number : number + 1], data.preprocessing))[0]
         loss = -(weight[fold] @ found + bias[fold]).log_softmax(0)[label]
-        for place, gradient in enumerate(torch.autograd.grad(loss, vectors, materialize_grads=True)):
-            means[place] += gradient * weights[number] / weights.sum()
-            squares[place] += gradient**2 * weights[number] / weights.sum()
-    sizes = [vector.detach().square().mean().sqrt() for vector in vectors]
-    return (
-        [m * u for m, u in zip(means, sizes, strict=True)],
-        [f * u**2 for f, u in zip(squares, sizes, strict=True)],
-        sizes,
-    )
+        found, share = torch.autograd.grad(loss, vectors, materialize_grads=True), weights[number] / weights.sum()
+        gradients = [gradient * u for gradient, u in zip(found, sizes, strict=True)]
+        for place, gradient in enumerate(gradients):
+            means[place] += gradient * share
+            squares[place] += gradient**2 * share
+        every = torch.cat(gradients).double()
+        fisher += share * torch.outer(every, every)
+    return means, squares, sizes, fisher
 
 
 @pytest.mark.parametrize(
@@ -79,9 +81,9 @@ def literally(base, data):
 def test_promises_and_units_are_those_of_the_gradients_of_single_images(statistic, class_weights, vit_base):
     data = training_data(vit_base, statistic=statistic, class_weights=class_weights)
     entries = Entries(merge(vit_base), vit_base.entries, 10)
-    means, squares, sizes = literally(vit_base, data)
+    means, squares, sizes, fisher = literally(vit_base, data)
     damping = torch.cat(squares).quantile(0.9, interpolation="lower")
-    scores, units = promises(entries, data, judges_of(data))
+    scores, units, _ = promises(entries, data, judges_of(data))
     wanted = {
         "damped": lambda g, f: g**2 / (f + damping),
         "natural": lambda g, f: g**2 / f.clamp_min(1e-30),
@@ -93,7 +95,13 @@ def test_promises_and_units_are_those_of_the_gradients_of_single_images(statisti
         torch.testing.assert_close(unit, size / (f + damping).sqrt(), rtol=1e-3, atol=0.0)
     places, own = choose_places(entries, data, judges_of(data))
     assert places.tolist() == best(scores, 10).tolist()
-    assert own.tolist() == [units[number][entry].item() for number, entry in places.tolist()]
+    starts = torch.tensor([0, *map(len, means)]).cumsum(0)
+    here = [int(starts[number]) + entry for number, entry in places.tolist()]
+    alone = torch.stack([units[number][entry] for number, entry in places.tolist()])
+    longest = (fisher.diagonal()[here] + damping).rsqrt()
+    curvature = torch.linalg.eigvalsh(fisher[here][:, here] * longest * longest[:, None])[-1]
+    assert curvature > 2
+    torch.testing.assert_close(own, (alone / curvature.sqrt()).float(), rtol=2e-3, atol=0.0)
     assert not any(parameter.requires_grad for parameter in entries.model.parameters())
 
 
@@ -159,7 +167,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(base, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unfinished_run_of_other_units_is_refused(vit_base, data, tmp_path):
+@pytest.mark.parametrize("earlier", ["units", "optimizer"])
+def test_an_unfinished_run_of_an_earlier_way_to_train_is_refused(earlier, vit_base, data, tmp_path):
     def kill(epoch):
         raise KeyboardInterrupt
 
@@ -167,7 +176,10 @@ def test_an_unfinished_run_of_other_units_is_refused(vit_base, data, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(vit_base, data, folder, on_epoch=lambda epoch: epoch.number and kill(epoch))
     state = torch.load(folder / resume.FILE, weights_only=True)
-    del state["fixed"]["units"]
+    if earlier == "units":
+        del state["fixed"]["units"]
+    else:
+        state["optimizer"] = state["optimizer"][0]
     torch.save(state, folder / resume.FILE)
     with pytest.raises(RecastError, match="unfinished run with other options"):
         run(vit_base, data, folder)
