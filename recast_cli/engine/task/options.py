@@ -40,7 +40,7 @@ CUT_KERNEL_LR = 0.006
 (docs/evidence/which-layout.md): here no norm takes back what changes of several layers make of one another."""
 
 
-CHOSEN_LR = 0.2
+CHOSEN_LR = 0.3
 """Learning rate of chosen coefficients, in the units of `choose_places` (docs/evidence/chosen-coefficients.md)."""
 CHOOSER = 3
 """Goes up when tasks choose coefficients, or train chosen ones, in another way; see `Plan.key`."""

@@ -38,9 +38,9 @@ def test_a_seed_out_of_range_is_refused(change):
 @pytest.mark.parametrize(
     ("given", "rate"),
     [
-        ({"choose": 2}, 0.2),
-        ({"choose": 4800}, 0.2),
-        ({"choose": 48, "lr": 0.3}, 0.3),
+        ({"choose": 2}, 0.3),
+        ({"choose": 4800}, 0.3),
+        ({"choose": 48, "lr": 0.1}, 0.1),
         ({}, 0.05),
     ],
 )
