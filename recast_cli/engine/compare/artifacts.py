@@ -19,7 +19,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.compare.spec import MIMIC, Method, Plan, TaskSpec, digest_of, probe_options
 from recast_cli.engine.compare.sweep import Run
-from recast_cli.engine.errors import RecastError, in_python
+from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.mimic.make_base import make_base
@@ -71,18 +71,13 @@ class CannotRun(RecastError):
     """The method cannot be applied here: that is a result, unlike what is wrong with files or the machine."""
 
 
-def as_key(name: str, value: str | None) -> str:
-    """An option of mimic as the file has it, for the text of an error."""
-    return in_python("modules" if name == "patterns" else name, value)
-
-
 @contextlib.contextmanager
 def applying() -> Iterator[None]:
     """Errors within are the method's own."""
     try:
         yield
     except RecastError as error:
-        raise CannotRun(*error.spelt(as_key)) from None
+        raise CannotRun(error.what, error.hint) from None
 
 
 def alone(path: Path) -> AbstractContextManager[object]:

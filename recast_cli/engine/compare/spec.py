@@ -195,9 +195,7 @@ def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[typ
     """Options of mimic, checked. `modules` is a list, as text or list in the file."""
     check_keys(path, where, given, known)
     spec = {key: value for key, value in with_underscores(given).items() if value is not None}
-    for key in spec:
-        if known[key] == (float,):
-            spec[key] = float(as_number(str(spec[key])))
+    spec |= {key: float(value) for key, value in spec.items() if known[key] == (float,)}
     if isinstance(spec.get("modules"), str):
         spec["modules"] = spec["modules"].split(",")
     return spec
