@@ -117,10 +117,10 @@ def mimic_source(plan: Plan, run: Run, path: Path) -> None:
     """Mimic the source of a run as the plan says, unless that was done."""
     if path.exists():
         return
-    spec, home = plan.base_spec(run.source, run.method), plan.path.parent
+    spec = plan.base_spec(run.source, run.method)
     name = spec["source"]
-    beside = home / Path(name.removeprefix("local-dir:")).expanduser()
-    weights = home / Path(spec["weights"]).expanduser() if "weights" in spec else None
+    beside = plan.place(name.removeprefix("local-dir:"))
+    weights = plan.place(spec["weights"]) if "weights" in spec else None
     source = open_source(str(beside) if beside.exists() else name, spec.get("architecture"), weights)
     with applying():
         given = {key: value for key, value in spec.items() if key in MIMIC}
@@ -172,7 +172,7 @@ def data_of(work: Work, base: Base, options: AdaptOptions) -> TrainingData:
 
 def task_images(work: Work, base: Base, part: str) -> Images:
     """The `train`, `val` or `test` images of a run as a base's network wants them; the last task's are kept."""
-    options, folder = work.task.options, work.plan.data_folder(work.run.task)
+    options, folder = work.task.options, work.plan.place(work.task.data)
     preprocessing = base.known_architecture().preprocessing.at(options.image_size)
     key = digest_of(str(folder.resolve()), probe_options(options), vars(preprocessing))
     if _kept.get("key") != key:

@@ -66,15 +66,13 @@ def add_line(folder: Path, line: dict[str, Any]) -> None:
 
 def check_files(plan: Plan, runs: list[Run]) -> None:
     """Raise RecastError unless the images and weight files of the runs are there."""
-    home = plan.path.parent
-    hint = f"Relative paths start at {home.resolve()}."
+    hint = f"Relative paths start at {plan.path.parent.resolve()}."
     for task in dict.fromkeys(run.task for run in runs):
-        if not plan.data_folder(task).is_dir():
-            what = f"{plan.path}: tasks.{task}.data: the folder {plan.tasks[task].data} does not exist"
-            raise MissingFile(what, hint)
+        if not plan.place(data := plan.tasks[task].data).is_dir():
+            raise MissingFile(f"{plan.path}: tasks.{task}.data: the folder {data} does not exist", hint)
     for source in dict.fromkeys(run.source for run in runs):
         weights = plan.sources[source].get("weights")
-        if weights and not (home / Path(weights).expanduser()).exists():
+        if weights and not plan.place(weights).exists():
             raise MissingFile(f"{plan.path}: sources.{source}.weights: {weights} does not exist", hint)
 
 

@@ -100,9 +100,9 @@ class Plan:
         """What digests hold of a layout that nobody spelt out: runs of an earlier pick are not taken for today's."""
         return () if {"layout", *SPELT} & self.base_spec(source, method).keys() else (PICK,)
 
-    def data_folder(self, task: str) -> Path:
-        """Where a task's images lie."""
-        return self.path.parent / Path(self.tasks[task].data).expanduser()
+    def place(self, named: str) -> Path:
+        """Where a file or folder that the file names lies."""
+        return self.path.parent / Path(named).expanduser()
 
     def key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
         """The digest that a run is known by."""
@@ -161,15 +161,12 @@ def read_comparison(path: Path) -> Plan:
     factor = content["sweep"] if content.get("sweep") is not None else 3.0
     if not 1 <= factor < float("inf"):
         raise RecastError(f"{path}: sweep is {factor}, and a factor of 1 or more is wanted", "Leave it out for 3.")
-    rates = {**LEARNING_RATES, "recast": RECAST_RATE}
     return Plan(
         path=path,
         seeds=read_seeds(path, content.get("seeds")),
         sources={str(name): read_source(path, str(name), given) for name, given in content["sources"].items()},
         tasks=tasks,
-        methods={
-            str(name): read_method(path, str(name), given, rates, factor) for name, given in content["methods"].items()
-        },
+        methods={str(name): read_method(path, str(name), given, factor) for name, given in content["methods"].items()},
     )
 
 
@@ -217,7 +214,7 @@ def read_task(
         raise RecastError(f"{path}: {error.what} (tasks.{name}, or for all)", error.hint) from None
 
 
-def read_method(path: Path, name: str, given: Any, rates: dict[str, float], factor: float) -> Method:
+def read_method(path: Path, name: str, given: Any, factor: float) -> Method:
     """A method by name; a bare name is its own method, with defaults."""
     where = f"methods.{name}"
     given = {} if given is None else {"method": given} if isinstance(given, str) else given
@@ -225,7 +222,7 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
         raise RecastError(f"{path}: {where} is {typename(given)}, and keys are wanted", "Write `method: NAME`.")
     options = with_underscores(given)
     kind, lr = str(options.pop("method", None) or name), options.pop("lr", None)
-    known = dict.fromkeys((*OWN_KINDS, *rates))
+    known = (*OWN_KINDS, *LEARNING_RATES)
     if kind not in known:
         hint = f"{suggest(kind, known, ' ')} Known: {', '.join(known)}."
         raise RecastError(f"{path}: {where}: unknown method '{kind}'", hint)
@@ -238,15 +235,15 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
         of_adapt = {key: options.pop(key) for key in [*options] if key in ADAPTER | CHOICE}
         adapter = adapter_options(path, where, kind, of_adapt)
         options = mimic_options(path, where, options, {"method": (str,), "lr": (float,), **MIMIC})
+    start = RECAST_RATE if kind == "recast" else LEARNING_RATES.get(kind)
     if "adapter" in adapter:
-        rates = {**rates, kind: ADAPTERS[adapter["adapter"]].lr}
+        start = ADAPTERS[adapter["adapter"]].lr
     elif "choose" in adapter:
-        rates = {**rates, kind: rate_of_chosen(adapter["choose"])}
-    if kind not in rates:
+        start = rate_of_chosen(adapter["choose"])
+    if start is None:
         if lr is not None:
             raise RecastError(f"{path}: {where}.lr: {kind} has no learning rate but the head's", "Leave it out.")
         return Method(kind, options, (), 0.0, 1)
-    start = rates[kind]
     if lr is None:
         swept = tuple(rate_at(start, factor, step) for step in (-1, 0, 1)) if factor > 1 else (start,)
         return Method(kind, options, swept, start, factor, adapter)
