@@ -151,14 +151,13 @@ def read_comparison(path: Path) -> Plan:
     content = read_yaml(path, "Write `sources:`, `tasks:` and `methods:`.")
     shared = {key: kinds for key, kinds in option_types().items() if key not in A_METHODS_OWN}
     own = {"seeds": (list,), "sweep": (float,), "sources": (dict,), "tasks": (dict,), "methods": (dict,)}
-    check_keys(path, "", content, {**own, **shared})
-    content = with_underscores(content)
+    content = check_keys(path, "", content, {**own, **shared})
     for part in ("sources", "tasks", "methods"):
         if not content.get(part):
             raise RecastError(f"{path}: {part} is empty", f"Name at least one of the {part}.")
-    options = {key: value for key, value in content.items() if key in shared and value is not None}
+    options = {key: value for key, value in content.items() if key in shared}
     tasks = {str(name): read_task(path, str(name), given, options, shared) for name, given in content["tasks"].items()}
-    factor = content["sweep"] if content.get("sweep") is not None else 3.0
+    factor = content.get("sweep", 3.0)
     if not 1 <= factor < float("inf"):
         raise RecastError(f"{path}: sweep is {factor}, and a factor of 1 or more is wanted", "Leave it out for 3.")
     return Plan(
@@ -190,8 +189,7 @@ def read_source(path: Path, name: str, given: Any) -> dict[str, Any]:
 
 def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[type, ...]]) -> dict[str, Any]:
     """Options of mimic, checked. `modules` is a list, as text or list in the file."""
-    check_keys(path, where, given, known)
-    spec = {key: value for key, value in with_underscores(given).items() if value is not None}
+    spec = check_keys(path, where, given, known)
     spec |= {key: float(value) for key, value in spec.items() if known[key] == (float,)}
     if isinstance(spec.get("modules"), str):
         spec["modules"] = spec["modules"].split(",")
@@ -203,8 +201,7 @@ def read_task(
 ) -> TaskSpec:
     """A task; text alone is its image folder."""
     given = {"data": given} if isinstance(given, str) else given
-    check_keys(path, f"tasks.{name}", given, {"data": (str,), **known})
-    values = {key: value for key, value in with_underscores(given).items() if value is not None}
+    values = check_keys(path, f"tasks.{name}", given, {"data": (str,), **known})
     data = values.pop("data", None)
     if not data:
         raise RecastError(f"{path}: tasks.{name} names no images", "Write `data: ` and an image folder.")
@@ -252,8 +249,7 @@ def read_method(path: Path, name: str, given: Any, factor: float) -> Method:
 
 def adapter_options(path: Path, where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
     """The adapter of a method of ours, as options of adapt; empty where there is none."""
-    check_keys(path, where, given, ADAPTER | CHOICE)
-    given = {key: value for key, value in given.items() if value is not None}
+    given = check_keys(path, where, given, ADAPTER | CHOICE)
     if kind != "recast" and given.keys() & CHOICE.keys():
         raise RecastError(f"{path}: {where}: only recast chooses coefficients", "Use the method recast.")
     if kind not in ("adapter", "recast") and given:
