@@ -25,7 +25,7 @@ from recast_cli.engine.mimic.decompose.solution import Solution
 from recast_cli.engine.mimic.decompose.solver_options import GradientOptions, SolverOptions, VaeOptions
 from recast_cli.engine.mimic.decompose.vae import solve_vae
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.runtime.threads import threads
+from recast_cli.engine.runtime.device import threads
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.background import Background
 from recast_cli.engine.storage.digest import Hashed, digest, hash_bytes, hash_templates, hashed
