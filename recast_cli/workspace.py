@@ -6,7 +6,7 @@ from typing import Any
 
 from recast_cli.engine.base.header import read_base_id
 from recast_cli.engine.errors import RecastError
-from recast_cli.engine.storage.yaml_file import check_keys, read_yaml, with_underscores
+from recast_cli.engine.storage.yaml_file import check_keys, read_yaml
 from recast_cli.engine.task.folder import RECORD, check_task_name
 from recast_cli.engine.task.options import AdaptOptions, option_types
 from recast_cli.engine.task.record import TaskRecord
@@ -73,7 +73,7 @@ class Workspace:
 
     def adapt_options(self, name: str, flags: dict[str, Any]) -> AdaptOptions:
         """Options of adapt: a flag that is not None wins over recast.yaml, that over the default."""
-        own = {key: value for key, value in self.tasks.get(name, {}).items() if key != "data" and value is not None}
+        own = {key: value for key, value in self.tasks.get(name, {}).items() if key != "data"}
         given = {key: value for key, value in flags.items() if value is not None}
         try:
             return AdaptOptions(**{**own, **given})
@@ -106,13 +106,11 @@ def find_workspace(start: Path | None = None) -> Workspace:
 def read_workspace(path: Path) -> Workspace:
     """The workspace that a recast.yaml describes; see `find_workspace`."""
     content = read_yaml(path, "Write `base: FILE` and `tasks:`.")
-    check_keys(path, "", content, {"base": (str,), "tasks": (dict,)})
+    content = check_keys(path, "", content, {"base": (str,), "tasks": (dict,)})
     known = {"data": (str,), **option_types()}
     tasks = {}
-    for name, values in (content.get("tasks") or {}).items():
+    for name, values in content.get("tasks", {}).items():
         check_task_name(str(name))
-        given = {} if values is None else values
-        check_keys(path, f"tasks.{name}", given, known)
-        tasks[str(name)] = with_underscores(given)
+        tasks[str(name)] = check_keys(path, f"tasks.{name}", {} if values is None else values, known)
     base = path.parent / Path(content["base"]).expanduser() if content.get("base") else None
     return Workspace(path.parent, base, tasks)

@@ -179,8 +179,10 @@ def test_tensors_alone_have_an_unknown_architecture(vit_folder, tmp_path):
 
 
 def test_in_a_comparison_options_are_called_as_in_its_file():
-    with pytest.raises(CannotRun, match=r"^modules 'x' matches no module\. Leave out image_size\.$"), applying():
-        raise OptionError("patterns", "'x' matches no module", f"Leave out {option('image_size')}.")
+    with pytest.raises(CannotRun, match=r"^modules 'x' matches no module\. Roles here: head\.$"), applying():
+        MimicOptions(modules=("x",)).plan({"head": (2, 3)})
+    with pytest.raises(CannotRun, match=r"^image_size 1 is too small\. Leave out image_size\.$"), applying():
+        raise OptionError("image_size", "1 is too small", f"Leave out {option('image_size')}.")
 
 
 def texts(file):

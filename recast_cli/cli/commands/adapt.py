@@ -179,10 +179,10 @@ def find_images(workspace: Workspace, task: str, flag: Path | None, out: Output)
     found = workspace.known_data(task, flag)
     if found is not None:
         return found
-    from recast_cli.engine.images.datasets import fetch_known, is_known, known_names
+    from recast_cli.engine.images.datasets import fetch_known, known_names
 
     target = workspace.root / "data" / task
-    if not is_known(task):
+    if task not in known_names():
         hint = f"Give --data DIR, or name a known set: {', '.join(known_names())}."
         raise RecastError(f"No images for task {task}: {target} does not exist", hint)
     out.note(f"fetching {task} into {target}")

@@ -11,16 +11,7 @@ from rich.text import Text
 from recast_cli.cli.options import CacheSize, Debug, Device, Json, Quiet
 from recast_cli.cli.output import Output, columns
 from recast_cli.cli.startup import prepare
-from recast_cli.engine.compare.leaderboard import (
-    Row,
-    cells,
-    headings,
-    leaderboard,
-    legend,
-    markdown,
-    remark,
-    smallest_lora,
-)
+from recast_cli.engine.compare.leaderboard import Row, leaderboard, legend, markdown, remark, table_of
 from recast_cli.engine.compare.runner import check_files, read_results
 from recast_cli.engine.compare.runner import compare as do_runs
 from recast_cli.engine.compare.spec import Plan, read_comparison
@@ -143,8 +134,7 @@ def show(console: Console, plan: Plan, rows: list[Row]) -> None:
     """The table for people; what a narrow terminal has no room for stands in table.md."""
     for source in plan.sources:
         own = [row for row in rows if row.source == source]
-        lora = smallest_lora(own) is not None
-        names, texts = headings(plan, own), [cells(plan, row, lora) for row in own]
+        names, texts = table_of(plan, own)
         places = fitting(names, texts, list(plan.tasks), console.width)
         table = columns(*(names[place].replace(" ", "\n") for place in places))
         for row, each in zip(own, texts, strict=True):

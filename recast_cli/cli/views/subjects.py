@@ -153,15 +153,8 @@ def open_file(path: Path, header: dict[str, Any]) -> Subject:
         for name, entry in sorted(header.items())
         if name != "__metadata__"
     ]
-    value = {
-        "kind": "safetensors",
-        "file": str(path),
-        "bytes": path.stat().st_size,
-        "metadata": header.get("__metadata__", {}),
-        "shards": 1,
-        "tensors": tensors,
-    }
-    return Subject(value)
+    about = {"kind": "safetensors", "file": str(path), "bytes": path.stat().st_size}
+    return Subject({**about, "metadata": header.get("__metadata__", {}), "shards": 1, "tensors": tensors})
 
 
 def open_weights(path: Path) -> Subject:

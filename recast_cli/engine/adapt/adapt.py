@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -9,7 +10,7 @@ from recast_cli.engine.adapt import resume
 from recast_cli.engine.adapt.fit import learn_task, timed
 from recast_cli.engine.adapt.learner import make_learner
 from recast_cli.engine.adapt.loop import TrainingData
-from recast_cli.engine.adapt.record import check_same, describe_learned, describe_split, identity_of, now, versions
+from recast_cli.engine.adapt.record import check_same, describe_learned, describe_split, now, recorded_path, versions
 from recast_cli.engine.adapt.state import Epoch
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.images.decode import Images, decode
@@ -76,7 +77,8 @@ def adapt(
     options = with_rate(options or AdaptOptions(), base.layout)
     check_task_name(name)
     where = choose_device(device)
-    identity = identity_of(base, data, folder, options)
+    # what makes two runs of a task the same run, but for its images
+    identity = {"base_id": base.base_id, "data": recorded_path(data, folder), "options": asdict(options)}
     if (folder / RECORD).exists() and not restart:
         check_same(read_record(folder), identity, folder)
         return load_task(folder, base)

@@ -11,7 +11,6 @@ import timm
 import torch
 
 from recast_cli.engine.adapt.fit import Learned
-from recast_cli.engine.base.base import Base
 from recast_cli.engine.errors import RecastError, option
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.images.splits import Split
@@ -19,11 +18,6 @@ from recast_cli.engine.runtime import distributed
 from recast_cli.engine.task.options import AdaptOptions
 from recast_cli.engine.task.record import TaskRecord
 from recast_cli.version import __version__
-
-
-def identity_of(base: Base, data: Path, folder: Path, options: AdaptOptions) -> dict[str, Any]:
-    """What makes two runs of a task the same run, but for its images."""
-    return {"base_id": base.base_id, "data": recorded_path(data, folder), "options": asdict(options)}
 
 
 def describe_learned(

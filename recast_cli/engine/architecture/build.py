@@ -36,20 +36,16 @@ class NothingDrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def create(
-    architecture: Architecture, *, pretrained: bool = False, overlay: dict[str, Any] | None = None, **args: Any
-) -> nn.Module:
-    """`timm.create_model` for a stored architecture: a plain model in eval mode, whose weights are to be loaded."""
-    known = {f.name for f in dataclasses.fields(PretrainedCfg)}
+def create(architecture: Architecture, overlay: dict[str, Any] | None = None, **args: Any) -> nn.Module:
+    """`timm.create_model` for a stored architecture: a plain model in eval mode.
+
+    Its weights are to be loaded, unless `overlay` has them for timm's pretrained config.
+    """
+    name, known = architecture.name.split(".")[0], {f.name for f in dataclasses.fields(PretrainedCfg)}
     config = {k: v for k, v in architecture.config.items() if k in known} | (overlay or {})
+    args = {"pretrained": overlay is not None, "pretrained_cfg": config, **architecture.args, **args}
     with quiet(), NothingDrawn():
-        model = timm.create_model(
-            architecture.name.split(".")[0],
-            pretrained=pretrained,
-            pretrained_cfg=config,
-            **{**architecture.args, **args},
-        )
-    return model.eval()
+        return timm.create_model(name, **args).eval()
 
 
 def skeleton(name: str, **args: Any) -> nn.Module:
@@ -84,7 +80,7 @@ def build(architecture: Architecture, state: dict[str, Tensor], image_size: int 
     )
     overlay = {"state_dict": dict(state), "label_offset": 0, "num_classes": architecture.args["num_classes"]}
     try:
-        model = create(architecture, pretrained=True, overlay=overlay, img_size=size)
+        model = create(architecture, overlay, img_size=size)
     except TypeError:
         model = create(architecture)  # takes no img_size: either any size will do, or the trial below says no
         load_weights(model, state, architecture.name)

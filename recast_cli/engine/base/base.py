@@ -1,7 +1,7 @@
 """The base: banks, mimicked coefficients and everything else of the source, in one safetensors file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recast_cli.engine.base.chosen import add_entries, check_places, dictionary
-from recast_cli.engine.base.codec.code import Code, code_to_dict
+from recast_cli.engine.base.codec.code import Code
 from recast_cli.engine.base.header import BaseHeader
 from recast_cli.engine.base.mixture import mix, with_means
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
@@ -140,7 +140,7 @@ def identify(layout: Layout, tensors: Mapping[str, Hashed], codes: Mapping[str, 
 
 def plain_codes(codes: Mapping[str, Code]) -> dict[str, Any]:
     """The codes of a base as metadata."""
-    return {name: code_to_dict(code) for name, code in codes.items()}
+    return {name: asdict(code) for name, code in codes.items()}
 
 
 def parameters(tensors: Mapping[str, Spec]) -> int:

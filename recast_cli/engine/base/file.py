@@ -30,18 +30,11 @@ def save_base(base: Base, path: Path) -> Base:
     return replace(base, tensors=tensors, path=path)
 
 
-def version_of(header: BaseHeader, codes: Mapping[str, Code]) -> int:
-    """The oldest format whose readers understand a base."""
-    if any(isinstance(code, Deflated) for code in codes.values()):
-        return TRELLIS
-    if header.layout.means:
-        return MEANS
-    return CODED if codes else PLAIN
-
-
 def metadata_of(header: BaseHeader, codes: Mapping[str, Code]) -> dict[str, Any]:
-    """What the file says of a base besides its tensors."""
-    return header.metadata(plain_codes(codes), version_of(header, codes))
+    """What the file says of a base besides its tensors, in the oldest format whose readers understand it."""
+    trellis = any(isinstance(code, Deflated) for code in codes.values())
+    version = TRELLIS if trellis else MEANS if header.layout.means else CODED if codes else PLAIN
+    return header.metadata(plain_codes(codes), version)
 
 
 def load_base(path: Path) -> Base:

@@ -19,7 +19,7 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import load_base
 from recast_cli.engine.compare.spec import MIMIC, Method, Plan, TaskSpec, digest_of, probe_options
 from recast_cli.engine.compare.sweep import Run
-from recast_cli.engine.errors import RecastError, in_python
+from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.decode import Images, decode
 from recast_cli.engine.images.splits import split_folder
 from recast_cli.engine.mimic.make_base import make_base
@@ -71,18 +71,13 @@ class CannotRun(RecastError):
     """The method cannot be applied here: that is a result, unlike what is wrong with files or the machine."""
 
 
-def as_key(name: str, value: str | None) -> str:
-    """An option of mimic as the file has it, for the text of an error."""
-    return in_python("modules" if name == "patterns" else name, value)
-
-
 @contextlib.contextmanager
 def applying() -> Iterator[None]:
     """Errors within are the method's own."""
     try:
         yield
     except RecastError as error:
-        raise CannotRun(*error.spelt(as_key)) from None
+        raise CannotRun(error.what, error.hint) from None
 
 
 def alone(path: Path) -> AbstractContextManager[object]:
@@ -122,10 +117,10 @@ def mimic_source(plan: Plan, run: Run, path: Path) -> None:
     """Mimic the source of a run as the plan says, unless that was done."""
     if path.exists():
         return
-    spec, home = plan.base_spec(run.source, run.method), plan.path.parent
+    spec = plan.base_spec(run.source, run.method)
     name = spec["source"]
-    beside = home / Path(name.removeprefix("local-dir:")).expanduser()
-    weights = home / Path(spec["weights"]).expanduser() if "weights" in spec else None
+    beside = plan.place(name.removeprefix("local-dir:"))
+    weights = plan.place(spec["weights"]) if "weights" in spec else None
     source = open_source(str(beside) if beside.exists() else name, spec.get("architecture"), weights)
     with applying():
         given = {key: value for key, value in spec.items() if key in MIMIC}
@@ -177,7 +172,7 @@ def data_of(work: Work, base: Base, options: AdaptOptions) -> TrainingData:
 
 def task_images(work: Work, base: Base, part: str) -> Images:
     """The `train`, `val` or `test` images of a run as a base's network wants them; the last task's are kept."""
-    options, folder = work.task.options, work.plan.data_folder(work.run.task)
+    options, folder = work.task.options, work.plan.place(work.task.data)
     preprocessing = base.known_architecture().preprocessing.at(options.image_size)
     key = digest_of(str(folder.resolve()), probe_options(options), vars(preprocessing))
     if _kept.get("key") != key:

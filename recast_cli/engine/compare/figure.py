@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
@@ -24,8 +23,12 @@ LEVEL = "level"
 """Mark of a horizontal line that no label may cover."""
 STEP = 1.13
 """Factor between points of equal floats, which stand beside one another."""
-SHIFTS = [
-    (x * reach, y * reach)
+SPOTS: list[dict[str, Any]] = [
+    {
+        "position": (x * reach, y * reach),
+        "ha": "left" if x > 0 else "right" if x < 0 else "center",
+        "va": "bottom" if y > 0 else "top" if y < 0 else "center",
+    }
     for reach in (9, 16, 26, 38, 52, 70)
     for x, y in ((1, 0), (0, 1), (0, -1), (-1, 0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
 ]
@@ -42,13 +45,12 @@ def plot_leaderboard(rows: Sequence[Row], path: Path) -> None:
     looks["recast"] = (OURS, "o")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 0.3 + 4.6 * len(sources)), layout="constrained")
-        canvas = FigureCanvasAgg(figure)
         axes = figure.subplots(len(sources), 1, squeeze=False)[:, 0]
         drawn = [
             draw_panel(axis, [row for row in rows if row.source == source and row.mean is not None], source, looks)
             for axis, source in zip(axes, sources, strict=True)
         ]
-        canvas.draw()  # labels are placed among what has its final place
+        figure.draw_without_rendering()  # labels are placed among what has its final place
         for axis, (points, taken) in zip(axes, drawn, strict=True):
             place_labels(axis, points, taken)
         with atomic(path) as temporary:
@@ -136,30 +138,24 @@ def place_labels(axis: Axes, points: list[Any], texts: list[Any]) -> None:
             name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8, color=colour,
             weight="bold" if ours else "normal", zorder=5,
         )  # fmt: skip
-        best = None
-        for shift in SHIFTS:
-            label.set_position(shift)
-            label.set_horizontalalignment("left" if shift[0] > 0 else "right" if shift[0] < 0 else "center")
-            label.set_verticalalignment("bottom" if shift[1] > 0 else "top" if shift[1] < 0 else "center")
+        costs: list[float] = []
+        for spot in SPOTS:
+            label.set(**spot)
             box = label.get_window_extent()
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            cost = sum(overlap(box, other) for other in taken + marks) + (0 if inside else box.width * box.height)
-            if best is None or cost < best[0]:
-                best = (cost, shift, label.get_horizontalalignment(), label.get_verticalalignment())
-            if cost == 0:
+            costs.append(sum(overlap(box, other) for other in taken + marks))
+            costs[-1] += 0 if inside else box.width * box.height
+            if not costs[-1]:
                 break
-        assert best is not None
-        label.set_position(best[1])
-        label.set_horizontalalignment(best[2])
-        label.set_verticalalignment(best[3])
+        best = SPOTS[costs.index(min(costs))]
+        label.set(**best)
         taken.append(label.get_window_extent())
-        if max(map(abs, best[1])) > 18:
-            axis.annotate("", (x, y), xytext=best[1], textcoords="offset points",
+        if max(map(abs, best["position"])) > 18:
+            axis.annotate("", (x, y), xytext=best["position"], textcoords="offset points",
                           arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkB": 3})  # fmt: skip
 
 
 def overlap(one: Bbox, other: Bbox) -> float:
     """Area that two boxes share."""
-    width = min(one.x1, other.x1) - max(one.x0, other.x0)
-    height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return max(width, 0.0) * max(height, 0.0)
+    shared = Bbox.intersection(one, other)
+    return shared.width * shared.height if shared else 0.0

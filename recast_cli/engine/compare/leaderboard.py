@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from recast_cli.engine.compare.spec import Plan
-from recast_cli.engine.compare.sweep import Results, chosen_rate, refusals
+from recast_cli.engine.compare.sweep import Results, choose_rate, refusals
 
 BUDGET = 48
 """Floats of the paper: the best row of at most so many is marked."""
@@ -72,10 +72,10 @@ def row_of(plan: Plan, source: str, name: str, results: Results) -> Row:
     """The row of a method as far as its own runs say it."""
     method = plan.methods[name]
     seeds = plan.seeds[:1] if method.kind == "linear-probe" else plan.seeds
-    settled, rate = chosen_rate(plan, source, name, results)
+    rate, wanted = choose_rate(plan, source, name, results)
     error = next(iter(refusals(plan, source, name, results).values()), None)
     row = Row(source, name, method.kind, rate, len(seeds) * len(plan.tasks), error=error)
-    if not settled:
+    if wanted:
         return row
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     for task in plan.tasks:
@@ -145,11 +145,12 @@ def smallest_lora(rows: Sequence[Row]) -> Row | None:
     return min(loras, key=lambda row: row.floats or 0, default=None)
 
 
-def headings(plan: Plan, rows: Sequence[Row]) -> list[str]:
-    """Of the table of one source."""
+def table_of(plan: Plan, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The table of one source: its headings, and each row in words."""
     lora = smallest_lora(rows)
     names = ["method", "floats", "degrees of freedom", "file bytes", "learning rate", *plan.tasks, "mean"]
-    return [*names, "over the probe", *([f"of the gap to {lora.method}"] if lora else []), "seconds", "peak MB"]
+    names += ["over the probe", *([f"of the gap to {lora.method}"] if lora else []), "seconds", "peak MB"]
+    return names, [cells(plan, row, lora is not None) for row in rows]
 
 
 def cells(plan: Plan, row: Row, lora: bool) -> list[str]:
@@ -187,13 +188,9 @@ def markdown(plan: Plan, rows: Sequence[Row]) -> str:
     parts = [f"# {plan.path.stem}\n"]
     for source in plan.sources:
         own = [row for row in rows if row.source == source]
-        names = headings(plan, own)
-        lora = smallest_lora(own) is not None
-        parts.append(f"## {source}\n")
-        parts.append(as_row(names))
-        parts.append("|---|" + "---:|" * (len(names) - 1))
-        for row in own:
-            each = cells(plan, row, lora)
+        names, texts = table_of(plan, own)
+        parts += [f"## {source}\n", as_row(names), "|---|" + "---:|" * (len(names) - 1)]
+        for row, each in zip(own, texts, strict=True):
             each[0] += f" ({said})" if (said := remark(row)) else ""
             each = [text.replace("|", "\\|") for text in each]
             parts.append(as_row([f"**{text}**" for text in each] if row.best else each))

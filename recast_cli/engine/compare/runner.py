@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Generator
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,13 @@ def add_line(folder: Path, line: dict[str, Any]) -> None:
 
 def check_files(plan: Plan, runs: list[Run]) -> None:
     """Raise RecastError unless the images and weight files of the runs are there."""
-    home = plan.path.parent
-    hint = f"Relative paths start at {home.resolve()}."
+    hint = f"Relative paths start at {plan.path.parent.resolve()}."
     for task in dict.fromkeys(run.task for run in runs):
-        if not plan.data_folder(task).is_dir():
-            what = f"{plan.path}: tasks.{task}.data: the folder {plan.tasks[task].data} does not exist"
-            raise MissingFile(what, hint)
+        if not plan.place(data := plan.tasks[task].data).is_dir():
+            raise MissingFile(f"{plan.path}: tasks.{task}.data: the folder {data} does not exist", hint)
     for source in dict.fromkeys(run.source for run in runs):
         weights = plan.sources[source].get("weights")
-        if weights and not (home / Path(weights).expanduser()).exists():
+        if weights and not plan.place(weights).exists():
             raise MissingFile(f"{plan.path}: sources.{source}.weights: {weights} does not exist", hint)
 
 
@@ -134,9 +133,9 @@ def compare(
                 return run, results.get(run.key)
         return None
 
-    settings = (plan, folder, device, cache_size)
-    # closed by name: after an interrupt no process may be left until the garbage is collected
-    with contextlib.closing(here(settings, todo) if jobs == 1 else in_processes(settings, todo, jobs)) as outcomes:
+    do = partial(attempt, plan, folder, device, cache_size)
+    outcomes = (do(*item) for item in iter(todo, None)) if jobs == 1 else in_processes(do, todo, jobs, device)
+    with contextlib.closing(outcomes):  # after an interrupt no process may be left until the garbage is collected
         for run, line, trouble in outcomes:
             under_way.discard(run.key)
             if line is None:
@@ -159,21 +158,12 @@ def tidy(plan: Plan, folder: Path, results: dict[str, dict[str, Any]], under_way
             path.unlink(missing_ok=True)
 
 
-Todo = Callable[[], "tuple[Run, dict[str, Any] | None] | None"]
-Settings = tuple[Plan, Path, "str | None", "int | None"]
-
-
-def here(settings: Settings, todo: Todo) -> Generator[Outcome]:
-    """Do runs in this process, one after another."""
-    while item := todo():
-        yield attempt(settings, *item)
-
-
-def attempt(settings: Settings, run: Run, line: dict[str, Any] | None) -> Outcome:
+def attempt(
+    plan: Plan, folder: Path, device: str | None, cache_size: int | None, run: Run, line: dict[str, Any] | None
+) -> Outcome:
     """Do a run; whatever is raised is told in words."""
     from recast_cli.engine.compare.trial import do_run
 
-    plan, folder, device, cache_size = settings
     try:
         return run, do_run(plan, run, folder, line, device, cache_size), ""
     except RecastError as error:
@@ -184,18 +174,22 @@ def attempt(settings: Settings, run: Run, line: dict[str, Any] | None) -> Outcom
         return run, None, f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def in_processes(settings: Settings, todo: Todo, jobs: int) -> Generator[Outcome]:
+Do = Callable[[Run, "dict[str, Any] | None"], Outcome]
+
+
+def in_processes(
+    do: Do, todo: Callable[[], tuple[Run, dict[str, Any] | None] | None], jobs: int, device: str | None
+) -> Generator[Outcome]:
     """Do runs in `jobs` processes. One that dies costs its run; another takes its place."""
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, Any] = {}
     runs: dict[Connection, Run] = {}
-
     idle: list[Connection] = []
 
     def employ() -> Connection:
         """Start a process."""
         ours, theirs = context.Pipe()
-        worker = context.Process(target=work, args=(theirs, settings, jobs), daemon=True)
+        worker = context.Process(target=work, args=(theirs, do, jobs, device), daemon=True)
         worker.start()
         theirs.close()  # the worker's end alone is left, so its death ends the connection
         workers[ours] = worker
@@ -227,7 +221,7 @@ def in_processes(settings: Settings, todo: Todo, jobs: int) -> Generator[Outcome
             worker.join()
 
 
-def work(channel: Connection, settings: Settings, jobs: int) -> None:
+def work(channel: Connection, do: Do, jobs: int, device: str | None) -> None:
     """What a process does: runs that come through `channel`, until it ends."""
     import signal
 
@@ -240,12 +234,11 @@ def work(channel: Connection, settings: Settings, jobs: int) -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")
     torch.set_num_threads(min(torch.get_num_threads(), max(1, cores() // jobs)))
-    tune_process(choose_device(settings[2]))
+    tune_process(choose_device(device))
     with contextlib.suppress(EOFError, OSError):
         while True:
             run, line = channel.recv()
-            _, found, trouble = attempt(settings, run, line)
-            channel.send((found, trouble))
+            channel.send(do(run, line)[1:])
 
 
 def leave_with_parent() -> None:

@@ -100,9 +100,9 @@ class Plan:
         """What digests hold of a layout that nobody spelt out: runs of an earlier pick are not taken for today's."""
         return () if {"layout", *SPELT} & self.base_spec(source, method).keys() else (PICK,)
 
-    def data_folder(self, task: str) -> Path:
-        """Where a task's images lie."""
-        return self.path.parent / Path(self.tasks[task].data).expanduser()
+    def place(self, named: str) -> Path:
+        """Where a file or folder that the file names lies."""
+        return self.path.parent / Path(named).expanduser()
 
     def key(self, source: str, task: str, method: str, seed: int, lr: float | None) -> str:
         """The digest that a run is known by."""
@@ -151,25 +151,21 @@ def read_comparison(path: Path) -> Plan:
     content = read_yaml(path, "Write `sources:`, `tasks:` and `methods:`.")
     shared = {key: kinds for key, kinds in option_types().items() if key not in A_METHODS_OWN}
     own = {"seeds": (list,), "sweep": (float,), "sources": (dict,), "tasks": (dict,), "methods": (dict,)}
-    check_keys(path, "", content, {**own, **shared})
-    content = with_underscores(content)
+    content = check_keys(path, "", content, {**own, **shared})
     for part in ("sources", "tasks", "methods"):
         if not content.get(part):
             raise RecastError(f"{path}: {part} is empty", f"Name at least one of the {part}.")
-    options = {key: value for key, value in content.items() if key in shared and value is not None}
+    options = {key: value for key, value in content.items() if key in shared}
     tasks = {str(name): read_task(path, str(name), given, options, shared) for name, given in content["tasks"].items()}
-    factor = content["sweep"] if content.get("sweep") is not None else 3.0
+    factor = content.get("sweep", 3.0)
     if not 1 <= factor < float("inf"):
         raise RecastError(f"{path}: sweep is {factor}, and a factor of 1 or more is wanted", "Leave it out for 3.")
-    rates = {**LEARNING_RATES, "recast": RECAST_RATE}
     return Plan(
         path=path,
         seeds=read_seeds(path, content.get("seeds")),
         sources={str(name): read_source(path, str(name), given) for name, given in content["sources"].items()},
         tasks=tasks,
-        methods={
-            str(name): read_method(path, str(name), given, rates, factor) for name, given in content["methods"].items()
-        },
+        methods={str(name): read_method(path, str(name), given, factor) for name, given in content["methods"].items()},
     )
 
 
@@ -193,11 +189,8 @@ def read_source(path: Path, name: str, given: Any) -> dict[str, Any]:
 
 def mimic_options(path: Path, where: str, given: Any, known: dict[str, tuple[type, ...]]) -> dict[str, Any]:
     """Options of mimic, checked. `modules` is a list, as text or list in the file."""
-    check_keys(path, where, given, known)
-    spec = {key: value for key, value in with_underscores(given).items() if value is not None}
-    for key in spec:
-        if known[key] == (float,):
-            spec[key] = float(as_number(str(spec[key])))
+    spec = check_keys(path, where, given, known)
+    spec |= {key: float(value) for key, value in spec.items() if known[key] == (float,)}
     if isinstance(spec.get("modules"), str):
         spec["modules"] = spec["modules"].split(",")
     return spec
@@ -208,8 +201,7 @@ def read_task(
 ) -> TaskSpec:
     """A task; text alone is its image folder."""
     given = {"data": given} if isinstance(given, str) else given
-    check_keys(path, f"tasks.{name}", given, {"data": (str,), **known})
-    values = {key: value for key, value in with_underscores(given).items() if value is not None}
+    values = check_keys(path, f"tasks.{name}", given, {"data": (str,), **known})
     data = values.pop("data", None)
     if not data:
         raise RecastError(f"{path}: tasks.{name} names no images", "Write `data: ` and an image folder.")
@@ -219,7 +211,7 @@ def read_task(
         raise RecastError(f"{path}: {error.what} (tasks.{name}, or for all)", error.hint) from None
 
 
-def read_method(path: Path, name: str, given: Any, rates: dict[str, float], factor: float) -> Method:
+def read_method(path: Path, name: str, given: Any, factor: float) -> Method:
     """A method by name; a bare name is its own method, with defaults."""
     where = f"methods.{name}"
     given = {} if given is None else {"method": given} if isinstance(given, str) else given
@@ -227,7 +219,7 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
         raise RecastError(f"{path}: {where} is {typename(given)}, and keys are wanted", "Write `method: NAME`.")
     options = with_underscores(given)
     kind, lr = str(options.pop("method", None) or name), options.pop("lr", None)
-    known = dict.fromkeys((*OWN_KINDS, *rates))
+    known = (*OWN_KINDS, *LEARNING_RATES)
     if kind not in known:
         hint = f"{suggest(kind, known, ' ')} Known: {', '.join(known)}."
         raise RecastError(f"{path}: {where}: unknown method '{kind}'", hint)
@@ -240,15 +232,15 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
         of_adapt = {key: options.pop(key) for key in [*options] if key in ADAPTER | CHOICE}
         adapter = adapter_options(path, where, kind, of_adapt)
         options = mimic_options(path, where, options, {"method": (str,), "lr": (float,), **MIMIC})
+    start = RECAST_RATE if kind == "recast" else LEARNING_RATES.get(kind)
     if "adapter" in adapter:
-        rates = {**rates, kind: ADAPTERS[adapter["adapter"]].lr}
+        start = ADAPTERS[adapter["adapter"]].lr
     elif "choose" in adapter:
-        rates = {**rates, kind: CHOSEN_LR}
-    if kind not in rates:
+        start = CHOSEN_LR
+    if start is None:
         if lr is not None:
             raise RecastError(f"{path}: {where}.lr: {kind} has no learning rate but the head's", "Leave it out.")
         return Method(kind, options, (), 0.0, 1)
-    start = rates[kind]
     if lr is None:
         swept = tuple(rate_at(start, factor, step) for step in (-1, 0, 1)) if factor > 1 else (start,)
         return Method(kind, options, swept, start, factor, adapter)
@@ -257,8 +249,7 @@ def read_method(path: Path, name: str, given: Any, rates: dict[str, float], fact
 
 def adapter_options(path: Path, where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
     """The adapter of a method of ours, as options of adapt; empty where there is none."""
-    check_keys(path, where, given, ADAPTER | CHOICE)
-    given = {key: value for key, value in given.items() if value is not None}
+    given = check_keys(path, where, given, ADAPTER | CHOICE)
     if kind != "recast" and given.keys() & CHOICE.keys():
         raise RecastError(f"{path}: {where}: only recast chooses coefficients", "Use the method recast.")
     if kind not in ("adapter", "recast") and given:

@@ -124,21 +124,15 @@ def choose_rate(plan: Plan, source: str, name: str, results: Results) -> tuple[f
             return best, []
 
 
-def chosen_rate(plan: Plan, source: str, name: str, results: Results) -> tuple[bool, float | None]:
-    """Whether the rate of a method on a source is settled, and the rate."""
-    rate, wanted = choose_rate(plan, source, name, results)
-    return not wanted, rate
-
-
 def still_needed(plan: Plan, results: Results) -> set[str]:
     """Digests of the runs whose trained values may yet be measured on test: of sweeps that are not settled."""
     needed: set[str] = set()
     for source in plan.sources:
         for name, method in plan.methods.items():
-            settled, rate = chosen_rate(plan, source, name, results)
-            if settled and not method.rates:
+            rate, wanted = choose_rate(plan, source, name, results)
+            if not method.rates:
                 continue
-            rates = [rate] if settled else tried(method)
+            rates = tried(method) if wanted else [rate]
             for task in plan.tasks:
                 keys = [plan.key(source, task, name, plan.seeds[0], each) for each in rates]
                 needed.update(key for key in keys if not measured(results, key))
@@ -159,27 +153,23 @@ def expected(plan: Plan, source: str, name: str, results: Results) -> dict[str, 
         `source`, `method`, `rates` (those still swept, or the chosen one), `runs` and `done`.
     """
     method, first = plan.methods[name], plan.seeds[0]
-    settled, rate = chosen_rate(plan, source, name, results)
+    rate, wanted = choose_rate(plan, source, name, results)
     with_lines = [
         each
         for each in tried(method)
         if any(plan.key(source, task, name, first, each) in results for task in plan.tasks)
     ]
     rates: list[float | None] = [*dict.fromkeys((*method.rates, *with_lines))] or [None]
-    chosen = [rate] if settled else rates[:1]
+    chosen = rates[0] if wanted else rate
     others = [] if method.kind == "linear-probe" else plan.seeds[1:]
+    places = [(first, each) for each in rates] + [(seed, chosen) for seed in others]
     tasks = tasks_of(plan, source, name, results)
-    places = {(task, first, each) for task in tasks for each in rates}
-    places |= {(task, seed, each) for task in tasks for seed in others for each in chosen}
-    done = 0
-    for task, seed, each in places:
-        key = plan.key(source, task, name, seed, each)
-        counts = settled and each == rate
-        done += measured(results, key) if counts else key in results
+    runs = [(plan.key(source, task, name, seed, each), each) for task in tasks for seed, each in places]
+    done = [measured(results, key) if each == rate else key in results for key, each in runs]
     return {
         "source": source,
         "method": name,
         "rates": [each for each in sorted(rates, key=lambda each: each or 0.0) if each is not None],
-        "runs": len(places),
-        "done": done,
+        "runs": len(runs),
+        "done": sum(done),
     }

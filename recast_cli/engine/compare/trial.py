@@ -54,14 +54,9 @@ def do_run(
     """
     work = Work(plan, run, folder, choose_device(device), cache_size)
     known = {
-        "key": run.key,
-        "source": run.source,
-        "task": run.task,
-        "method": run.method,
+        **{name: value for name, value in vars(run).items() if name != "test"},
         "kind": work.method.kind,
         "options": {**work.method.options, **work.method.adapter},
-        "seed": run.seed,
-        "lr": run.lr,
         "device": str(work.device),
         "versions": versions(),
     }

@@ -77,14 +77,7 @@ def export(base: Base, path: Path, format: str, task: Task | None = None) -> Exp
 def export_all(base: Base, tasks: Sequence[Task], format: str, folder: Path) -> list[Exported]:
     """`export` for several tasks, each by its name in one folder: all of them or none.
 
-    Args:
-        base: Of the tasks.
-        tasks: They.
-        format: As of `export`.
-        folder: New or empty.
-
-    Returns:
-        What was written of each task, in order.
+    `folder` is new or empty. Returns what was written of each task, in order.
 
     Raises:
         RecastError: As of `export`, or the folder holds something.

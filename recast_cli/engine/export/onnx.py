@@ -99,9 +99,7 @@ def of_graph(network: nn.Module, images: Tensor) -> bytes:
 def of_trace(network: nn.Module, images: Tensor) -> bytes:
     """By tracing."""
     stream: Any = io.BytesIO()  # the newer exporter takes no stream, so the types name none
-    options: dict[str, Any] = {"dynamo": False}
-    if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
-        options = {}
+    options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     torch.onnx.export(
         network,
         (images,),

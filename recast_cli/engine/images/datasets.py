@@ -59,11 +59,6 @@ def known_names() -> list[str]:
     return sorted({*BY_TORCHVISION, *BY_HAND})
 
 
-def is_known(name: str) -> bool:
-    """Whether `fetch_known` knows a set of this name."""
-    return name in BY_TORCHVISION or name in BY_HAND
-
-
 def fetch_known(name: str, destination: Path, progress: Progress | None = None) -> Path:
     """Download a known set into `destination/{train,val,test}/<class>/<image>`, whole or not at all.
 
@@ -84,7 +79,7 @@ def fetch_known(name: str, destination: Path, progress: Progress | None = None) 
         OSError: The machine failed, e.g. its disk is full.
     """
     destination = Path(destination)
-    if not is_known(name):
+    if name not in known_names():
         raise RecastError(f"No known image set is called '{name}'", suggest(name, known_names()))
     if is_filled(destination):
         return destination

@@ -44,7 +44,6 @@ def list_items(root: Path, folder: str, classes: Sequence[str], known: Sequence[
     Raises:
         RecastError: A class folder without images, or without permission, or a name that is not UTF-8.
     """
-
     items = []
     for name in classes:
         here = root / folder / name

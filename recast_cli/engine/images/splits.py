@@ -137,10 +137,6 @@ def cut(items: Sequence[Item], share: float, seed: int, part: str) -> tuple[tupl
     chosen: set[Item] = set()
     for members in by_class.values():
         count = min(max(1, round(share * len(members))), len(members) - 1)
-        chosen.update(sorted(members, key=lambda item: path_hash(item.path, seed, part))[:count])
+        by_hash = sorted(members, key=lambda item: hashlib.sha256(f"{part}:{seed}:{item.path}".encode()).digest())
+        chosen.update(by_hash[:count])
     return tuple(item for item in items if item not in chosen), tuple(item for item in items if item in chosen)
-
-
-def path_hash(path: str, seed: int, part: str) -> bytes:
-    """The hash an image is ordered by."""
-    return hashlib.sha256(f"{part}:{seed}:{path}".encode()).digest()

@@ -122,12 +122,8 @@ def evaluate_source(
 
     Args:
         base: Its architecture must be known.
-        data: As of `evaluate`.
+        data: As of `evaluate`, like `device`, `on_bad_image`, `cache_size` and `progress`.
         class_map: Name of a folder -> index of a class, from 0.
-        device: cpu, cuda, …; default: CUDA where it is.
-        on_bad_image: As of `evaluate`, like the next two.
-        cache_size: Bytes of the cache.
-        progress: Called with images done and images in all.
 
     Raises:
         RecastError: The source has no classifier, or a folder's class is unknown.
@@ -241,12 +237,9 @@ def predict(
     """The class of each image, in order, with its probability from 0 to 1.
 
     Args:
-        base: The task's base.
-        task: From `load_task(folder, base)`.
+        base: As of `evaluate`, like `task`, `device` and `progress`.
         images: Image files.
-        device: cpu, cuda, …; default: CUDA where it is.
         on_problem: Called with what is wrong with an image that cannot be read, which is then left out; default: raise.
-        progress: Called with images done and images in all.
 
     Raises:
         RecastError: An image cannot be read, and there is no `on_problem`.

@@ -10,12 +10,12 @@ from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.file import save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.images.unlabelled import list_images, read_images
-from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.measure.verify import check_verifiable, verify
 from recast_cli.engine.mimic.compress.compress import check_calibration, compress
 from recast_cli.engine.mimic.compress.plan import Compression, source_bytes
 from recast_cli.engine.mimic.decompose.decompose import mimic
-from recast_cli.engine.mimic.heal.heal import HEALING_IMAGES, check_healable, heal
+from recast_cli.engine.mimic.heal.heal import HEALING_IMAGES, check_healable
+from recast_cli.engine.mimic.heal.heal import heal as fit_shared
 from recast_cli.engine.mimic.options import MimicOptions
 from recast_cli.engine.progress import Progress
 from recast_cli.engine.runtime.device import choose_device
@@ -76,8 +76,12 @@ def make_base(
     if calibrate is not None:
         check_calibration(source, calibrate, options.bits)
     check = partial(compared, source, verify, device, progress) if verify is not None else None
-    state = file.with_name(f".{file.name}.heal")
-    healed = healed_base(source, layout, options, heal, state, device, progress) if heal is not None else None
+    recipe, dtype, state = options.recipe, options.dtype, file.with_name(f".{file.name}.heal")
+    healed = None
+    if heal is not None:
+        pixels = read_images(heal, source.known_architecture().preprocessing, progress, most=HEALING_IMAGES)
+        healed = mimic(source, layout, options=recipe, dtype=dtype, progress=progress)
+        healed = fit_shared(source, healed, pixels, device=device, state_path=state, progress=progress)
     if options.compresses:
         base = compress(
             source,
@@ -86,7 +90,7 @@ def make_base(
             bits=options.bits,
             group=options.group_size,
             calibrate=calibrate,
-            options=options.recipe,
+            options=recipe,
             base=healed,
             path=file,
             device=device,
@@ -97,7 +101,6 @@ def make_base(
     elif healed is not None:
         base = save_base(replace(healed, verified=check(healed) if check else None), file)
     else:
-        recipe, dtype = options.recipe, options.dtype
         base = mimic(source, layout, options=recipe, dtype=dtype, path=file, verify=check, progress=progress)
     state.unlink(missing_ok=True)
     return base
@@ -108,22 +111,6 @@ def check_source(source: Source, file: Path) -> None:
     read = {place.file for place in source.tensors.places.values()} if isinstance(source.tensors, StoredTensors) else ()
     if file.exists() and any(file.samefile(each) for each in read):
         raise RecastError(f"{file} is the source itself", "Give the base another name.")
-
-
-def healed_base(
-    source: Source,
-    layout: Layout,
-    options: MimicOptions,
-    images: Path,
-    state: Path,
-    device: str | None,
-    progress: Progress | None,
-) -> Base:
-    """The base in memory with its shared templates fitted to images; `state` is where a killed run goes on from."""
-    assert source.architecture is not None
-    pixels = read_images(images, source.architecture.preprocessing, progress, most=HEALING_IMAGES)
-    base = mimic(source, layout, options=options.recipe, dtype=options.dtype, progress=progress)
-    return heal(source, base, pixels, device=device, state_path=state, progress=progress)
 
 
 def compared(source: Source, images: Path, device: str | None, progress: Progress | None, base: Base) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from recast_cli.engine.report.figures import (
     tasks_figure,
 )
 from recast_cli.engine.report.html import Markup, cards, document, folded, section, table, text, tinted, with_bar
-from recast_cli.engine.storage.atomic import atomic
+from recast_cli.engine.storage.atomic import write_text
 from recast_cli.engine.task.record import TaskRecord
 from recast_cli.engine.units import percent, show_bytes
 from recast_cli.version import __version__
@@ -75,9 +75,7 @@ def write_report(
             about_tasks(tasks),
             f"<footer>recast-cli {__version__} &nbsp;·&nbsp; base {base.base_id}</footer>",
         ]
-    page = document(f"{base.source}: a RECAST base", "\n".join(parts))
-    with atomic(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, document(f"{base.source}: a RECAST base", "\n".join(parts)))
 
 
 def heading(base: Base) -> str:
@@ -188,20 +186,18 @@ def about_tasks(tasks: Sequence[Learned]) -> str:
     of_layout: Tasks = [(str(task.record["name"]), task.changes) for task in tasks if task.places is None]
     alike = similarity(aligned([(task.vector, task.places) for task in tasks]))
     columns = ("task", "classes", "image size", "adapter", "size", "linear probe", "test top-1", "gain")
+    colours = (
+        "<p>Every coefficient, averaged over the sets. Orange is larger than the base's, blue smaller; the stronger "
+        "the colour, the further it moved.</p>"
+    )
     return section(
         "Tasks",
         "Each is its coefficients and a head; the linear probe is a head alone, on the base as it is.",
         table("", columns, [task_row(task) for task in tasks]),
         in_page(tasks_figure(named, alike), "How far the coefficients of each task moved"),
-        *([f"<p>{COLOURS}</p>", coefficient_table(of_layout)] if of_layout else []),
+        *([colours, coefficient_table(of_layout)] if of_layout else []),
         *(chosen_table(task) for task in tasks if task.places is not None),
     )
-
-
-COLOURS = (
-    "Every coefficient, averaged over the sets. Orange is larger than the base's, blue smaller; the stronger the "
-    "colour, the further it moved."
-)
 
 
 def task_row(task: Learned) -> list[str]:

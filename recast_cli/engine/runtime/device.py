@@ -2,8 +2,8 @@
 
 import ctypes
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -90,6 +90,17 @@ def keep_memory() -> None:
         library.gnu_get_libc_version  # noqa: B018  # others may have a mallopt of another meaning
         library.mallopt(M_TRIM_THRESHOLD, -1)
         library.mallopt(M_MMAP_MAX, 0)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many of torch's threads for one operation, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def convolutions(model: nn.Module) -> list[nn.Conv2d]:

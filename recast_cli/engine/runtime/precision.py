@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from recast_cli.engine.runtime import distributed
-from recast_cli.engine.runtime.threads import threads
+from recast_cli.engine.runtime.device import threads
 
 MANY_TOKENS = 400
 """From here on attention maps take more memory than all other activations."""

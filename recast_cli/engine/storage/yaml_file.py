@@ -54,24 +54,28 @@ def with_underscores(values: dict[Any, Any]) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def check_keys(path: Path, where: str, values: Any, known: dict[str, tuple[type, ...]]) -> None:
-    """Raise RecastError unless `values` is a mapping of known keys to values of their types."""
+def check_keys(path: Path, where: str, values: Any, known: dict[str, tuple[type, ...]]) -> dict[str, Any]:
+    """`values` without None, by keys as Python has them. Raises RecastError for unknown keys and wrong types."""
     if not isinstance(values, dict):
         raise RecastError(f"{path}: {where} is {typename(values)}, and keys are wanted", f"Known: {', '.join(known)}.")
     if len(with_underscores(values)) < len(values):
         raise RecastError(f"{path}: {where or 'it'} has a key twice, once with - and once with _", "Leave one out.")
+    found = {}
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
         kinds = known.get(str(key).replace("-", "_"))
         if kinds is None:
             raise RecastError(f"{path}: unknown key '{name}'", suggest(str(key), known))
         if kinds == (float,) and isinstance(value, str):
-            value = values[key] = as_number(value)  # YAML 1.1 reads 2e-3 as text
+            value = as_number(value)  # YAML 1.1 reads 2e-3 as text
         right = isinstance(value, (int, float) if kinds == (float,) else kinds)
         right = right and (bool in kinds or not isinstance(value, bool))  # Python counts True as a whole number
         if value is not None and not right:
             wanted = " or ".join(WORDS[kind] for kind in kinds)
             raise RecastError(f"{path}: {name} is {typename(value)} ({value!r}), and {wanted} is wanted", "Correct it.")
+        if value is not None:
+            found[key] = value
+    return with_underscores(found)
 
 
 def as_number(text: str) -> float | str:

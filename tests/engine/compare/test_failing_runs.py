@@ -5,7 +5,7 @@ from fixtures.compare import FEW, OUT, YAML, plan_of, run_all
 
 from recast_cli.engine.compare import trial
 from recast_cli.engine.compare.runner import compare
-from recast_cli.engine.compare.sweep import chosen_rate
+from recast_cli.engine.compare.sweep import choose_rate
 from recast_cli.engine.errors import RecastError
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def test_a_loss_that_is_no_longer_finite_costs_its_rate(folder, monkeypatch):
     plan = plan_of(FEW.replace("lr: 0.02", "lr: [0.02, 1.0e+30]"))
     results, failed, _ = run_all(plan)
     assert failed == 0
-    assert chosen_rate(plan, "vit", "recast", results) == (True, 0.02)
+    assert choose_rate(plan, "vit", "recast", results) == (0.02, [])
 
 
 def test_a_fault_leaves_no_line_and_the_rest_goes_on(folder, monkeypatch):

@@ -6,7 +6,7 @@ from fixtures.compare import YAML, plan_of
 from matplotlib.figure import Figure
 
 from recast_cli.engine.compare.figure import overlap, plot_leaderboard
-from recast_cli.engine.compare.leaderboard import Row, cells, headings, leaderboard, markdown, remark
+from recast_cli.engine.compare.leaderboard import Row, leaderboard, markdown, remark, table_of
 
 pytest_plugins = ["fixtures.compare"]
 METHODS = """methods:
@@ -124,7 +124,8 @@ def test_the_table_in_markdown(plan, numbers):
     bold = next(line for line in body if "**recast**" in line)
     table = numbers["recast"]
     assert f"**{100 * table.mean():.1f} ± {100 * table.mean(0).std(ddof=1):.1f}**" in bold
-    assert [len(cells(plan, row, True)) for row in rows] == [len(headings(plan, rows))] * 5
+    names, texts = table_of(plan, rows)
+    assert [len(each) for each in texts] == [len(names)] * 5
 
 
 def test_without_a_lora_there_is_no_gap(plan, numbers):

@@ -17,7 +17,7 @@ from recast_cli.engine.compare import artifacts, trial
 from recast_cli.engine.compare import runner as engine
 from recast_cli.engine.compare.artifacts import base_file
 from recast_cli.engine.compare.runner import compare, read_results
-from recast_cli.engine.compare.sweep import chosen_rate
+from recast_cli.engine.compare.sweep import choose_rate
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
@@ -53,7 +53,7 @@ def test_every_line_says_all_and_only_chosen_rates_see_test(whole):
     for text in (OUT / "runs.jsonl").read_text().splitlines():
         assert list(json.loads(text)) == sorted(json.loads(text))
     for line in results.values():
-        chosen = chosen_rate(plan, line["source"], line["method"], results)[1]
+        chosen = choose_rate(plan, line["source"], line["method"], results)[0]
         assert (line["test_top1"] is not None) == (line["lr"] == chosen)
     assert {line["seed"] for line in results.values() if line["method"] == "linear-probe"} == {0}
     counts = {line["method"]: (line["floats"], line["degrees_of_freedom"]) for line in lines}

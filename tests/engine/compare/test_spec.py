@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recast_cli.engine.compare import spec as comparison
 from recast_cli.engine.compare.spec import read_comparison
-from recast_cli.engine.compare.sweep import chosen_rate, expected, next_runs, still_needed
+from recast_cli.engine.compare.sweep import choose_rate, expected, next_runs, still_needed
 from recast_cli.engine.errors import RecastError
 
 TEXT = """
@@ -230,7 +230,7 @@ def test_the_sweep_is_that_of_the_rule(tmp_path_factory, first, second):
     swept = [(task, step, 4) for task in "ab" for step in steps]
     assert sorted(trained) == sorted(swept + [(task, best, 5) for task in "ab"])
     assert sorted(tested) == [(task, best, seed) for task in "ab" for seed in (4, 5)]
-    assert rates[chosen_rate(plan, "one", "lora", results)[1]] == best
+    assert rates[choose_rate(plan, "one", "lora", results)[0]] == best
     assert still_needed(plan, results) == set()
     count = expected(plan, "one", "lora", results)
     assert count["runs"] == count["done"] == 2 * len(steps) + 2
@@ -265,8 +265,8 @@ def test_a_rate_at_which_training_diverges_is_not_chosen_and_a_method_that_canno
         if run.method == "lora" and run.task == "b":
             line = {"error": "no linear layer", "val_top1": None, "test_top1": None}
         results[run.key] = line
-    assert chosen_rate(plan, "one", "recast", results) == (True, 0.00666667)
-    assert chosen_rate(plan, "one", "lora", results) == (True, 0.001)
+    assert choose_rate(plan, "one", "recast", results) == (0.00666667, [])
+    assert choose_rate(plan, "one", "lora", results) == (0.001, [])
     errors = [line for line in results.values() if "error" in line and not line.get("diverged")]
     assert len(errors) == 1
 

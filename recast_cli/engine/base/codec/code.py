@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -161,13 +161,8 @@ def code_bytes(code: Code) -> int:
     return sum(spec.nbytes for spec in code.specs("").values())
 
 
-def code_to_dict(code: Code) -> dict[str, Any]:
-    """Plain values for JSON."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(code).items()}
-
-
 def code_from_dict(value: dict[str, Any]) -> Code:
-    """Inverse of `code_to_dict`. Raises LookupError, TypeError or ValueError where it is damaged."""
+    """A code from its fields. Raises LookupError, TypeError or ValueError where they are damaged."""
     shape = tuple(int(size) for size in value["shape"])
     if "stream" in value:
         count, rows, columns = (int(size) for size in value["matrices"])

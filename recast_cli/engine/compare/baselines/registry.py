@@ -48,20 +48,7 @@ def checked(name: str, function: Method) -> Method:
     return method
 
 
-METHODS: dict[str, Method] = {
-    name: checked(name, function)
-    for name, function in {
-        "bias": bias,
-        "norm": norm,
-        "full": full,
-        "lora": lora,
-        "dora": dora,
-        "lora-xs": lora_xs,
-        "tinylora": tinylora,
-        "unilora": unilora,
-        "fourierft": fourierft,
-        "waveft": waveft,
-        "shared-lora": shared_lora,
-    }.items()
-}
+ALL = (bias, norm, full, lora, dora, lora_xs, tinylora, unilora, fourierft, waveft, shared_lora)
+NAMED: dict[str, Method] = {each.__name__.replace("_", "-"): each for each in ALL}
+METHODS = {name: checked(name, function) for name, function in NAMED.items()}
 """Name -> method: (model, **options) -> trainable parameters."""

@@ -51,19 +51,16 @@ def compress(
     With the exact solver and without images one bank is in memory at a time, as in `mimic`, else the whole network.
 
     Args:
-        source: From `open_source`.
-        layout: From `plan_layout`.
+        source: As of `mimic`, like `layout`, `options` and `verify`.
         size: Most bytes the file may take: float16 where that will do, else integers in as many bits as they need, see
             `Deflated`.
         bits: Of every weight, instead of a size: 2 to 8, see `Fixed`, or 16 for float16.
         group: Weights a scale, with bits; default 64.
         calibrate: Folder of images to calibrate with, labelled or not: by `curvatures`, steps are as fine as decisions
             ask for, and errors are fed back.
-        options: Solver and recipe, as of `mimic`.
         base: What is rounded; default: what `mimic` makes.
         path: Where the base goes; without it it stays in memory, and `save_base` writes the same file.
         device: Where images are looked at; default: CUDA where it is.
-        verify: As of `mimic`.
         announce: Called with the plan before it is carried out.
         progress: Called as the work goes on.
 

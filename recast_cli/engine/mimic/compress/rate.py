@@ -76,13 +76,11 @@ class Job:
         """The plan as samples tell it; without a step, that of `FEWEST` bits."""
         codes = dict(self.small)
         for name, each in samples.items():
-            stream = each.beside + FEWEST * prod(each.shape) / 8
-            if step is not None:
-                # codes of a trellis spread as the nearest integers do
-                stream = each.beside + each.share * len(
-                    deflate((each.values / step).round().clamp(-LARGEST_CODE, LARGEST_CODE))[0]
-                )
-            codes[name] = Deflated(each.shape, matrices(name, each.shape), int(stream), 0, step or 1.0)
+            stream = FEWEST * prod(each.shape) / 8
+            if step is not None:  # codes of a trellis spread as the nearest integers do
+                nearest = (each.values / step).round().clamp(-LARGEST_CODE, LARGEST_CODE)
+                stream = each.share * len(deflate(nearest)[0])
+            codes[name] = Deflated(each.shape, matrices(name, each.shape), int(each.beside + stream), 0, step or 1.0)
         return self.plan(codes)
 
     def rounded(self, step: float, count: int, progress: Progress | None) -> Compression:

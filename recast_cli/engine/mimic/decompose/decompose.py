@@ -1,7 +1,7 @@
 """Source + layout + solver -> base, bank by bank: neither the source nor the base need ever be in memory as a whole."""
 
 import os
-from collections.abc import Callable, Container, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,15 +25,12 @@ from recast_cli.engine.mimic.decompose.solution import Solution
 from recast_cli.engine.mimic.decompose.solver_options import GradientOptions, SolverOptions, VaeOptions
 from recast_cli.engine.mimic.decompose.vae import solve_vae
 from recast_cli.engine.progress import Progress
-from recast_cli.engine.runtime.threads import threads
+from recast_cli.engine.runtime.device import threads
 from recast_cli.engine.source.source import Source
 from recast_cli.engine.storage.background import Background
 from recast_cli.engine.storage.digest import Hashed, digest, hash_bytes, hash_templates, hashed
-from recast_cli.engine.storage.tensors import read_stored, spec_of, specs
+from recast_cli.engine.storage.tensors import read_stored, spec_of
 from recast_cli.engine.storage.writer import writing
-
-READ_BYTES = 2**22
-"""Bytes of the source's other tensors that are read at a time."""
 
 
 def mimic(
@@ -117,12 +114,11 @@ class Findings:
         self.base |= {part: hashed(value) for part, value in stored.items()}
         return stored
 
-    def note(self, batch: Mapping[str, Tensor]) -> None:
-        """Tensors of the source; those without a code are the base's as well."""
-        for name, tensor in batch.items():
-            self.source[name] = hashed(tensor)
-            if name not in self.codes:
-                self.base[name] = self.source[name]
+    def note(self, name: str, tensor: Tensor) -> None:
+        """A tensor of the source; one without a code is the base's as well."""
+        self.source[name] = hashed(tensor)
+        if name not in self.codes:
+            self.base[name] = self.source[name]
 
     def complete(self, header: BaseHeader) -> BaseHeader:
         """`header` with its errors and digests."""
@@ -144,8 +140,9 @@ def decompose(
             # a generator of its own, so that nothing of a bank is left in memory when the next one is read
             yield from decompose_bank(source, bank, partial(solver, number=number), dtype, findings, background)
             background.settle()
-        for names in batches(source, {f"{module}.weight" for module in layout.modules}):
-            yield from keep({name: source.tensors[name] for name in names}, findings, background)
+        mixed = {f"{module}.weight" for module in layout.modules}
+        for name in (name for name in source.tensors if name not in mixed):
+            yield from keep(name, source.tensors[name], findings, background)
             background.settle()
 
 
@@ -185,27 +182,10 @@ def decompose_bank(
         yield coefficient_key(module), coefficients.contiguous()
 
 
-def batches(source: Source, done: Container[str]) -> Iterator[list[str]]:
-    """Names of the source's tensors but those that are `done`, a few at a time: at least `READ_BYTES` bytes of them."""
-    batch: list[str] = []
-    size = 0
-    for name, spec in specs(source.tensors).items():
-        if name in done:
-            continue
-        batch.append(name)
-        size += spec.nbytes
-        if size >= READ_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def keep(batch: Mapping[str, Tensor], findings: Findings, background: Background) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of what the base holds of other tensors of the source, which `background` hashes."""
-    background.add(sum(tensor.nbytes for tensor in batch.values()), partial(findings.note, batch))
-    for name, tensor in batch.items():
-        yield from findings.encoded(name, tensor).items() if name in findings.codes else ((name, tensor),)
+def keep(name: str, tensor: Tensor, findings: Findings, background: Background) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of what the base holds of another tensor of the source, which `background` hashes."""
+    background.add(tensor.nbytes, partial(findings.note, name, tensor))
+    yield from findings.encoded(name, tensor).items() if name in findings.codes else ((name, tensor),)
 
 
 def solve(

@@ -31,22 +31,17 @@ def manifest(
     if dtype not in DTYPES:
         raise OptionError("dtype", f"{dtype} is unknown", f"Use {', '.join(DTYPES)}.")
     name = {type(None): "exact", GradientOptions: "gradient", VaeOptions: "vae"}[type(options)]
+    found = specs(source.tensors)
+    types = {module: TYPE_NAMES[found[f"{module}.weight"].dtype] for module in layout.modules}
     return BaseHeader(
         layout=layout,
         architecture=source.architecture,
         source=source.name,
         solver={"name": name, "dtype": dtype, **(asdict(options) if options else {})},
         aliases=source.aliases,
-        types=stored_types(source, layout),
+        types={module: kind for module, kind in types.items() if kind != "F32"},
         compression=dict(compression or {}),
     )
-
-
-def stored_types(source: Source, layout: Layout) -> dict[str, str]:
-    """Module -> type of its weight in the source, as safetensors calls it, where that is not F32."""
-    found = specs(source.tensors)
-    types = {module: TYPE_NAMES[found[f"{module}.weight"].dtype] for module in layout.modules}
-    return {module: name for module, name in types.items() if name != "F32"}
 
 
 def stored_bytes(source: Source, layout: Layout, options: SolverOptions, codes: Mapping[str, Code]) -> int:

@@ -40,13 +40,11 @@ def heal(
     the first.
 
     Args:
-        source: The source.
+        source: As of `make_base`, like `device` and `progress`.
         base: From `mimic`, in memory and without codes.
         pixels: (N, 3, H, W) uint8, without labels.
-        device: cpu, cuda, …; default: CUDA where it is.
         state_path: Where the state is kept, so that a run that was killed goes on after its last whole epoch. The
             caller removes it once the base is safe.
-        progress: Called as the work goes on.
 
     Returns:
         The healed base, with an id and errors of its own; `solver["healed"]` says what was done and measured.

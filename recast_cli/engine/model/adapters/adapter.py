@@ -24,13 +24,7 @@ from recast_cli.engine.model.adapters.piggyback import from_bits, piggyback, to_
 from recast_cli.engine.model.adapters.rosa import Sparse, rosa, rosa_mlp
 
 ADAPTERS: dict[str, Callable[..., dict[str, nn.Module]]] = {
-    "melo": melo,
-    "adaptformer": adaptformer,
-    "dora": dora,
-    "rosa": rosa,
-    "rosa-mlp": rosa_mlp,
-    "piggyback": piggyback,
-    "clr": clr,
+    each.__name__.replace("_", "-"): each for each in (melo, adaptformer, dora, rosa, rosa_mlp, piggyback, clr)
 }
 PACKING = {"piggyback": (to_bits, from_bits)}
 """How trained tensors are packed in a file where they are not as they are, and unpacked: into one like the trained."""

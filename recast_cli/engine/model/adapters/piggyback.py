@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recast_cli.engine.model.adapters.targets import on_weight, weight_of, weights
+from recast_cli.engine.architecture.modules import find_modules
+from recast_cli.engine.model.adapters.targets import convolutions, on_weight, weight_of
 
 START, THRESHOLD = 1e-2, 5e-3
 """Every real-valued mask starts above the threshold, so that nothing is masked then."""
@@ -45,7 +46,8 @@ def piggyback(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         RecastError: The network has no convolutions.
     """
-    return {name: on_weight(model, name, Mask(weight_of(model, name))) for name in weights(model, "piggyback")}
+    convolutions(model, "piggyback")  # an error where there are none
+    return {name: on_weight(model, name, Mask(weight_of(model, name))) for name in find_modules(model)}
 
 
 def to_bits(real: Tensor) -> Tensor:

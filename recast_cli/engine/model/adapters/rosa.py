@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.model.adapters.low_rank import LowRank
-from recast_cli.engine.model.adapters.targets import attention, mlps, on_weight, projections, weight_of
+from recast_cli.engine.model.adapters.targets import attention, linear_modules, mlps, on_weight, weight_of
 
 
 class Sparse(nn.Module):
@@ -49,7 +49,8 @@ def rosa(model: nn.Module, *, rank: int = 1, density: float = 0.017, seed: int =
         RecastError: The network has no attention.
     """
     generator = torch.Generator().manual_seed(seed)
-    chosen = attention(model, "qkv", "rosa") | {name: (1, [0]) for name in projections(model)}
+    projections = [name for name in linear_modules(model) if name.endswith("attn.proj")]
+    chosen = attention(model, "qkv", "rosa") | {name: (1, [0]) for name in projections}
     pieces: dict[str, nn.Module] = {}
     for name, shares in chosen.items():
         weight = weight_of(model, name)

@@ -46,11 +46,6 @@ def is_mixed(attention: nn.Module) -> bool:
     return bool(by_heads or getattr(attention, "use_global", False))
 
 
-def projections(model: nn.Module) -> list[str]:
-    """Names of the linear modules that put attention's heads together again."""
-    return [name for name in linear_modules(model) if name.endswith("attn.proj")]
-
-
 def mlps(model: nn.Module, adapter: str) -> list[str]:
     """Names of the linear modules of MLPs inside blocks. Raises RecastError where there are none."""
     found = [name for name in linear_modules(model) if {"mlp", "ffn"} & set(name.split("."))]
@@ -89,12 +84,6 @@ def convolutions(model: nn.Module, adapter: str) -> list[str]:
     if len(found) > STEM:
         return found
     return none_here(adapter, "convolutions beyond a stem", "melo, adaptformer, dora, rosa and rosa-mlp")
-
-
-def weights(model: nn.Module, adapter: str) -> list[str]:
-    """Names of all convolutions and linear modules of a convolutional network but its classifier's."""
-    convolutions(model, adapter)
-    return list(find_modules(model))
 
 
 def linear_modules(model: nn.Module) -> list[str]:
