@@ -110,6 +110,14 @@ def adapt(
         str | None,
         typer.Option(metavar="all|gains|biases", help="Which vectors it is chosen from.  [default: all]"),
     ] = None,
+    cross_fit: Annotated[
+        bool | None,
+        typer.Option(
+            "--cross-fit",
+            help="Heads that do not know an image say what it changes.  [--choose: always]",
+            show_default=False,
+        ),
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = False,
     cache_size: CacheSize = None,
     restart: Annotated[bool, typer.Option("--restart", help="Replace what this task already has.")] = False,

@@ -85,9 +85,8 @@ def learn_task(
         fixed = dict(state.fixed)
         if learner.entries:
             learner.entries.choose(fixed.pop(PLACES), fixed.pop(UNITS))
-            heads = Head(
-                *(part.expand(FOLDS, *part.shape) for part in state.probe.head)
-            )  # their values are the state's
+        if options.judged:  # the values of their heads are the state's
+            heads = Head(*(part.expand(FOLDS, *part.shape) for part in state.probe.head))
             folds = split_folds(training_data.images["train"].labels, options.seed)
             learner.judges = Judges(heads, folds).trainable(learner.device)
         if learner.adapter:
@@ -118,7 +117,7 @@ def begin(
 ) -> State:
     """Epoch 0: the parameters as they are, the linear probe or random weights for a head, and what is chosen."""
     options, weights, train = training_data.options, training_data.class_weights, training_data.images["train"]
-    if probe is None or learner.entries:
+    if probe is None or options.judged:
         rows = features_of(learner.model, training_data, "train", progress)
     if probe is None:
         val_rows = features_of(learner.model, training_data, "val", progress)
@@ -126,9 +125,11 @@ def begin(
     head = probe.head
     accuracy: float | None = probe.val_top1
     fixed = learner.choose(head, train, options)
-    if learner.entries:
+    if options.judged:
         judges = distributed.from_first(lambda: fit_judges(*rows, probe, options.seed, weights))
         learner.judges = judges.trainable(learner.device)
+    if learner.entries:
+        assert learner.judges
         fixed[PLACES], fixed[UNITS] = choose_places(learner.entries, training_data, learner.judges)
         learner.entries.choose(fixed[PLACES], fixed[UNITS])
     if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer

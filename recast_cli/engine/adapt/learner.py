@@ -31,7 +31,7 @@ class Learner:
         adapter: In the network, where there is one.
         base: Where a sparse adapter finds the source's weights; None once they were looked at.
         entries: Where the task chooses its coefficients: whose steps they are.
-        judges: Of the training images, where the coefficients are chosen.
+        judges: Of the training images, where these are cross-fitted.
     """
 
     model: nn.Module

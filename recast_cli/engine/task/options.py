@@ -104,6 +104,8 @@ class AdaptOptions:
             the layout's; 0: the layout's.
         statistic: What an entry promises, see `promises`: `damped`, `natural` or `size`.
         dictionary: Which vectors are chosen from: `all`, `gains` or `biases`.
+        cross_fit: Whether heads that do not know an image say what it changes, see `Judges`; chosen coefficients are
+            always learned so.
     """
 
     recipe: str = "default"
@@ -127,6 +129,7 @@ class AdaptOptions:
     choose: int = 0
     statistic: str = "damped"
     dictionary: str = "all"
+    cross_fit: bool = False
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -158,6 +161,11 @@ class AdaptOptions:
             raise OptionError("choose", "says which coefficients are trained", "Choose none, or let them be trained.")
         if self.density is not None and self.density > 1:
             raise OptionError("density", f"{self.density} is above 1", "Give the share of entries, like 0.01.")
+
+    @property
+    def judged(self) -> bool:
+        """Whether what is trained is judged by heads that do not know the image."""
+        return self.cross_fit or self.choose > 0
 
     def complete_adapter(self) -> None:
         """Fill in what the adapter is where nothing was said; an option that it does not have is an error."""

@@ -9,9 +9,12 @@ import torch
 from helpers import drawn
 
 from recast_cli.engine.adapt.adapt import adapt
+from recast_cli.engine.adapt.cross_fit import fit_judges
 from recast_cli.engine.adapt.fit import learn_task, probe_network
 from recast_cli.engine.adapt.learner import make_learner
 from recast_cli.engine.adapt.loop import TrainingData
+from recast_cli.engine.architecture.modules import features
+from recast_cli.engine.images.transforms import normalise
 from recast_cli.engine.task.options import AdaptOptions
 
 CPU = torch.device("cpu")
@@ -39,8 +42,9 @@ def test_the_trained_network_is_gone_before_the_test_images_are_measured(given, 
 
 
 @pytest.mark.slow
-def test_a_known_probe_is_not_fitted_again_and_training_starts_from_it(vit_base):
-    options = AdaptOptions(epochs=2, batch_size=8, lr=0.05, precision="float32")
+@pytest.mark.parametrize("cross_fit", [False, True])
+def test_a_known_probe_is_not_fitted_again_and_training_starts_from_it(cross_fit, vit_base):
+    options = AdaptOptions(epochs=2, batch_size=8, lr=0.05, precision="float32", cross_fit=cross_fit)
     config, images = vit_base.known_architecture().preprocessing, {"train": drawn(12, 0), "val": drawn(6, 1)}
     training_data = TrainingData(images, 2, config, options)
     seen, saved = [], []
@@ -61,3 +65,20 @@ def test_a_known_probe_is_not_fitted_again_and_training_starts_from_it(vit_base)
         assert torch.equal(other.vector, learned.vector)
         assert torch.equal(other.head.weight, learned.head.weight)
     assert (learned.coefficients, learned.adapter_floats, learned.precision) == (48, 0, torch.float32)
+
+
+def test_cross_fitted_coefficients_follow_the_head_that_does_not_know_the_image(vit_base, monkeypatch):
+    monkeypatch.setattr("recast_cli.engine.adapt.loop.augment", lambda images, crops: images)
+    options = AdaptOptions(epochs=1, batch_size=30, lr=1e-3, precision="float32", cross_fit=True)
+    config, images = vit_base.known_architecture().preprocessing, {"train": drawn(30, 0), "val": drawn(6, 1)}
+    learned = learn_task(make_learner(vit_base, options, CPU), TrainingData(images, 2, config, options))
+    moved = torch.cat([value.reshape(-1) for value in learned.state.trained.values[:-2]]) - vit_base.vector
+    learner, train = make_learner(vit_base, options, CPU), images["train"]
+    found = features(learner.model, normalise(train.pixels, config))
+    (weight, bias), folds = fit_judges(found.detach(), train.labels, learned.state.probe, options.seed)
+    logits = torch.stack([weight[fold] @ each + bias[fold] for each, fold in zip(found, folds, strict=True)])
+    loss = torch.nn.functional.cross_entropy(logits, train.labels)
+    gradients = torch.cat([each.reshape(-1) for each in torch.autograd.grad(loss, learner.coefficients)])
+    clear = gradients.abs() > 1e-2 * gradients.abs().max()
+    assert clear.sum() > 20
+    torch.testing.assert_close(moved[clear], -1e-3 * gradients[clear].sign(), rtol=0.1, atol=0.0)  # AdamW's first step
