@@ -1,6 +1,7 @@
 """What a killed `adapt` leaves behind, and how the next run goes on from it."""
 
 import io
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from recast_cli.engine.task.folder import RECORD
 from recast_cli.engine.task.head import Head
 
 FILE = "resume.pt"
+LATER = {"choose": 0, "statistic": "damped", "dictionary": "all", "cross_fit": False}
+"""Options of adapt since version 0.1, and what they were before: a run that knew none of them goes on."""
 
 
 def save_state(folder: Path, identity: dict[str, Any], state: State) -> None:
@@ -55,7 +58,9 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
             optimizers = [optimizers]
         # earlier chosen steps were in other units, or went by AdamW
         older = PLACES in fixed and (UNITS not in fixed or (optimizers is not None and len(optimizers) < 2))
-        if content["identity"] != to_json(identity) or older:
+        made = json.loads(content["identity"])
+        made["options"] = LATER | made["options"]
+        if made != json.loads(to_json(identity)) or older:
             hint = f"Give the same command as before to go on, or {option('restart', True)} to begin anew."
             raise RecastError(f"{folder} holds an unfinished run with other options, images or base", hint)
         return State(

@@ -1,10 +1,12 @@
 """A run that is killed goes on to the same bytes."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
+from recast_cli.engine.adapt import resume
 from recast_cli.engine.adapt.adapt import adapt
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.task.options import AdaptOptions
@@ -72,7 +74,12 @@ def test_a_killed_run_of_version_0_1_goes_on(whole, vit_base, data, tmp_path):
         *("best_epoch", "batch_size", "optimizer", "history", "fixed"),
     }
     assert content["best_epoch"] == len(content["history"]) - 1 == 2
-    torch.save(content, folder / "resume.pt")
+    identity = json.loads(content["identity"])
+    known = "recipe epochs lr head_lr batch_size patience seed image_size split split_seed class_weights on_bad_image"
+    known = f"{known} precision adapter rank density adapter_lr coefficients".split()
+    assert identity["options"].keys() == {*known, *resume.LATER}
+    identity["options"] = {name: identity["options"][name] for name in known}
+    torch.save(content | {"identity": json.dumps(identity)}, folder / "resume.pt")
     run(vit_base, data, folder)
     assert learned_bytes(folder) == learned_bytes(whole[1])
 
