@@ -7,7 +7,7 @@ All that the commands do, from Python; names are imported when they are first us
     source = recast.open_source("vit_small_patch16_224")
     base = recast.save_base(recast.mimic(source, recast.plan_layout(source.modules)), Path("base.safetensors"))
     task = recast.adapt(base, Path("data/flowers"), "flowers", Path("tasks/flowers"))
-    model = recast.merge(base, task.vector)  # a plain timm model
+    model = recast.merge(base, task.vector, places=task.places)  # a plain timm model
 
 Paper: RECAST, ICLR 2025.
 """

@@ -29,7 +29,8 @@ class Judges(NamedTuple):
 
     def logits(self, features: Tensor, rows: Tensor) -> Tensor:
         """Of features (B, D) of the images `rows` (B,), each by the judge that does not know it, (B, classes)."""
-        return self.all_logits(features)[torch.arange(len(rows), device=rows.device), self.folds[rows]]
+        every = self.all_logits(features)
+        return every.take_along_dim(self.folds[rows][:, None, None], 1)[:, 0]
 
     def trainable(self, device: torch.device) -> "Judges":
         """Their copies on a device, as parameters."""

@@ -288,3 +288,10 @@ def test_chosen_coefficients_have_a_start_rate_of_their_own(tmp_path):
         for given in ("{method: recast}", "{method: recast, choose: 8}", "{method: recast, choose: 10}")
     }
     assert len(others) == 3
+
+
+def test_cross_fitted_runs_are_others_but_for_the_probe(plan, tmp_path):
+    fitted = plan_of("cross-fit: true" + TEXT, tmp_path / "d.yaml")
+    assert fitted.tasks["a"].options.cross_fit
+    same = {name for name in plan.methods if keys(plan, method=name) == keys(fitted, method=name)}
+    assert same == {"linear-probe"}

@@ -67,6 +67,19 @@ def test_two_processes_learn_what_one_learns(folder):
     ]
 
 
+def test_two_processes_choose_and_learn_what_one_does(folder):
+    recipe = ["--choose", 20, "--lr", 0.01, "--epochs", 3, "--batch-size", 6, "--precision", "float32"]
+    recipe += ["--class-weights", "balanced"]
+    for processes, name in ((1, "alone"), (2, "together")):
+        done = adapt(processes, "--task", name, "--data", "data", *recipe)
+        assert done.returncode == 0, done.stderr
+    for file in ("coefficients.safetensors", "head.safetensors"):
+        one, two = (load_file(folder / "tasks" / name / file) for name in ("alone", "together"))
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+    learned = load_file(folder / "tasks" / "alone" / "coefficients.safetensors")["coefficients"]
+    assert (learned != 0).all()
+
+
 def test_wrong_input_is_said_once(folder):
     failed = adapt(2, "--task", "x", "--data", "nowhere")
     assert failed.returncode != 0
