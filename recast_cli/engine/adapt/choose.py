@@ -18,6 +18,9 @@ MOST_IMAGES, KEPT_IMAGES = 1024, 256
 """Training images that choose, at most, and those of them that say how far all chosen entries may move at once."""
 DAMPING = 0.9
 """The quantile of F that is added to all of them."""
+LONGEST = 5.0
+"""A unit, at most, in root mean squares of its vector. Where a head is nearly perfect the gradients say next to nothing
+of the curvature, and units by them alone grew until the loss was no longer finite."""
 
 
 def choose_places(entries: Entries, training_data: TrainingData, judges: Judges) -> tuple[Tensor, Tensor]:
@@ -31,7 +34,7 @@ def choose_places(entries: Entries, training_data: TrainingData, judges: Judges)
     Returns:
         Places (k, 2) int32, and the units (k,) that they are moved in: u / sqrt(F + d) of `promises`, shortened until
         the loss curves in no direction by more than 1, as far as the gradients know its Hessian (the empirical
-        Fisher matrix). So one learning rate serves a few entries and many, which add up.
+        Fisher matrix), and at most LONGEST u. So one learning rate serves a few entries and many, which add up.
     """
 
     def choose() -> tuple[Tensor, Tensor]:
@@ -39,7 +42,9 @@ def choose_places(entries: Entries, training_data: TrainingData, judges: Judges)
         places = best(scores, len(entries.steps))
         own = torch.stack([units[number][entry] for number, entry in places.tolist()])
         rows = torch.stack([kept[number][:, entry] for number, entry in places.tolist()], 1) * own
-        return places, own / torch.linalg.matrix_norm(rows.double(), 2).clamp_min(1).float()
+        own = own / torch.linalg.matrix_norm(rows.double(), 2).clamp_min(1).float()
+        vectors = [vector_of(entries.model, entries.names[number]) for number, _ in places.tolist()]
+        return places, own.minimum(LONGEST * torch.tensor([unit_of(vector) for vector in vectors]))
 
     return distributed.from_first(choose)
 

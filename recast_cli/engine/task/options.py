@@ -42,7 +42,7 @@ CUT_KERNEL_LR = 0.006
 
 CHOSEN_LR = 0.3
 """Learning rate of chosen coefficients, in the units of `choose_places` (docs/evidence/chosen-coefficients.md)."""
-CHOOSER = 3
+CHOOSER = 4
 """Goes up when tasks choose coefficients, or train chosen ones, in another way; see `Plan.key`."""
 
 

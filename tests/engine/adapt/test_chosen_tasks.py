@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers import random_images
+from helpers import draw_images, random_images
 from safetensors.torch import load_file
 
 from recast_cli.engine.adapt import resume
 from recast_cli.engine.adapt.adapt import adapt
-from recast_cli.engine.adapt.choose import best, choose_places, promises
+from recast_cli.engine.adapt.choose import LONGEST, best, choose_places, promises
 from recast_cli.engine.adapt.cross_fit import FOLDS, Judges, split_folds
 from recast_cli.engine.adapt.loop import TrainingData
 from recast_cli.engine.architecture.modules import features
@@ -101,8 +101,28 @@ def test_promises_and_units_are_those_of_the_gradients_of_single_images(statisti
     longest = (fisher.diagonal()[here] + damping).rsqrt()
     curvature = torch.linalg.eigvalsh(fisher[here][:, here] * longest * longest[:, None])[-1]
     assert curvature > 2
-    torch.testing.assert_close(own, (alone / curvature.sqrt()).float(), rtol=2e-3, atol=0.0)
+    longest = torch.stack([LONGEST * sizes[number] for number in places[:, 0].tolist()])
+    torch.testing.assert_close(own, (alone / curvature.sqrt()).float().minimum(longest), rtol=2e-3, atol=0.0)
+    assert (own < longest).any()
     assert not any(parameter.requires_grad for parameter in entries.model.parameters())
+
+
+def test_units_are_no_longer_than_their_vectors_allow_where_nothing_is_left_to_learn(vit_base):
+    data = training_data(vit_base)
+    weight, bias = (part * 1e-6 for part in judges_of(data).heads)
+    sure = Judges(Head(weight, bias), judges_of(data).folds)  # hardly a gradient
+    entries = Entries(merge(vit_base), vit_base.entries, 10)
+    places, units = choose_places(entries, data, sure)
+    vectors = [vector_of(entries.model, entries.names[number]) for number in places[:, 0].tolist()]
+    assert units.tolist() == pytest.approx([LONGEST * float(each.square().mean().sqrt()) for each in vectors])
+
+
+@pytest.mark.slow
+def test_a_task_that_a_probe_has_learned_whole_is_not_torn_up(vit_base, tmp_path):
+    draw_images(tmp_path / "data", count=17, classes=("blue", "green", "red"))
+    task = run(vit_base, tmp_path / "data", tmp_path / "tasks" / "t", epochs=3, batch_size=6, precision="float32")
+    assert task.record["metrics"]["linear_probe_val_top1"] == 1
+    assert max(epoch["loss"] for epoch in task.record["history"][1:]) < 0.05
 
 
 @pytest.mark.parametrize(("dictionary", "ending"), [("gains", "weight"), ("biases", "bias")])
