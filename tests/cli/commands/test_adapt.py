@@ -127,13 +127,14 @@ def test_every_option_is_recorded(fresh):
         "adapter-lr": 0.004,
     }
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-    assert recast("adapt", "--task", "colours", "--device", "cpu", *flags).exit_code == 0
+    assert recast("adapt", "--task", "colours", "--device", "cpu", "--cross-fit", *flags).exit_code == 0
     record = yaml.safe_load((fresh / "tasks" / "colours" / "task.yaml").read_text())
     assert record["options"] == {name.replace("-", "_"): value for name, value in options.items()} | {
         "coefficients": True,
         "choose": 0,
         "statistic": "damped",
         "dictionary": "all",
+        "cross_fit": True,
     }
     assert record["image_size"] == 64
     assert record["classes"] == ["blue", "green", "red"]
