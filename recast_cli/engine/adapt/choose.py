@@ -43,8 +43,8 @@ def choose_places(entries: Entries, training_data: TrainingData, judges: Judges)
         own = torch.stack([units[number][entry] for number, entry in places.tolist()])
         rows = torch.stack([kept[number][:, entry] for number, entry in places.tolist()], 1) * own
         own = own / torch.linalg.matrix_norm(rows.double(), 2).clamp_min(1).float()
-        vectors = [vector_of(entries.model, entries.names[number]) for number, _ in places.tolist()]
-        return places, own.minimum(LONGEST * torch.tensor([unit_of(vector) for vector in vectors]))
+        longest = LONGEST * torch.tensor([unit_of(vector_of(entries.model, name)) for name in entries.names])
+        return places, own.minimum(longest[places[:, 0].long()])
 
     return distributed.from_first(choose)
 
