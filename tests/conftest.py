@@ -1,17 +1,12 @@
-"""Fixtures: a tiny vision transformer and a tiny residual network as sources and as bases."""
+"""Fixtures: a tiny vision transformer and a tiny residual network as sources and as bases.
+
+Fixtures import what they need: the process that hands tests out to others reads this file, too, and needs no torch.
+"""
 
 import signal
 
 import pytest
-import torch
-from helpers import CONV, CONV_ARGS, draw_images, save_folder
 from hypothesis import settings
-
-from recast_cli.engine.adapt.linear_probe import Probe
-from recast_cli.engine.layout.plan import plan_layout
-from recast_cli.engine.mimic.decompose.decompose import mimic
-from recast_cli.engine.source.open import open_source
-from recast_cli.engine.task.head import Head
 
 # equal examples in every run, and no example fails because the machine is busy
 settings.register_profile("recast", deadline=None, derandomize=True)
@@ -29,6 +24,8 @@ def _own_folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Tensors this small are faster on one thread, by far where other processes want the cores too."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,34 +51,52 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def vit_folder(tmp_path_factory):
     """Folder of a vision transformer: 12 blocks, 32 channels, 32 px, 5 classes."""
+    from helpers import save_folder
+
     return save_folder(tmp_path_factory.mktemp("vit") / "tiny-vit")
 
 
 @pytest.fixture(scope="session")
 def vit_source(vit_folder):
+    from recast_cli.engine.source.open import open_source
+
     return open_source(str(vit_folder))
 
 
 @pytest.fixture(scope="session")
 def vit_base(vit_source):
     """48 coefficients, two templates a bank: what has to hold for one template holds for these."""
+    from recast_cli.engine.layout.plan import plan_layout
+    from recast_cli.engine.mimic.decompose.decompose import mimic
+
     return mimic(vit_source, plan_layout(vit_source.modules, layout="paper-attention"))
 
 
 @pytest.fixture(scope="session")
 def conv_source(tmp_path_factory):
     """A residual network with batch norm, 5 classes."""
+    from helpers import CONV, CONV_ARGS, save_folder
+
+    from recast_cli.engine.source.open import open_source
+
     return open_source(str(save_folder(tmp_path_factory.mktemp("conv") / "tiny-conv", CONV, CONV_ARGS)))
 
 
 @pytest.fixture(scope="session")
 def conv_base(conv_source):
+    from recast_cli.engine.layout.plan import plan_layout
+    from recast_cli.engine.mimic.decompose.decompose import mimic
+
     return mimic(conv_source, plan_layout(conv_source.modules, sets=2))
 
 
 @pytest.fixture(scope="module")
 def weak_probe():
     """A linear probe that knows nothing, so that an epoch of training is always better and the coefficients move."""
+    import torch
+
+    from recast_cli.engine.adapt.linear_probe import Probe
+    from recast_cli.engine.task.head import Head
 
     def know_nothing(train, val, classes, class_weights=None):
         return Probe(Head(torch.zeros(classes, train[0].shape[1]), torch.zeros(classes)), 1.0, 0.0)
@@ -102,4 +117,6 @@ def every_epoch_counts():
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """Three classes of twelve images, without any split."""
+    from helpers import draw_images
+
     return draw_images(tmp_path_factory.mktemp("data") / "colours")

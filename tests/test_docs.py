@@ -207,6 +207,7 @@ def test_documents_that_the_code_names_exist():
             assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [{"size": 140_000}, {"bits": 4, "group": 48}], ids=["size", "bits"])
 def test_compressed_bases_are_read_by_what_the_page_about_them_says(asked, vit_source, tmp_path):
     recipe = code_blocks((REFERENCE / "base-file.md").read_text(encoding="utf-8"), "python")[0]

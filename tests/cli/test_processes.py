@@ -62,6 +62,7 @@ def test_no_color_on_a_terminal(fresh):
     assert "epoch  1" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}])
 def test_an_error_is_one_plain_line_for_a_pipe(variables):
     code, stdout, stderr = finished("inspect", "missing.safetensors", variables=variables)
@@ -81,6 +82,7 @@ def test_an_error_is_red_on_a_terminal_and_plain_without_colours():
 INSPECT = ("inspect", "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), INSPECT, (*INSPECT, "--json")])
 def test_a_reader_that_leaves_early_is_no_error(arguments, vit_folder):
     reader, writer = os.pipe()

@@ -44,6 +44,7 @@ def test_the_default_is_one_coefficient_a_module(name, roles):
     assert all(bank.exact for bank in layout.banks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layout", "coefficients", "modules"),
     [

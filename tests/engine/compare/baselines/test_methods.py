@@ -40,6 +40,7 @@ def test_starts_as_the_network_it_was_given(name):
     assert (features(model, images) - before).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_only_what_is_returned_learns(name):
     model = frozen()

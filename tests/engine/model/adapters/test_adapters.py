@@ -76,6 +76,7 @@ def test_gradients_reach_every_parameter(name, dtype, vit_base, conv_base, joine
         assert parameter.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["melo", "adaptformer", "dora", "rosa"])
 def test_equal_seeds_draw_equal_values_and_disturb_no_others(name, vit_base):
     model = merge(vit_base)
