@@ -73,6 +73,15 @@ def vit_base(vit_source):
 
 
 @pytest.fixture(scope="session")
+def scaled_base(vit_source):
+    """48 modules with a coefficient each."""
+    from recast_cli.engine.layout.plan import plan_layout
+    from recast_cli.engine.mimic.decompose.decompose import mimic
+
+    return mimic(vit_source, plan_layout(vit_source.modules))
+
+
+@pytest.fixture(scope="session")
 def conv_source(tmp_path_factory):
     """A residual network with batch norm, 5 classes."""
     from helpers import CONV, CONV_ARGS, save_folder

@@ -99,7 +99,8 @@ def adapt(
         int | None,
         typer.Option(
             metavar="N",
-            help="Let the task choose its coefficients: N numbers, half of them places.  [default: 0: the layout's]",
+            help="Let the task choose what it moves: N numbers, places counted. 0: the layout's coefficients.  "
+            "[default: as many as those are, in a transformer at its own image size; else 0]",
         ),
     ] = None,
     statistic: Annotated[
@@ -108,7 +109,10 @@ def adapt(
     ] = None,
     dictionary: Annotated[
         str | None,
-        typer.Option(metavar="all|gains|biases", help="Which vectors it is chosen from.  [default: all]"),
+        typer.Option(
+            metavar="all|entries|gains|biases",
+            help="What moves: the layout's coefficients and chosen entries, or entries alone.  [default: all]",
+        ),
     ] = None,
     cross_fit: Annotated[
         bool | None,

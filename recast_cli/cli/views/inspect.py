@@ -91,9 +91,9 @@ def show_task(console: Console, value: dict[str, Any]) -> None:
         for place in value["places"]:
             table.add_row(place["vector"], str(place["entry"]), f"{place['added']:+.4f}")
         console.print(table)
-        return
     if value["banks"] is None:
-        console.print("Its base is not here; give it with --base FILE to see the coefficients by module.")
+        if not value["base"]:
+            console.print("Its base is not here; give it with --base FILE to see the coefficients by module.")
         return
     console.print("Coefficients, averaged over the sets:")
     table = columns("module", "task", "base", "moved")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Subject:
     """One inspected thing: its JSON, and what is needed to show, compare and draw it.
 
-    A task has its coefficients as `vector`, and `places` (vector, entry) where it chose them.
+    A task has its coefficients as `vector`, and the `places` (vector, entry) of those it chose, the last of them.
     """
 
     value: dict[str, Any]
@@ -114,25 +114,32 @@ def open_task(folder: Path, workspace: Workspace, flag: Path | None) -> Subject:
     from recast_cli.engine.measure.diagnose import chosen_changes, compare_to_base
 
     check_bound(record["base_id"], None if places else len(vector), base, "the task")
+    of_layout: list[float] | None = vector
+    changes: list[ModuleChange] = []
     if places:
-        from recast_cli.engine.base.chosen import check_places, read_dictionary
+        from recast_cli.engine.base.chosen import check_count, check_places, read_dictionary, spread
 
         assert base.path is not None, "it was read from a file"
         entries = read_dictionary(base.path, base.architecture)
         check_places(places, entries, str(folder / COEFFICIENTS))
-        names = [*entries]
+        names, moved = [*entries], len(vector) - len(places)
+        check_count(moved, base.layout, str(folder / COEFFICIENTS))
         value["places"] = [
             {"vector": names[number], "entry": entry, "added": added}
-            for (number, entry), added in zip(places, vector, strict=True)
+            for (number, entry), added in zip(places, vector[moved:], strict=True)
         ]
-        return Subject(value, vector=vector, places=places, changes=chosen_changes(names, places, vector))
-    changes = compare_to_base(base, vector)
-    moved = {change.module: asdict(change) for change in changes}
-    value["banks"] = [
-        {"name": bank.name, "group": bank.group, "modules": [moved[module] for module in bank.modules]}
-        for bank in base.layout.banks
-    ]
-    return Subject(value, vector=vector, changes=changes)
+        changes = chosen_changes(names, places, vector[moved:])
+        before = [float(each) for each in base.mimicked()]
+        added_to = zip(before, spread(vector[:moved], len(before)), strict=True)
+        of_layout = [one + other for one, other in added_to] if moved else None
+    if of_layout is not None:
+        changes = [*compare_to_base(base, of_layout), *changes]
+        by_module = {change.module: asdict(change) for change in changes}
+        value["banks"] = [
+            {"name": bank.name, "group": bank.group, "modules": [by_module[module] for module in bank.modules]}
+            for bank in base.layout.banks
+        ]
+    return Subject(value, vector=vector, places=places, changes=changes)
 
 
 def find_base(base_id: str, workspace: Workspace, flag: Path | None) -> BaseHeader | None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +22,7 @@ from recast_cli.engine.runtime import distributed
 from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.storage.header import FORMATS
 from recast_cli.engine.task.folder import RECORD, check_task_name, read_record
-from recast_cli.engine.task.options import AdaptOptions, with_rate
+from recast_cli.engine.task.options import AdaptOptions, settled
 from recast_cli.engine.task.record import TaskRecord
 from recast_cli.engine.task.task import Task, load_task, save_task
 
@@ -74,7 +74,11 @@ def adapt(
         >>> sorted(path.name for path in Path("tasks/flowers").iterdir())
         ['coefficients.safetensors', 'head.safetensors', 'task.yaml']
     """
-    options = with_rate(options or AdaptOptions(), base.layout)
+    architecture = base.known_architecture()
+    options = options or AdaptOptions()
+    if options.choose is None and not restart:
+        options = replace(options, choose=resume.begun_with(folder))
+    options = settled(options, base.layout, architecture.image_size)
     check_task_name(name)
     where = choose_device(device)
     # what makes two runs of a task the same run, but for its images
@@ -83,7 +87,6 @@ def adapt(
         check_same(read_record(folder), identity, folder)
         return load_task(folder, base)
     started, clock = now(), time.perf_counter()
-    architecture = base.known_architecture()
     preprocessing = architecture.preprocessing.at(options.image_size)
     split = split_folder(data, options.split_seed, options.split == "pooled")
     identity["split"] = describe_split(split, options)

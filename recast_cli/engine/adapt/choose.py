@@ -6,6 +6,7 @@ fast the loss falls, the mean square F of an image's gradient how soon it rises 
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from recast_cli.engine.adapt.cross_fit import Judges
 from recast_cli.engine.adapt.importance import gradients
@@ -32,8 +33,8 @@ def choose_places(entries: Entries, training_data: TrainingData, judges: Judges)
         judges: Of the training images, on the network's device.
 
     Returns:
-        Places (k, 2) int32, and the units (k,) that they are moved in: u / sqrt(F + d) of `promises`, shortened until
-        the loss curves in no direction by more than 1, as far as the gradients know its Hessian (the empirical
+        Places (k, 2) int32, and the units (k,) that they are moved in: u / sqrt(F + d) of `promises`, divided by the
+        fourth root of L, the loss's largest curvature in them as far as the gradients know its Hessian (the empirical
         Fisher matrix), and at most LONGEST u. So one learning rate serves a few entries and many, which add up.
     """
 
@@ -42,7 +43,7 @@ def choose_places(entries: Entries, training_data: TrainingData, judges: Judges)
         places = best(scores, len(entries.steps))
         own = torch.stack([units[number][entry] for number, entry in places.tolist()])
         rows = torch.stack([kept[number][:, entry] for number, entry in places.tolist()], 1) * own
-        own = own / torch.linalg.matrix_norm(rows.double(), 2).clamp_min(1).float()
+        own = own / torch.linalg.matrix_norm(rows.double(), 2).clamp_min(1).sqrt().float()
         longest = LONGEST * torch.tensor([unit_of(vector_of(entries.model, name)) for name in entries.names])
         return places, own.minimum(longest[places[:, 0].long()])
 
@@ -70,7 +71,8 @@ def promises(
     means, squares = ([torch.zeros_like(vector) for vector in vectors] for _ in range(2))
     kept: list[list[Tensor]] = [[] for _ in vectors]
     weights: list[float] = []
-    with quick_attention(model, device, dtype):
+    # the layout's coefficients stand still meanwhile, so a weight is mixed once
+    with parametrize.cached(), quick_attention(model, device, dtype):
         for weight, found in gradients(
             model,
             vectors,
@@ -101,7 +103,7 @@ def promises(
     else:
         added = damping if options.statistic == "damped" else torch.tensor(1e-30)
         scores = [gradient.square() / (own + added) for gradient, own in zip(g, f, strict=True)]
-    if options.dictionary != "all":
+    if options.dictionary in ("gains", "biases"):
         wanted = [name.endswith("bias") == (options.dictionary == "biases") for name in entries.names]
         scores = [score if own else torch.full_like(score, -1) for score, own in zip(scores, wanted, strict=True)]
     return scores, units, [torch.stack(rows) / sum(weights) ** 0.5 for rows in kept]

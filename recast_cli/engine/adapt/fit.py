@@ -100,12 +100,14 @@ def learn_task(
         if RECIPES[options.recipe].head == "probe":
             put(learner.parameters, state.best.values)
             state = refit_head(state, *extract_features(model, training_data, progress), training_data.class_weights)
+    vector, adapter = learner.learned(state.best.values)
     return Learned(
-        *learner.learned(state.best.values),
+        vector,
+        adapter,
         learner.entries.places if learner.entries else None,
         state.best.head,
         state,
-        sum(parameter.numel() for parameter in learner.coefficients),
+        vector.numel() if learner.coefficients else 0,
         learner.adapter.floats if learner.adapter else 0,
         training_precision(model, learner.device, options.precision),
         timings,

@@ -10,13 +10,14 @@ from torch.optim import Optimizer
 from recast_cli.engine.adapt.cross_fit import Judges
 from recast_cli.engine.adapt.importance import squared_gradients
 from recast_cli.engine.base.base import Base
+from recast_cli.engine.base.chosen import spend
 from recast_cli.engine.images.decode import Images
 from recast_cli.engine.model.adapters.adapter import Adapter, Installed
 from recast_cli.engine.model.attach import attach, coefficient_parameters, merge
 from recast_cli.engine.model.entries import Entries
 from recast_cli.engine.runtime.device import ready
 from recast_cli.engine.task.head import Head
-from recast_cli.engine.task.options import RECIPES, AdaptOptions
+from recast_cli.engine.task.options import BESIDE, RECIPES, AdaptOptions
 
 
 @dataclass
@@ -26,11 +27,12 @@ class Learner:
     Attributes:
         model: On its device, in eval mode, frozen but for what follows.
         vector: The base's own coefficients, which a task has where none are trained.
-        coefficients: (K, n) of every module in layout order, the steps of chosen ones, or what a method trains in their
-            place.
+        coefficients: (K, n) of every module in layout order, the steps of chosen entries, or both; or what a method
+            trains in their place.
         adapter: In the network, where there is one.
         base: Where a sparse adapter finds the source's weights; None once they were looked at.
-        entries: Where the task chooses its coefficients: whose steps they are.
+        entries: Where the task chooses entries: whose steps the last of the coefficients are.
+        alike: How many neighbours of the other coefficients move alike.
         judges: Of the training images, where these are cross-fitted.
     """
 
@@ -40,6 +42,7 @@ class Learner:
     adapter: Installed | None = None
     base: Base | None = None
     entries: Entries | None = None
+    alike: int = 1
     judges: Judges | None = None
 
     @property
@@ -56,13 +59,14 @@ class Learner:
     def optimizers(self, head: Head, options: AdaptOptions) -> list[Optimizer]:
         """What moves `parameters` and a head, each at its learning rate.
 
-        Chosen coefficients go down the gradient with momentum: in their units that is nearly the natural gradient, and
-        where images do not agree it is short. Steps of AdamW are as long there as anywhere.
+        Chosen entries go down the gradient with momentum: in their units that is nearly the natural gradient, and where
+        images do not agree it is short. Steps of AdamW are as long there as anywhere.
         """
         own = [*self.adapter.parameters.values()] if self.adapter else []
         heads = [*head, *(self.judges.heads if self.judges else ())]
+        lr = options.lr or 0.0  # of entries; None where nothing has it
         rates = [
-            ([] if self.entries else self.coefficients, options.lr),
+            (self.of_layout, BESIDE * lr if self.entries else lr),
             (own, options.adapter_lr),
             (heads, options.head_lr),
         ]
@@ -70,9 +74,21 @@ class Learner:
         decay, fused = RECIPES[options.recipe].weight_decay, self.device.type in ("cpu", "cuda")
         found: list[Optimizer] = [torch.optim.AdamW(groups, weight_decay=decay, fused=fused)]
         if self.entries:
-            assert options.lr is not None
-            found.append(torch.optim.SGD(self.coefficients, options.lr, momentum=0.9, nesterov=True))
+            found.append(torch.optim.SGD([self.entries.steps], lr, momentum=0.9, nesterov=True))
         return found
+
+    @property
+    def of_layout(self) -> list[nn.Parameter]:
+        """The coefficients that are no steps of entries."""
+        return self.coefficients[:-1] if self.entries else self.coefficients
+
+    def share(self, gradients: Sequence[Tensor]) -> None:
+        """Let neighbouring coefficients that move alike have one gradient, in place: gradients of `parameters`."""
+        for start in range(0, len(self.of_layout) if self.alike > 1 else 0, self.alike):
+            neighbours = gradients[start : start + self.alike]
+            total = torch.stack([*neighbours]).sum(0)
+            for each in neighbours:
+                each.copy_(total)
 
     def choose(self, head: Head, images: Images, options: AdaptOptions) -> dict[str, Tensor]:
         """What of an adapter stays as it is; a sparse one first chooses the entries that matter most to a head."""
@@ -94,8 +110,12 @@ class Learner:
         own = len(self.adapter.parameters) if self.adapter else 0
         adapter = self.adapter.learned([*values[count : count + own]]) if self.adapter else None
         if self.entries:
-            return self.entries.values(values[0]), adapter
-        return torch.cat([value.reshape(-1) for value in values[:count]]) if count else self.vector, adapter
+            count -= 1
+        vector = torch.cat([value.reshape(-1) for value in values[:count]]) if count else self.vector
+        if self.entries:
+            moved = (vector - self.vector)[:: self.alike] if count else vector[:0]
+            vector = torch.cat([moved, self.entries.values(values[count])])
+        return vector, adapter
 
 
 def make_learner(base: Base, options: AdaptOptions, device: torch.device) -> Learner:
@@ -104,16 +124,18 @@ def make_learner(base: Base, options: AdaptOptions, device: torch.device) -> Lea
     Raises:
         RecastError: The network has no place for this adapter, or does not take images of this size.
     """
-    if options.coefficients and not options.choose:
+    budget = spend(options.choose, base.layout, options.dictionary == "all") if options.choose else None
+    if options.coefficients and (budget is None or budget.of_layout):
         model = ready(attach(base, image_size=options.image_size), device)
         coefficients = coefficient_parameters(model, base)
     else:
         model, coefficients = ready(merge(base, image_size=options.image_size), device), []
-    adapter = entries = None
-    if options.choose:
-        entries = Entries(model, base.entries, options.choose // 2)
-        coefficients = [entries.steps]
+    adapter, entries, alike = None, None, 1
+    if budget:
+        entries = Entries(model, base.entries, budget.entries)
+        coefficients = [*coefficients, entries.steps]
+        alike = base.layout.coefficients // (budget.of_layout or base.layout.coefficients)
     if options.adapter:
         given = {"rank": options.rank, "density": options.density, "seed": options.seed}
         adapter = Installed(model, options.adapter, given)
-    return Learner(model, base.vector, coefficients, adapter, base, entries)
+    return Learner(model, base.vector, coefficients, adapter, base, entries, alike)

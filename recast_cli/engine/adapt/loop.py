@@ -144,6 +144,7 @@ def train(
                     *inputs(distributed.mine(order[rows]), distributed.mine(crops[rows]), weight)
                 )
                 distributed.add([loss, *gradients])
+                learner.share(gradients)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 for optimizer in optimizers:

@@ -13,7 +13,7 @@ from recast_cli.engine.adapt.state import PLACES, UNITS, Epoch, State, Trained
 from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
 from recast_cli.engine.storage.atomic import atomic
 from recast_cli.engine.storage.header import to_json
-from recast_cli.engine.task.folder import RECORD
+from recast_cli.engine.task.folder import RECORD, read_record
 from recast_cli.engine.task.head import Head
 
 FILE = "resume.pt"
@@ -85,6 +85,19 @@ def load_begun(folder: Path, identity: dict[str, Any]) -> State | None:
         return load_state(folder, identity) if (folder / RECORD).exists() else None
     except RecastError:
         return None
+
+
+def begun_with(folder: Path) -> int | None:
+    """What `choose` was in the run that the folder holds, finished or not: its default was another once. Else None."""
+    if (folder / RECORD).exists():
+        options = read_record(folder)["options"]
+    else:
+        try:
+            options = json.loads(torch.load(folder / FILE, weights_only=True)["identity"])["options"]
+        except Exception:  # there is none, or `load_state` will say what is wrong with it
+            return None
+    found = options.get("choose", LATER["choose"])
+    return found if isinstance(found, int) else None
 
 
 def prepare(folder: Path, anew: bool = False) -> None:

@@ -107,14 +107,17 @@ def advance(
 ) -> State:
     """The state after an epoch, which validation chooses if it is as good as any, as far as so few images can tell.
 
-    That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees).
+    That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees),
+    with two images more that are right and two that are wrong, or one image less than all would always be too few
+    (Agresti and Coull 1998, https://doi.org/10.1080/00031305.1998.10480550).
     The highest of several accuracies on a few hundred images is mostly luck, and an early epoch that had it has learned
     less; that holds for the start, too, whose penalty was chosen for its accuracy on the same images. `images` is how
     many the accuracy of an epoch was measured on.
     """
     now, history = trained.copy(), [*state.history, epoch]
     highest = max(map(accuracy_of, history))
-    chosen = accuracy_of(epoch) >= highest - math.sqrt(highest * (1 - highest) / images)
+    share = (highest * images + 2) / (images + 4)
+    chosen = accuracy_of(epoch) >= highest - math.sqrt(share * (1 - share) / (images + 4))
     return replace(
         state,
         trained=now,

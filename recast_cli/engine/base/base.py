@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recast_cli.engine.base.chosen import add_entries, check_places, dictionary
+from recast_cli.engine.base.chosen import add_entries, check_count, check_places, dictionary
 from recast_cli.engine.base.codec.code import Code
 from recast_cli.engine.base.header import BaseHeader
 from recast_cli.engine.base.mixture import mix, with_means
@@ -78,23 +78,41 @@ class Base(BaseHeader):
         shapes = {name: spec.shape for name, spec in self.rest_specs.items() if TYPE_NAMES[spec.dtype] in FLOATS}
         return dictionary(shapes, self.architecture)
 
+    def split(self, vector: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The coefficients in layout order of a task that chooses, and what it adds to its entries.
+
+        Args:
+            vector: (m + k,), what is added to the layout's coefficients, and to the entries.
+            places: (k, 2).
+
+        Raises:
+            RecastError: As of `state`.
+        """
+        check_places(places.tolist(), self.entries, "the task")
+        of_layout, added = vector[: len(vector) - len(places)], vector[len(vector) - len(places) :]
+        check_count(len(of_layout), self.layout, "the task")
+        own = self.vector.to(vector.device)
+        if len(of_layout):
+            own = own + of_layout.repeat_interleave(len(own) // len(of_layout))
+        return own, added
+
     def state(self, vector: Tensor | None = None, places: Tensor | None = None) -> dict[str, Tensor]:
         """The merged state dict: plain weights W under the source's own names.
 
         Args:
             vector: Coefficients of a task in layout order; default: the mimicked ones.
-            places: (k, 2), where the task chose its coefficients: `vector` (k,) is then what is added there.
+            places: (k, 2), where the task chose entries: `vector` (m + k,) is then what is added, see `split`.
 
         Returns:
             Name -> tensor; what is not changed is the base's own tensor, not a copy.
 
         Raises:
-            RecastError: A place is not in the base, or named twice.
+            RecastError: A place is not in the base, or named twice, or the vector is of another length.
         """
         if vector is not None and places is not None:
-            check_places(places.tolist(), self.entries, "the task")
-            state = self.state()
-            changed = add_entries(state, [*self.entries], places, vector)
+            moved, added = self.split(vector, places)
+            state = self.state(moved)
+            changed = add_entries(state, [*self.entries], places, added)
             return state | changed | {alias: changed[name] for alias, name in self.aliases.items() if name in changed}
         vector = self.vector if vector is None else vector
         slices = self.layout.slices()

@@ -2,9 +2,11 @@
 
 The vectors are the gains and biases of norms and the biases of modules. In RECAST's terms each entry is a coefficient
 of a template that is a piece of the weight: a gain is that of a column of the weight behind it, W = sum_j c_j W[:, j]
-e_j^T, and there are hundreds a module that cost nothing to store. A task moves k of them and says which: `coefficients`
-(k,), what is added to each entry, and `places` (k, 2), each the number of a vector in the dictionary, and of an entry
-in the vector.
+e_j^T, and there are hundreds a module that cost nothing to store. A task moves k of them and says which, in `places`
+(k, 2), each the number of a vector in the dictionary, and of an entry in the vector.
+
+Beside them it moves the layout's coefficients, one by one, or neighbours alike. So its `coefficients` are (m + k,):
+what is added to the layout's, m numbers, and to the chosen entries, k.
 """
 
 from __future__ import annotations
@@ -12,14 +14,59 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recast_cli.engine.architecture.description import Architecture
-from recast_cli.engine.errors import RecastError
+from recast_cli.engine.errors import DamagedFile, RecastError
+from recast_cli.engine.layout.layout import Layout
 from recast_cli.engine.storage.header import FLOATS, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Budget(NamedTuple):
+    """The numbers of a task that chooses: m are added to coefficients of the layout, k to entries with a place each."""
+
+    of_layout: int
+    entries: int
+
+
+def spend(numbers: int, layout: Layout, of_layout: bool = True) -> Budget:
+    """What a task may choose for so many numbers.
+
+    All coefficients of the layout move, if that leaves as many numbers for entries; or half as many, neighbouring
+    modules alike; or none. The rest are entries, two numbers each.
+
+    Args:
+        numbers: In all.
+        layout: Of the base.
+        of_layout: Whether the layout's coefficients may move.
+
+    Example:
+        >>> spend(48, base.layout), spend(96, base.layout), spend(24, base.layout)
+        (Budget(of_layout=24, entries=12), Budget(of_layout=48, entries=24), Budget(of_layout=0, entries=12))
+    """
+    moved = next((m for m in sizes(layout)[:-1] if of_layout and 2 * m <= numbers), 0)
+    return Budget(moved, (numbers - moved) // 2)
+
+
+def sizes(layout: Layout) -> list[int]:
+    """What m may be, largest first: all coefficients, half where every module has one and a neighbour, or none."""
+    return [layout.coefficients, *([layout.coefficients // 2] if layout.alike else []), 0]
+
+
+def check_count(added: int, layout: Layout, what: str) -> None:
+    """Raise DamagedFile unless `added` numbers can be those of the layout in a task that chooses, see `sizes`."""
+    if added not in sizes(layout):
+        wanted = " or ".join(map(str, sizes(layout)))
+        raise DamagedFile(f"{what} moves {added} coefficients of the layout, and {wanted} can move", OTHER)
+
+
+def spread(added: Sequence[float], every: int) -> list[float]:
+    """What is added to each of `every` coefficients of the layout by m numbers: neighbours may share one."""
+    return [value for value in added for _ in range(every // len(added))] or [0.0] * every
+
 
 STATISTICS = ("running_mean", "running_var")
 """Vectors of batch norm that are no coefficients."""

@@ -57,7 +57,8 @@ class Work:
     @property
     def options(self) -> AdaptOptions:
         """Of the run, as `adapt` would be given them."""
-        options = replace(self.task.options, seed=self.run.seed, coefficients=self.method.kind == "recast")
+        recast = self.method.kind == "recast"
+        options = replace(self.task.options, choose=0, seed=self.run.seed, coefficients=recast)
         if "adapter" in self.method.adapter:  # its rate is the one that is swept; coefficients have their default
             return replace(options, **self.method.adapter, adapter_lr=self.run.lr)
         return replace(options, **self.method.adapter, lr=self.run.lr or options.lr)

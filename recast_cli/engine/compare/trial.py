@@ -32,7 +32,7 @@ from recast_cli.engine.runtime.device import choose_device
 from recast_cli.engine.runtime.precision import measuring_precision
 from recast_cli.engine.storage.tensors import read_tensors
 from recast_cli.engine.task.head import Head
-from recast_cli.engine.task.options import with_rate
+from recast_cli.engine.task.options import settled
 from recast_cli.engine.task.task import read_adapter, save_adapter, save_coefficients, save_head
 
 Line = dict[str, Any]
@@ -102,7 +102,7 @@ def shared(work: Work, base: Base) -> Line:
 def train_line(work: Work) -> Line:
     """Train, and keep what was trained."""
     base, device = base_of(work), work.device
-    options = with_rate(work.options, base.layout)
+    options = settled(work.options, base.layout, None)
     probe, _ = probe_of(work, base)
     data = data_of(work, base, options)
     reset_peak(device)

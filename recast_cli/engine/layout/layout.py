@@ -71,6 +71,11 @@ class Layout:
         return sum(len(bank.modules) * bank.templates * self.sets for bank in self.banks)
 
     @property
+    def alike(self) -> bool:
+        """Whether every module has one coefficient, and a neighbour."""
+        return self.coefficients == len(self.modules) and self.coefficients % 2 == 0
+
+    @property
     def degrees_of_freedom(self) -> int:
         """Rank of the map coefficients -> weights: K sets average linearly, so n per module."""
         return sum(len(bank.modules) * bank.templates for bank in self.banks)

@@ -189,11 +189,14 @@ def chosen_changes(
 
 def aligned(tasks: Sequence[tuple[Sequence[float], Sequence[tuple[int, int]] | None]]) -> list[list[float]]:
     """Coefficients of tasks of one base as vectors of one length, for `similarity`: by their place in the layout, or by
-    that which the task chose (vector, entry), with 0 where it moved nothing.
+    what a task that chooses adds to m of those, and at places (vector, entry); with 0 where it moved nothing.
     """
-    named: list[dict[Any, float]] = [
-        dict(zip(range(len(vector)) if places is None else places, vector, strict=True)) for vector, places in tasks
-    ]
+
+    def named_by(vector: Sequence[float], places: Sequence[tuple[int, int]] | None) -> list[Any]:
+        moved = len(vector) - len(places or ())
+        return [*((place, moved, places is None) for place in range(moved)), *(places or ())]
+
+    named = [dict(zip(named_by(vector, places), vector, strict=True)) for vector, places in tasks]
     every = {place: None for each in named for place in each}
     return [[each.get(place, 0.0) for place in every] for each in named]
 

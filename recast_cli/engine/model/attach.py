@@ -73,7 +73,7 @@ def merge(
         vector: As of `attach`.
         image_size: As of `attach`.
         adapter: Of a task that has one. What it changes of weights is merged, too; AdaptFormer and CLR stay beside.
-        places: (k, 2), of a task that chose its coefficients, `vector` (k,): see `Base.state`.
+        places: (k, 2), of a task that chose entries, `vector` (m + k,): see `Base.split`.
 
     Raises:
         RecastError: As of `attach`, or a place is not in the base.

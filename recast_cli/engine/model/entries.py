@@ -51,7 +51,7 @@ class Entries:
 
     def __init__(self, model: nn.Module, entries: Mapping[str, int], count: int) -> None:
         if count > sum(entries.values()):
-            what = f"{2 * count} numbers are {count} coefficients, and this network has {sum(entries.values())} entries"
+            what = f"{count} entries are more than the {sum(entries.values())} of this network"
             raise OptionError("choose", what, "Give fewer.")
         self.model, self.names = model, [*entries]
         self.steps = nn.Parameter(torch.zeros(count, device=next(model.parameters()).device))

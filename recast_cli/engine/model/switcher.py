@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.base.chosen import add_entries, check_places
+from recast_cli.engine.base.chosen import add_entries
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank
 from recast_cli.engine.model.adapters.adapter import Adapter
@@ -69,15 +69,15 @@ class Switcher:
             image_size: In pixels; default: the network's own.
             adapter: Of a task that has one. It changes more than the layout's weights, so it gets a network of its own,
                 which takes as long as `merge`.
-            places: (k, 2), of a task that chose its coefficients, `vector` (k,): see `Base.state`.
+            places: (k, 2), of a task that chose entries, `vector` (m + k,): see `Base.split`.
 
         Raises:
             RecastError: `vector` is of another length, a place is not in the base, or the network does not take this
                 image size.
         """
-        if places is not None:
-            check_places(places.tolist(), self.base.entries, "the task")
-        elif vector.shape != self.base.vector.shape:
+        vector = vector.detach().to(self.device, torch.float32)
+        moved, added = (vector, None) if places is None else self.base.split(vector, places)
+        if moved.shape != self.base.vector.shape:
             what = f"The vector has shape {tuple(vector.shape)}, the base wants {tuple(self.base.vector.shape)}"
             raise RecastError(what, "Give the vector of a task of this base.")
         if adapter is not None:
@@ -85,20 +85,18 @@ class Switcher:
         size = image_size or self.image_size
         if size not in self.networks:
             self.networks[size] = self.build(size)
-        vector = vector.detach().to(self.device, torch.float32)
-        layout_vector = vector if places is None else self.base.vector.to(self.device)
         for stack in self.stacks:
-            stack.write(layout_vector)
-        self.change_entries(vector, places)
+            stack.write(moved)
+        self.change_entries(added, places)
         return self.networks[size]
 
     @torch.no_grad()
-    def change_entries(self, vector: Tensor, places: Tensor | None) -> None:
-        """Let the networks have a task's chosen coefficients, and none of the task before."""
+    def change_entries(self, added: Tensor | None, places: Tensor | None) -> None:
+        """Let the networks have a task's chosen entries, and none of the task before."""
         if places is None and not self.changed:
             return
         rest, names = self.base.rest, [*self.base.entries]
-        changed = {} if places is None else add_entries(rest, names, places, vector.cpu())
+        changed = {} if added is None or places is None else add_entries(rest, names, places, added.cpu())
         for name in self.changed | changed.keys():
             for network in self.networks.values():
                 vector_of(network, name).copy_(changed.get(name, rest[name]))

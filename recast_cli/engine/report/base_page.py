@@ -33,9 +33,9 @@ class Learned:
 
     Attributes:
         record: The content of its task.yaml.
-        vector: Its coefficients in layout order, or in that of `places`.
-        places: Where it chose them, (vector, entry); None where they are the layout's.
-        changes: The same beside the base's, by module.
+        vector: Its coefficients as the file has them.
+        places: The entries that it chose, (vector, entry); None where it chose none.
+        changes: The same beside the base's: of the layout's modules, then of the vectors that `places` are of.
         bytes: Of its files without task.yaml.
     """
 
@@ -44,6 +44,16 @@ class Learned:
     places: list[tuple[int, int]] | None
     changes: list[ModuleChange]
     bytes: int
+
+    @property
+    def chosen(self) -> list[ModuleChange]:
+        """The changes that are of vectors."""
+        return self.changes[len(self.changes) - len({vector for vector, _ in self.places or ()}) :]
+
+    @property
+    def of_layout(self) -> list[ModuleChange]:
+        """The changes that are of the layout's modules; none where the task chose entries alone."""
+        return self.changes[: len(self.changes) - len(self.chosen)]
 
 
 def write_report(
@@ -183,7 +193,7 @@ def about_tasks(tasks: Sequence[Learned]) -> str:
             "Tasks", "No task in this folder belongs to this base. <code>recast adapt --task NAME</code> makes one."
         )
     named: Tasks = [(str(task.record["name"]), task.changes) for task in tasks]
-    of_layout: Tasks = [(str(task.record["name"]), task.changes) for task in tasks if task.places is None]
+    of_layout: Tasks = [(str(task.record["name"]), task.of_layout) for task in tasks if task.of_layout]
     alike = similarity(aligned([(task.vector, task.places) for task in tasks]))
     columns = ("task", "classes", "image size", "adapter", "size", "linear probe", "test top-1", "gain")
     colours = (
@@ -196,7 +206,7 @@ def about_tasks(tasks: Sequence[Learned]) -> str:
         table("", columns, [task_row(task) for task in tasks]),
         in_page(tasks_figure(named, alike), "How far the coefficients of each task moved"),
         *([colours, coefficient_table(of_layout)] if of_layout else []),
-        *(chosen_table(task) for task in tasks if task.places is not None),
+        *(chosen_table(task) for task in tasks if task.chosen),
     )
 
 
@@ -231,7 +241,7 @@ def coefficient_table(tasks: Tasks) -> str:
 
 def chosen_table(task: Learned) -> str:
     """A row a vector: what a task that chose its coefficients adds to its entries."""
-    rows = [[change.module, means(change.coefficients)] for change in task.changes]
+    rows = [[change.module, means(change.coefficients)] for change in task.chosen]
     return table(f"Entries that {task.record['name']} chose", ("vector", "added"), rows, tall=True)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError
 
 METADATA_KEY = "recast"
-FORMATS = {"base": 5, "coefficients": 2, "head": 1, "adapter": 1, "probe": 1, "images": 1, "pictures": 1, "task": 1}
+FORMATS = {"base": 5, "coefficients": 3, "head": 1, "adapter": 1, "probe": 1, "images": 1, "pictures": 1, "task": 1}
 """Kind of a file -> the latest of its formats that this version reads and writes."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of floating-point tensors, as safetensors calls them."""

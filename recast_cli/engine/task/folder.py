@@ -73,7 +73,7 @@ def check_parts(folder: Path, record: TaskRecord) -> dict[str, tuple[int, ...]]:
         shapes = {name: tuple(headers[name]["shape"]) for name in ("coefficients", "weight", "bias", *chosen)}
     except KeyError as error:
         raise DamagedFile(f"{folder}: the tensor {error} is missing", AGAIN) from None
-    if chosen and shapes["places"] != (*shapes["coefficients"], 2):
+    if chosen and (shapes["places"][1:] != (2,) or shapes["places"][:1] > shapes["coefficients"]):
         raise DamagedFile(f"{folder / COEFFICIENTS} has other places than coefficients", AGAIN)
     rows, classes = shapes["weight"][:1], len(record["classes"])
     if rows != (classes,):

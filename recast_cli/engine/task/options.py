@@ -40,9 +40,11 @@ CUT_KERNEL_LR = 0.006
 (docs/evidence/which-layout.md): here no norm takes back what changes of several layers make of one another."""
 
 
-CHOSEN_LR = 0.3
-"""Learning rate of chosen coefficients, in the units of `choose_places` (docs/evidence/chosen-coefficients.md)."""
-CHOOSER = 4
+CHOSEN_LR = 0.04
+"""Learning rate of chosen entries, in the units of `choose_places` (docs/evidence/chosen-coefficients.md)."""
+BESIDE = 0.5
+"""That of the layout's coefficients beside them, in parts of it."""
+CHOOSER = 5
 """Goes up when tasks choose coefficients, or train chosen ones, in another way; see `Plan.key`."""
 
 
@@ -72,7 +74,7 @@ CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "adapter": tuple(ADAPTERS),
     "statistic": ("damped", "natural", "size"),
-    "dictionary": ("all", "gains", "biases"),
+    "dictionary": ("all", "entries", "gains", "biases"),
 }
 """Option of adapt -> the words that it may be."""
 
@@ -84,7 +86,7 @@ class AdaptOptions:
     Attributes:
         recipe: One of RECIPES; what is not given of the next five is the recipe's.
         epochs: Passes over the training images, at most.
-        lr: Learning rate of the coefficients at the start; None: the layout says it, see `with_rate`.
+        lr: Learning rate of the coefficients at the start; None: what `settled` says.
         head_lr: The same for the head.
         batch_size: Images a step, or `auto`: as many as the graphics card holds.
         patience: Epochs without a better validation accuracy after which training stops; 0: never.
@@ -100,10 +102,11 @@ class AdaptOptions:
         density: Share of a weight's entries that it changes.
         adapter_lr: Learning rate of its own parameters at the start.
         coefficients: Whether the coefficients are trained; if not, an adapter works on the source's weights.
-        choose: So many numbers a task may choose and move, half of them places: `choose` // 2 coefficients, in place of
-            the layout's; 0: the layout's.
+        choose: So many numbers a task may move and choose, places counted: see `spend`; 0: the layout's coefficients;
+            None: what `settled` says.
         statistic: What an entry promises, see `promises`: `damped`, `natural` or `size`.
-        dictionary: Which vectors are chosen from: `all`, `gains` or `biases`.
+        dictionary: What moves: `all`, the layout's coefficients and entries of all vectors; or `entries` alone, or
+            those of `gains` or `biases`.
         cross_fit: Whether heads that do not know an image say what it changes, see `Judges`; chosen coefficients are
             always learned so.
     """
@@ -126,7 +129,7 @@ class AdaptOptions:
     density: float | None = None
     adapter_lr: float | None = None
     coefficients: bool = True
-    choose: int = 0
+    choose: int | None = None
     statistic: str = "damped"
     dictionary: str = "all"
     cross_fit: bool = False
@@ -151,8 +154,8 @@ class AdaptOptions:
         check_seed("split_seed", self.split_seed)
         if self.patience < 0:
             raise OptionError("patience", f"{self.patience} is below 0", "Give 0 to train all epochs, or more.")
-        if self.choose < 0 or self.choose == 1:
-            raise OptionError("choose", f"{self.choose} is too few", "Give 2 or more: a coefficient and its place.")
+        if self.choose is not None and (self.choose < 0 or self.choose == 1):
+            raise OptionError("choose", f"{self.choose} is too few", "Give 2 or more: an entry and its place.")
         for name, usual in (("statistic", "damped"), ("dictionary", "all")):
             if not self.choose and getattr(self, name) != usual:
                 hint = f"Give {option('choose', 'N')}, too, or leave it out."
@@ -165,7 +168,7 @@ class AdaptOptions:
     @property
     def judged(self) -> bool:
         """Whether what is trained is judged by heads that do not know the image."""
-        return self.cross_fit or self.choose > 0
+        return self.cross_fit or bool(self.choose)
 
     def complete_adapter(self) -> None:
         """Fill in what the adapter is where nothing was said; an option that it does not have is an error."""
@@ -180,8 +183,17 @@ class AdaptOptions:
                 raise OptionError(name, "belongs to an adapter", hint)
 
 
-def with_rate(options: AdaptOptions, layout: Layout) -> AdaptOptions:
-    """The options with the learning rate that coefficients of this layout, or chosen ones, get where none was given."""
+def settled(options: AdaptOptions, layout: Layout, own_size: int | None) -> AdaptOptions:
+    """The options with what depends on the base where nothing was given: `choose` and `lr`.
+
+    A task may choose as many numbers as the layout has coefficients, where every module has one, as in a transformer,
+    and its images are as large as the network's own. At another size all layers want to move a little, and networks of
+    cut kernels were not measured (docs/evidence/chosen-coefficients.md).
+    """
+    if options.choose is None:
+        plain = options.recipe == "default" and options.coefficients and not options.adapter
+        fits = layout.alike and options.image_size in (None, own_size)
+        options = replace(options, choose=layout.coefficients if plain and fits else 0)
     if options.lr is not None:
         return options
     if options.choose:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from recast_cli.engine.base.base import Base
-from recast_cli.engine.base.chosen import check_places
+from recast_cli.engine.base.chosen import check_count, check_places
 from recast_cli.engine.errors import DamagedFile
 from recast_cli.engine.model.adapters.adapter import ADAPTERS, Adapter
 from recast_cli.engine.storage.header import FORMATS, read_metadata
@@ -32,8 +32,8 @@ from recast_cli.engine.task.folder import (
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.record import TaskRecord
 
-OF_LAYOUT = 1
-"""Format of a file of coefficients in layout order; FORMATS has that of chosen ones."""
+OF_LAYOUT, OF_ENTRIES = 1, 2
+"""Formats of a file of coefficients in layout order, and of chosen entries alone; FORMATS has that of both."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,13 @@ class Task:
     Attributes:
         name: Name of the task and of its folder.
         base_id: The base it belongs to.
-        vector: Coefficients in layout order, (layout.coefficients,), or what is added at `places`, (k,); float32.
+        vector: Coefficients in layout order, (layout.coefficients,); or (m + k,), what is added to those and at k
+            `places`, see `Base.split`; float32.
         weight: Of the head: (classes, head_hidden_size) float32.
         bias: Of the head: (classes,) float32.
         record: The content of task.yaml: classes in order, split, options, metrics, versions, dates, timings.
         adapter: What it learned beside the coefficients, where an adapter was asked for.
-        places: (k, 2) int32, where the task chose its coefficients; None where they are the layout's.
+        places: (k, 2) int32, the entries that the task chose; None where it moves the layout's coefficients alone.
     """
 
     name: str
@@ -120,6 +121,7 @@ def load_task(folder: Path, base: Base | None = None) -> Task:
         check_bound(record["base_id"], numbers if places is None else None, base, str(folder))
         if places is not None:
             check_places(places.tolist(), base.entries, str(folder / COEFFICIENTS))
+            check_count(numbers - len(places), base.layout, str(folder / COEFFICIENTS))
     return Task(
         name=record["name"],
         base_id=record["base_id"],
@@ -153,12 +155,13 @@ def bound(kind: str, base_id: str) -> dict[str, Any]:
 def save_coefficients(
     path: Path, vector: Tensor, places: Tensor | None, base_id: str, extra: dict[str, Any] | None = None
 ) -> None:
-    """Write coefficients, with their places where they were chosen: a format that older readers refuse."""
-    metadata = bound("coefficients", base_id) | (extra or {})
-    if places is None:
-        write_tensors(path, {"coefficients": vector}, metadata | {"format": OF_LAYOUT})
-    else:
-        write_tensors(path, {"coefficients": vector, "places": places}, metadata)
+    """Write coefficients, with the places of chosen entries: in the oldest format that holds them."""
+    tensors = {"coefficients": vector}
+    own: dict[str, Any] = {"format": OF_LAYOUT}
+    if places is not None:
+        tensors["places"] = places
+        own = {"format": OF_ENTRIES} if len(places) == len(vector) else {}
+    write_tensors(path, tensors, bound("coefficients", base_id) | own | (extra or {}))
 
 
 def save_head(path: Path, head: Head, base_id: str) -> None:

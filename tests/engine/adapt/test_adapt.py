@@ -175,7 +175,7 @@ def test_the_record_is_plain_yaml_and_says_all(task, vit_base):
     record = yaml.safe_load((folder / "task.yaml").read_text())
     assert record == task.record
     assert record["base_id"] == vit_base.base_id
-    assert record["options"] == dataclasses.asdict(OPTIONS) | {"lr": 0.05}  # the layout's
+    assert record["options"] == dataclasses.asdict(OPTIONS) | {"choose": 0, "lr": 0.05}
     assert record["coefficients"] == 48
     assert record["head_parameters"] == 3 * 32 + 3
     assert record["image_size"] == 32

@@ -22,7 +22,7 @@ from recast_cli.engine.model.attach import attach
 from recast_cli.engine.runtime.accumulate import Accumulator
 from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.task.head import Head
-from recast_cli.engine.task.options import AdaptOptions, with_rate
+from recast_cli.engine.task.options import AdaptOptions, settled
 
 module = importlib.import_module("recast_cli.engine.adapt.loop")
 
@@ -54,14 +54,15 @@ def setting(vit_base):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("accuracies", "best"),
-    # of four images one standard error is 0.25 at 0.5, 0.22 at 0.75, 0.15 at 0.9, and nothing at 1; the start has 0.5
+    # of four images, two more right and two wrong, it is 0.18 at 0.5, 0.17 at 0.75, 0.16 at 0.9, 0.15 at 1; the start
+    # has 0.5
     [
         ([0.2, 0.2, 0.2], 0),
         ([0.4, 0.5, 0.2], 2),
-        ([0.3, 0.2, 0.26], 3),
-        ([0.75, 0.55, 0.5], 2),
+        ([0.3, 0.2, 0.33], 3),
+        ([0.75, 0.6, 0.5], 2),
         ([0.9, 0.2, 0.7], 1),
-        ([1.0, 0.99, 0.9], 1),
+        ([1.0, 0.86, 0.83], 2),
     ],
 )
 def test_the_latest_epoch_within_a_standard_error_of_the_best_is_kept(accuracies, best, setting, monkeypatch):
@@ -102,7 +103,7 @@ def test_the_learning_rates_fall_along_a_cosine(setting, monkeypatch):
 def test_the_paper_s_recipe_is_kept(setting, monkeypatch):
     """AdamW with weight decay 1e-6, both learning rates 2e-3, a tenth after 33 epochs and again after 66."""
     learner, state, data = setting
-    options, seen = with_rate(AdaptOptions(recipe="paper"), Layout("any", 1, ())), []
+    options, seen = settled(AdaptOptions(recipe="paper"), Layout("any", 1, ()), None), []
     assert (options.epochs, options.batch_size, options.patience) == (100, 128, 0)
 
     class Spy(torch.optim.AdamW):

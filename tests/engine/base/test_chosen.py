@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recast_cli.engine.base.chosen import add_entries, check_places, dictionary, read_dictionary
+from recast_cli.engine.base.chosen import add_entries, check_places, dictionary, read_dictionary, spend, spread
 from recast_cli.engine.base.file import load_base, save_base
 from recast_cli.engine.errors import RecastError
 from recast_cli.engine.model.attach import merge
@@ -63,3 +63,21 @@ def test_values_are_added_where_they_belong():
     changed = add_entries(state, [*ENTRIES], places, values)
     assert {name: vector.tolist() for name, vector in changed.items()} == {"a.bias": [-3.0, 2.0, 3.5]}
     assert changed["a.bias"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("numbers", "budget"), [(47, (0, 23)), (48, (24, 12)), (95, (24, 35)), (96, (48, 24)), (1000, (48, 476))]
+)
+def test_a_budget_is_spent_on_the_layout_where_as_much_is_left_for_entries(numbers, budget, scaled_base, vit_base):
+    assert spend(numbers, scaled_base.layout) == budget
+    assert spend(numbers, scaled_base.layout, of_layout=False) == (0, numbers // 2)
+    assert spend(95, vit_base.layout) == (0, 47)  # twelve modules of four coefficients each share none
+
+
+def test_neighbours_share_what_is_added_to_the_layout(scaled_base):
+    added = torch.arange(26.0)
+    moved, entries = scaled_base.split(added, torch.tensor([[0, 0], [0, 1]], dtype=torch.int32))
+    assert torch.equal(moved - scaled_base.vector, torch.arange(24.0).repeat_interleave(2))
+    assert entries.tolist() == [24, 25]
+    assert spread([1.0, 2.0], 4) == [1, 1, 2, 2]
+    assert spread([], 3) == [0, 0, 0]

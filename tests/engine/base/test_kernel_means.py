@@ -31,7 +31,7 @@ from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.source.open import open_source
 from recast_cli.engine.source.source import from_model
 from recast_cli.engine.storage.header import read_metadata
-from recast_cli.engine.task.options import AdaptOptions, with_rate
+from recast_cli.engine.task.options import AdaptOptions, settled
 
 NAME, ARGS = "mobilenetv2_035", {"num_classes": 3}
 
@@ -241,8 +241,8 @@ def test_diagnoses_are_of_what_the_file_holds(base):
     ("options", "kernels", "scales"), [({}, 0.006, 0.05), ({"recipe": "paper"}, 2e-3, 2e-3), ({"lr": 0.3}, 0.3, 0.3)]
 )
 def test_learning_rate(options, kernels, scales, source, layout):
-    assert with_rate(AdaptOptions(**options), layout).lr == kernels
-    assert with_rate(AdaptOptions(**options), plan_layout(source.modules, sets=1)).lr == scales
+    assert settled(AdaptOptions(**options), layout, 32).lr == kernels
+    assert settled(AdaptOptions(**options), plan_layout(source.modules, sets=1), 32).lr == scales
 
 
 @pytest.mark.slow

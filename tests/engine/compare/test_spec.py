@@ -282,7 +282,7 @@ def test_chosen_coefficients_have_a_start_rate_of_their_own(tmp_path):
     plan = plan_of(text, tmp_path / "c.yaml")
     method = plan.methods["head"]
     assert (method.kind, method.options, method.adapter) == ("recast", {}, {"choose": 2400, "statistic": "size"})
-    assert method.rates == (0.1, 0.3, 0.9)
+    assert method.rates == (0.0133333, 0.04, 0.12)
     others = {
         keys(plan_of(TEXT.replace("{method: head}", given), tmp_path / "d.yaml"), method="head", lr=0.1)
         for given in ("{method: recast}", "{method: recast, choose: 8}", "{method: recast, choose: 10}")

@@ -25,7 +25,7 @@ from recast_cli.engine.model.switcher import Switcher
 from recast_cli.engine.runtime import accumulate as batch
 from recast_cli.engine.runtime.inference import infer, take_features
 from recast_cli.engine.task.head import Head
-from recast_cli.engine.task.options import AdaptOptions, with_rate
+from recast_cli.engine.task.options import AdaptOptions, settled
 
 
 def gradients(root, parameters, materialize_grads=False):
@@ -93,7 +93,7 @@ def with_numbers(function):
 
 def test_gradients_node_by_node_are_those_of_autograd(vit_base, conv_base):
     for base in (vit_base, conv_base):
-        learner = make_learner(base, with_rate(AdaptOptions(), base.layout), torch.device("cpu"))
+        learner = make_learner(base, settled(AdaptOptions(choose=0), base.layout, None), torch.device("cpu"))
         with cheap_gradients(learner.model), frozen_norms(learner.model):
             value = learner.model(torch.randn(3, 3, 32, 32)).square().sum()
             expected = torch.autograd.grad(value, learner.coefficients, retain_graph=True)
@@ -117,7 +117,7 @@ def test_an_epoch_stays_on_the_card_and_never_waits_for_it(kind, given, request,
     else:
         base = request.getfixturevalue(f"{kind}_base")
     images, data = with_numbers(drawn)(10, 0), base.known_architecture().preprocessing
-    options = with_rate(AdaptOptions(batch_size=4, **given), base.layout)
+    options = settled(AdaptOptions(batch_size=4, **({"choose": 0} | given)), base.layout, None)
     learner = make_learner(base, options, card)
     found = infer(take_features(learner.model), images.pixels, data, card)
     probe = Probe(Head(torch.zeros(2, found.shape[1]), torch.zeros(2)), 0.5, 1.0)

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from recast_cli.engine.errors import OptionError, RecastError
-from recast_cli.engine.layout.layout import Layout
-from recast_cli.engine.task.options import AdaptOptions, with_rate
+from recast_cli.engine.layout.layout import Bank, Layout
+from recast_cli.engine.task.options import AdaptOptions, settled
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,34 @@ def test_a_seed_out_of_range_is_refused(change):
 @pytest.mark.parametrize(
     ("given", "rate"),
     [
-        ({"choose": 2}, 0.3),
-        ({"choose": 4800}, 0.3),
+        ({"choose": 2}, 0.04),
+        ({"choose": 4800}, 0.04),
         ({"choose": 48, "lr": 0.1}, 0.1),
         ({}, 0.05),
     ],
 )
 def test_chosen_coefficients_have_a_rate_of_their_own(given, rate):
-    assert with_rate(AdaptOptions(**given), Layout("any", 1, ())).lr == rate
+    assert settled(AdaptOptions(**given), Layout("any", 1, ()), None).lr == rate
+
+
+def layout_of(modules, templates=1, sets=1):
+    return Layout("any", sets, tuple(Bank(str(n), "r", 1, (str(n),), (4, 4), templates) for n in range(modules)))
+
+
+@pytest.mark.parametrize(
+    ("given", "modules", "chosen"),
+    [
+        ({}, {"modules": 8}, 8),
+        ({"image_size": 32}, {"modules": 8}, 8),
+        ({"image_size": 16}, {"modules": 8}, 0),  # another size than the network's own
+        ({"recipe": "paper"}, {"modules": 8}, 0),
+        ({"adapter": "melo"}, {"modules": 8}, 0),
+        ({"choose": 0}, {"modules": 8}, 0),
+        ({"choose": 20, "image_size": 16}, {"modules": 8}, 20),
+        ({}, {"modules": 7}, 0),  # one of them has no neighbour
+        ({}, {"modules": 4, "templates": 2}, 0),
+        ({}, {"modules": 4, "sets": 2}, 0),
+    ],
+)
+def test_a_task_chooses_as_many_numbers_as_the_layout_has_where_nothing_is_said(given, modules, chosen):
+    assert settled(AdaptOptions(**given), layout_of(**modules), 32).choose == chosen
