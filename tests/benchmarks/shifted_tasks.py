@@ -3,8 +3,9 @@
     python tests/benchmarks/shifted_tasks.py images images/tuning
 
 Out of flowers17, birds50 and cifar10 in the first folder it makes `edges` (17 flowers as dark lines on white, 50 images
-each to learn from), `tinybirds` (20 birds of no more detail than 40 pixels show, some 29 each) and `negative` (CIFAR-10
-with inverted colours, red and blue exchanged, 100 each). No table of results is made of them.
+each to learn from), `tinybirds` (20 birds of no more detail than 40 pixels show, some 29 each), `birdlines` (15 other
+birds as lines) and `negative` (CIFAR-10 with inverted colours, red and blue exchanged, 100 each). No table of results
+is made of them.
 """
 
 import argparse
@@ -26,9 +27,10 @@ def main() -> None:
         for place, file in enumerate(files):
             save(file, chosen.out / "edges" / ("train" if place < 50 else "test"), edges)
     for part in ("train", "test"):
-        for folder in sorted((chosen.images / "birds50" / part).iterdir())[:20]:
+        for place, folder in enumerate(sorted((chosen.images / "birds50" / part).iterdir())[:35]):
+            name, change = ("tinybirds", blurred) if place < 20 else ("birdlines", edges)
             for file in folder.iterdir():
-                save(file, chosen.out / "tinybirds" / part, blurred)
+                save(file, chosen.out / name / part, change)
     for part, count in (("train", 100), ("test", 60)):
         for folder in sorted((chosen.images / "cifar10" / part).iterdir()):
             for file in shuffled(folder, draws)[:count]:

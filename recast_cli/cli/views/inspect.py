@@ -91,6 +91,7 @@ def show_task(console: Console, value: dict[str, Any]) -> None:
         for place in value["places"]:
             table.add_row(place["vector"], str(place["entry"]), f"{place['added']:+.4f}")
         console.print(table)
+        console.print()
     if value["banks"] is None:
         if not value["base"]:
             console.print("Its base is not here; give it with --base FILE to see the coefficients by module.")

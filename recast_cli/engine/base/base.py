@@ -12,6 +12,7 @@ from recast_cli.engine.base.chosen import add_entries, check_count, check_places
 from recast_cli.engine.base.codec.code import Code
 from recast_cli.engine.base.header import BaseHeader
 from recast_cli.engine.base.mixture import mix, with_means
+from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank, Layout, coefficient_key, template_key
 from recast_cli.engine.storage.digest import Hashed, digest
 from recast_cli.engine.storage.header import FLOATS
@@ -78,20 +79,33 @@ class Base(BaseHeader):
         shapes = {name: spec.shape for name, spec in self.rest_specs.items() if TYPE_NAMES[spec.dtype] in FLOATS}
         return dictionary(shapes, self.architecture)
 
-    def split(self, vector: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """The coefficients in layout order of a task that chooses, and what it adds to its entries.
+    def split(self, vector: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The coefficients of a task in layout order, and what it adds to the entries that it chose.
 
         Args:
-            vector: (m + k,), what is added to the layout's coefficients, and to the entries.
-            places: (k, 2).
+            vector: (layout.coefficients,), the coefficients; with places (m + k,), what is added to them and entries.
+            places: (k, 2), where the task chose entries.
+
+        Returns:
+            (layout.coefficients,), and (k,) or None.
 
         Raises:
-            RecastError: As of `state`.
+            RecastError: A place is not in the base, or named twice, or the vector is of another length.
+
+        Example:
+            >>> coefficients, added = base.split(task.vector, task.places)
+            >>> coefficients.shape, added
+            (torch.Size([48]), None)
         """
+        own = self.vector.to(vector.device)
+        if places is None:
+            if vector.shape != own.shape:
+                what = f"The vector has shape {tuple(vector.shape)}, the base wants {tuple(own.shape)}"
+                raise RecastError(what, "Give the vector of a task of this base, and its places where it has some.")
+            return vector, None
         check_places(places.tolist(), self.entries, "the task")
         of_layout, added = vector[: len(vector) - len(places)], vector[len(vector) - len(places) :]
         check_count(len(of_layout), self.layout, "the task")
-        own = self.vector.to(vector.device)
         if len(of_layout):
             own = own + of_layout.repeat_interleave(len(own) // len(of_layout))
         return own, added
@@ -107,16 +121,13 @@ class Base(BaseHeader):
             Name -> tensor; what is not changed is the base's own tensor, not a copy.
 
         Raises:
-            RecastError: A place is not in the base, or named twice, or the vector is of another length.
+            RecastError: As of `split`.
         """
-        if vector is not None and places is not None:
-            moved, added = self.split(vector, places)
-            state = self.state(moved)
-            changed = add_entries(state, [*self.entries], places, added)
-            return state | changed | {alias: changed[name] for alias, name in self.aliases.items() if name in changed}
-        vector = self.vector if vector is None else vector
+        vector, added = self.split(self.vector if vector is None else vector, places)
         slices = self.layout.slices()
         state = dict(self.rest)
+        if added is not None and places is not None:
+            state |= add_entries(state, [*self.entries], places, added)
         for bank in self.layout.banks:
             templates = self.templates(bank)
             for module in bank.modules:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from recast_cli.engine.base.base import Base
 from recast_cli.engine.base.chosen import add_entries
-from recast_cli.engine.errors import RecastError
 from recast_cli.engine.layout.layout import Bank
 from recast_cli.engine.model.adapters.adapter import Adapter
 from recast_cli.engine.model.attach import merge
@@ -76,10 +75,7 @@ class Switcher:
                 image size.
         """
         vector = vector.detach().to(self.device, torch.float32)
-        moved, added = (vector, None) if places is None else self.base.split(vector, places)
-        if moved.shape != self.base.vector.shape:
-            what = f"The vector has shape {tuple(vector.shape)}, the base wants {tuple(self.base.vector.shape)}"
-            raise RecastError(what, "Give the vector of a task of this base.")
+        moved, added = self.base.split(vector, places)
         if adapter is not None:
             return ready(merge(self.base, vector, image_size, adapter, places), self.device)
         size = image_size or self.image_size

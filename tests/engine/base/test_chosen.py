@@ -81,3 +81,8 @@ def test_neighbours_share_what_is_added_to_the_layout(scaled_base):
     assert entries.tolist() == [24, 25]
     assert spread([1.0, 2.0], 4) == [1, 1, 2, 2]
     assert spread([], 3) == [0, 0, 0]
+
+
+def test_a_vector_without_its_places_is_refused(scaled_base):
+    with pytest.raises(RecastError, match=r"The vector has shape \(36,\), the base wants \(48,\)"):
+        merge(scaled_base, torch.zeros(36))
