@@ -73,7 +73,9 @@ def recorded_path(data: Path, folder: Path) -> str:
 
 def check_same(record: TaskRecord, identity: dict[str, Any], folder: Path) -> None:
     """Raise RecastError unless a finished task was made from the same base and data with the same options."""
-    wanted = {"base_id": identity["base_id"], "data": identity["data"], **identity["options"]}
+    options = identity["options"]
+    # a default learning rate follows from `choose`, which is said first
+    wanted = {"base_id": identity["base_id"], "data": identity["data"], "choose": options["choose"], **options}
     found = {"base_id": record["base_id"], "data": record.get("data"), **record["options"]}
     for key, value in wanted.items():
         if key in found and found[key] != value:  # an older record lacks what was no option then

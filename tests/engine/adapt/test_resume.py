@@ -150,3 +150,19 @@ def test_a_damaged_state_is_said_and_can_be_restarted(whole, vit_base, data, tmp
         run(vit_base, data, folder)
     run(vit_base, data, folder, restart=True)
     assert learned_bytes(folder) == learned_bytes(whole[1])
+
+
+def test_what_was_begun_before_the_default_changed_keeps_what_it_was_begun_with(scaled_base, data, tmp_path):
+    folder, before = tmp_path / "tasks" / "t", dataclasses.replace(OPTIONS, epochs=2, choose=0)
+    with pytest.raises(KeyboardInterrupt):
+        run(scaled_base, data, folder, before, on_epoch=kill_after(1))
+    today, seen = dataclasses.replace(before, choose=None), []
+    task = run(scaled_base, data, folder, today, on_epoch=lambda epoch: seen.append(epoch.seconds))
+    assert len(seen) == 3
+    assert (task.vector.shape, task.places) == ((48,), None)
+    assert run(scaled_base, data, folder, today).record == task.record
+    again = run(scaled_base, data, folder, today, restart=True)
+    assert (again.vector.shape, again.places.shape) == ((36,), (12, 2))
+    assert again.record["options"]["choose"] == 48
+    with pytest.raises(RecastError, match="is finished with choose 48, now choose is 0"):
+        run(scaled_base, data, folder, before)

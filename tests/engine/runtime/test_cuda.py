@@ -86,7 +86,7 @@ def test_cheap_gradients_are_those_of_autograd(kind, request):
     assert float((found - wanted).norm()) < 0.05 * float(wanted.norm())
 
 
-@pytest.mark.parametrize("choose", [0, 20])
+@pytest.mark.parametrize("choose", [0, 20, 96])
 def test_no_step_makes_the_cpu_wait(choose, vit_base, data, tmp_path, monkeypatch):
     """Within an epoch every synchronising call is an error; the mean loss at its end is the one that is allowed."""
     seen = []
@@ -140,7 +140,7 @@ def test_what_cannot_be_recorded_is_done_all_the_same():
     assert not accumulator.work.records
 
 
-@pytest.mark.parametrize("choose", [0, 20])
+@pytest.mark.parametrize("choose", [0, 20, 96])
 @pytest.mark.parametrize("kind", ["vit", "conv"])
 def test_graphs_train_what_plain_steps_train(choose, kind, request, data, every_epoch_counts, tmp_path, monkeypatch):
     base = request.getfixturevalue(f"{kind}_base")
