@@ -24,7 +24,7 @@ LONGEST = 5.0
 of the curvature, and units by them alone grew until the loss was no longer finite."""
 
 
-def choose_places(entries: Entries, training_data: TrainingData, judges: Judges) -> tuple[Tensor, Tensor]:
+def choose_places(entries: Entries, training_data: TrainingData, judges: Judges) -> tuple[Tensor, Tensor, Tensor]:
     """The most promising entries, best first, the same in every process.
 
     Args:
@@ -33,19 +33,21 @@ def choose_places(entries: Entries, training_data: TrainingData, judges: Judges)
         judges: Of the training images, on the network's device.
 
     Returns:
-        Places (k, 2) int32, and the units (k,) that they are moved in: u / sqrt(F + d) of `promises`, divided by the
+        Places (k, 2) int32; the units (k,) that they are moved in: u / sqrt(F + d) of `promises`, divided by the
         fourth root of L, the loss's largest curvature in them as far as the gradients know its Hessian (the empirical
-        Fisher matrix), and at most LONGEST u. So one learning rate serves a few entries and many, which add up.
+        Fisher matrix), and at most LONGEST u, so that one learning rate serves few entries and many, which add up; and
+        the root mean square norm, (), of an image's gradient in these units, which no batch should exceed.
     """
 
-    def choose() -> tuple[Tensor, Tensor]:
+    def choose() -> tuple[Tensor, Tensor, Tensor]:
         scores, units, kept = promises(entries, training_data, judges)
         places = best(scores, len(entries.steps))
         own = torch.stack([units[number][entry] for number, entry in places.tolist()])
-        rows = torch.stack([kept[number][:, entry] for number, entry in places.tolist()], 1) * own
-        own = own / torch.linalg.matrix_norm(rows.double(), 2).clamp_min(1).sqrt().float()
+        rows = torch.stack([kept[number][:, entry] for number, entry in places.tolist()], 1)
+        own = own / torch.linalg.matrix_norm((rows * own).double(), 2).clamp_min(1).sqrt().float()
         longest = LONGEST * torch.tensor([unit_of(vector_of(entries.model, name)) for name in entries.names])
-        return places, own.minimum(longest[places[:, 0].long()])
+        own = own.minimum(longest[places[:, 0].long()])
+        return places, own, (rows * own).norm()
 
     return distributed.from_first(choose)
 

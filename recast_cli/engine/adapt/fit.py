@@ -17,7 +17,7 @@ from recast_cli.engine.adapt.cross_fit import FOLDS, Judges, fit_judges, split_f
 from recast_cli.engine.adapt.learner import Learner
 from recast_cli.engine.adapt.linear_probe import Probe, fit_probe, halfway
 from recast_cli.engine.adapt.loop import TrainingData, train
-from recast_cli.engine.adapt.state import PLACES, UNITS, Epoch, State, Trained, put
+from recast_cli.engine.adapt.state import CHOSEN, Epoch, State, Trained, as_good, put
 from recast_cli.engine.measure.metrics import top_k
 from recast_cli.engine.model.adapters.adapter import Adapter
 from recast_cli.engine.progress import Progress
@@ -84,7 +84,7 @@ def learn_task(
     else:  # what the run that is continued has chosen
         fixed = dict(state.fixed)
         if learner.entries:
-            learner.entries.choose(fixed.pop(PLACES), fixed.pop(UNITS))
+            learner.entries.choose(*(fixed.pop(name) for name in CHOSEN))
         if options.judged:  # the values of their heads are the state's
             heads = Head(*(part.expand(FOLDS, *part.shape) for part in state.probe.head))
             folds = split_folds(training_data.images["train"].labels, options.seed)
@@ -92,6 +92,7 @@ def learn_task(
         if learner.adapter:
             learner.adapter.fix(fixed)
     learner.base = None
+    start = [parameter.detach().cpu().clone() for parameter in learner.parameters]
     if on_epoch:
         for epoch in state.history:
             on_epoch(epoch)
@@ -100,6 +101,9 @@ def learn_task(
         if RECIPES[options.recipe].head == "probe":
             put(learner.parameters, state.best.values)
             state = refit_head(state, *extract_features(model, training_data, progress), training_data.class_weights)
+            if not as_good(state.val_top1 or 0.0, state.probe.val_top1, len(training_data.images["val"])):
+                best = Trained(start, state.probe.head)  # the final head showed that the probe was better
+                state = replace(state, best=best, best_epoch=0, final_val_top1=state.probe.val_top1)
     vector, adapter = learner.learned(state.best.values)
     return Learned(
         vector,
@@ -132,8 +136,9 @@ def begin(
         learner.judges = judges.trainable(learner.device)
     if learner.entries:
         assert learner.judges
-        fixed[PLACES], fixed[UNITS] = choose_places(learner.entries, training_data, learner.judges)
-        learner.entries.choose(fixed[PLACES], fixed[UNITS])
+        chosen = choose_places(learner.entries, training_data, learner.judges)
+        fixed |= dict(zip(CHOSEN, chosen, strict=True))
+        learner.entries.choose(*chosen)
     if RECIPES[options.recipe].head == "random":  # as torch starts a linear layer
         bound, generator = head.weight.shape[1] ** -0.5, torch.Generator().manual_seed(options.seed)
         head = Head(*(torch.empty_like(part).uniform_(-bound, bound, generator=generator) for part in head))

@@ -83,12 +83,19 @@ class Learner:
         return self.coefficients[:-1] if self.entries else self.coefficients
 
     def share(self, gradients: Sequence[Tensor]) -> None:
-        """Let neighbouring coefficients that move alike have one gradient, in place: gradients of `parameters`."""
+        """Let neighbouring coefficients that move alike have one gradient, in place: gradients of `parameters`.
+
+        That of entries is cut to the length it may have: beside a nearly perfect probe a flipped image can have one
+        that no image had when units were chosen, and such steps tore a task up.
+        """
         for start in range(0, len(self.of_layout) if self.alike > 1 else 0, self.alike):
             neighbours = gradients[start : start + self.alike]
             total = torch.stack([*neighbours]).sum(0)
             for each in neighbours:
                 each.copy_(total)
+        if self.entries and self.entries.longest is not None:
+            steps = gradients[len(self.of_layout)]
+            steps.mul_((self.entries.longest / steps.norm().clamp_min(1e-30)).clamp_max(1))
 
     def choose(self, head: Head, images: Images, options: AdaptOptions) -> dict[str, Tensor]:
         """What of an adapter stays as it is; a sparse one first chooses the entries that matter most to a head."""

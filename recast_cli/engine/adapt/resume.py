@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from recast_cli.engine.adapt.linear_probe import Probe
-from recast_cli.engine.adapt.state import PLACES, UNITS, Epoch, State, Trained
+from recast_cli.engine.adapt.state import CHOSEN, Epoch, State, Trained
 from recast_cli.engine.errors import DamagedFile, MissingFile, RecastError, option
 from recast_cli.engine.storage.atomic import atomic
 from recast_cli.engine.storage.header import to_json
@@ -56,8 +56,7 @@ def load_state(folder: Path, identity: dict[str, Any]) -> State | None:
         optimizers, fixed = content["optimizer"], content["fixed"]
         if isinstance(optimizers, dict):  # of a version that knew one
             optimizers = [optimizers]
-        # earlier chosen steps were in other units, or went by AdamW
-        older = PLACES in fixed and (UNITS not in fixed or (optimizers is not None and len(optimizers) < 2))
+        older = 0 < len(fixed.keys() & {*CHOSEN}) < len(CHOSEN)  # they were trained in another way
         made = json.loads(content["identity"])
         made["options"] = LATER | made["options"]
         if made != json.loads(to_json(identity)) or older:

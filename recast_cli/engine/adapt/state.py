@@ -14,7 +14,7 @@ from recast_cli.engine.adapt.linear_probe import Probe
 from recast_cli.engine.task.head import Head
 from recast_cli.engine.task.options import AdaptOptions
 
-PLACES, UNITS = "places", "units"
+CHOSEN = ("places", "units", "longest")
 """Under these names a state has what coefficients were chosen, beside what of an adapter was."""
 
 
@@ -102,22 +102,28 @@ def accuracy_of(epoch: Epoch) -> float:
     return -1.0 if epoch.val_top1 is None else epoch.val_top1
 
 
+def as_good(accuracy: float, highest: float, images: int) -> bool:
+    """Whether an accuracy on so many images is within one standard error of the highest.
+
+    Two images more are right and two are wrong, or where all are right one less would always be too few (Agresti and
+    Coull 1998, https://doi.org/10.1080/00031305.1998.10480550).
+    """
+    share = (highest * images + 2) / (images + 4)
+    return accuracy >= highest - math.sqrt(share * (1 - share) / (images + 4))
+
+
 def advance(
     state: State, epoch: Epoch, trained: Trained, optimizers: list[torch.optim.Optimizer], images: int
 ) -> State:
     """The state after an epoch, which validation chooses if it is as good as any, as far as so few images can tell.
 
-    That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees),
-    with two images more that are right and two that are wrong, or one image less than all would always be too few
-    (Agresti and Coull 1998, https://doi.org/10.1080/00031305.1998.10480550).
+    That is: no more than one standard error below the best (Breiman et al. 1984, Classification and Regression Trees).
     The highest of several accuracies on a few hundred images is mostly luck, and an early epoch that had it has learned
     less; that holds for the start, too, whose penalty was chosen for its accuracy on the same images. `images` is how
     many the accuracy of an epoch was measured on.
     """
     now, history = trained.copy(), [*state.history, epoch]
-    highest = max(map(accuracy_of, history))
-    share = (highest * images + 2) / (images + 4)
-    chosen = accuracy_of(epoch) >= highest - math.sqrt(share * (1 - share) / (images + 4))
+    chosen = as_good(accuracy_of(epoch), max(map(accuracy_of, history)), images)
     return replace(
         state,
         trained=now,

@@ -46,7 +46,7 @@ class Entries:
 
     Attributes:
         steps: (k,), zero at the start.
-        places: (k, 2) int32 on the CPU; None until they are chosen, like `units` (k,).
+        places: (k, 2) int32 on the CPU; None until they are chosen, like `units` (k,) and `longest` ().
     """
 
     def __init__(self, model: nn.Module, entries: Mapping[str, int], count: int) -> None:
@@ -57,11 +57,16 @@ class Entries:
         self.steps = nn.Parameter(torch.zeros(count, device=next(model.parameters()).device))
         self.places: Tensor | None = None
         self.units: Tensor | None = None
+        self.longest: Tensor | None = None
 
-    def choose(self, places: Tensor, units: Tensor) -> None:
-        """Let the steps be those of `places`, (k, 2) integers, in units (k,); to be called once."""
+    def choose(self, places: Tensor, units: Tensor, longest: Tensor | None = None) -> None:
+        """Let the steps be those of `places`, (k, 2) integers, in units (k,); to be called once.
+
+        `longest` () is the norm that no gradient by them should exceed, where there is one.
+        """
         self.places, self.units = places.to(torch.int32).cpu(), units.float().cpu()
         device = self.steps.device
+        self.longest = None if longest is None else longest.to(device)
         for number, rows in by_vector(self.places).items():
             owner, _, last = self.names[number].rpartition(".")
             here = (torch.tensor(rows), self.places[rows, 1].long(), self.units[rows])

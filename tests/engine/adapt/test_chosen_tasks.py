@@ -98,7 +98,7 @@ def test_promises_and_units_are_those_of_the_gradients_of_single_images(statisti
         used = f > 1e-8 * damping
         torch.testing.assert_close(score[used], wanted(g, f)[used], rtol=2e-3, atol=1e-6 * float(wanted(g, f).max()))
         torch.testing.assert_close(unit, size / (f + damping).sqrt(), rtol=1e-3, atol=0.0)
-    places, own = choose_places(entries, data, judges_of(data))
+    places, own, cut = choose_places(entries, data, judges_of(data))
     assert places.tolist() == best(scores, 10).tolist()
     starts = torch.tensor([0, *map(len, means)]).cumsum(0)
     here = [int(starts[number]) + entry for number, entry in places.tolist()]
@@ -110,6 +110,8 @@ def test_promises_and_units_are_those_of_the_gradients_of_single_images(statisti
     longest = torch.stack([LONGEST * sizes[number] for number in places[:, 0].tolist()])
     torch.testing.assert_close(own, (alone / curvature**0.25).float().minimum(longest), rtol=2e-3, atol=0.0)
     assert (own < longest).any()
+    norms = (rows[:, here] / torch.stack([sizes[number] for number in places[:, 0].tolist()]) * own).square().sum()
+    assert float(cut) == pytest.approx(float(norms.sqrt()), rel=2e-3)
     assert not any(parameter.requires_grad for parameter in entries.model.parameters())
 
 
@@ -118,7 +120,7 @@ def test_units_are_no_longer_than_their_vectors_allow_where_nothing_is_left_to_l
     weight, bias = (part * 1e-6 for part in judges_of(data).heads)
     sure = Judges(Head(weight, bias), judges_of(data).folds)  # hardly a gradient
     entries = Entries(merge(vit_base), vit_base.entries, 10)
-    places, units = choose_places(entries, data, sure)
+    places, units, _ = choose_places(entries, data, sure)
     vectors = [vector_of(entries.model, entries.names[number]) for number in places[:, 0].tolist()]
     assert units.tolist() == pytest.approx([LONGEST * float(each.square().mean().sqrt()) for each in vectors])
 
@@ -135,7 +137,7 @@ def test_a_task_that_a_probe_has_learned_whole_is_not_torn_up(vit_base, tmp_path
 def test_a_dictionary_of_gains_or_of_biases_alone(dictionary, ending, vit_base):
     entries = Entries(merge(vit_base), vit_base.entries, 10)
     data = training_data(vit_base, dictionary=dictionary)
-    found, _ = choose_places(entries, data, judges_of(data))
+    found, *_ = choose_places(entries, data, judges_of(data))
     assert all([*vit_base.entries][number].endswith(ending) for number, _ in found.tolist())
 
 

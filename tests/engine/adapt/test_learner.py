@@ -56,3 +56,13 @@ def test_gradients_of_coefficients_beside_moved_biases_are_autograds(scaled_base
     with cheap_gradients(learner.model):
         for one, other in zip(found(), wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("longest", [0.5, 50.0])
+def test_a_gradient_by_entries_is_cut_to_the_length_it_may_have(longest, scaled_base):
+    learner = learner_of(scaled_base, 48)
+    learner.entries.longest = torch.tensor(longest)
+    gradients = [torch.ones_like(each) for each in learner.parameters]
+    learner.share(gradients)
+    assert float(gradients[48].norm()) == pytest.approx(min(longest, 12**0.5))
+    assert torch.equal(gradients[0], torch.full((1, 1), 2.0))

@@ -1,5 +1,7 @@
 """The head that a task ends with: half trained, half solved for the network that was trained."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,17 @@ def test_the_paper_s_recipe_keeps_the_head_that_it_trained(vit_base, data, tmp_p
     task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", options, device="cpu")
     assert torch.equal(task.weight, states[1].trained.head.weight)
     assert torch.equal(task.bias, states[1].trained.head.bias)
+
+
+def test_where_the_final_head_is_worse_than_the_probe_it_is_the_probe(vit_base, data, tmp_path, states, monkeypatch):
+    def worse(state, *given):
+        return replace(refit_head(state, *given), final_val_top1=0.0)
+
+    monkeypatch.setattr("recast_cli.engine.adapt.fit.refit_head", worse)
+    task = adapt(vit_base, data, "t", tmp_path / "tasks" / "t", AdaptOptions(epochs=3, precision="float32"))
+    metrics = task.record["metrics"]
+    assert states[-1].best_epoch == 2
+    assert (metrics["best_epoch"], metrics["val_top1"]) == (0, metrics["linear_probe_val_top1"])
+    assert metrics["test_top1"] == metrics["linear_probe_test_top1"]
+    assert torch.equal(task.vector, vit_base.vector)
+    assert torch.equal(task.weight, states[0].probe.head.weight)
