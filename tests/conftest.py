@@ -120,6 +120,7 @@ def every_epoch_counts():
     """Every epoch is as good on validation as any, so that the last one is chosen, whatever so few images say."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("recast_cli.engine.adapt.loop.top_k", lambda logits, labels: 1.0)
+        patch.setattr("recast_cli.engine.adapt.fit.as_good", lambda accuracy, highest, images: True)
         yield
 
 

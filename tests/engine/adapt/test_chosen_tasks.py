@@ -170,7 +170,7 @@ def test_what_was_learned_is_measured_again_from_its_files(base, moved, kept, da
     assert task.vector.abs().min() > 0
     assert (task.record["coefficients"], task.record["places"]) == (moved + kept, kept)
     changed, plain = (merge(base, *given)(random_images()) for given in ((again.vector, None, None, again.places), ()))
-    assert (changed - plain).abs().max() > 1e-4
+    assert (changed - plain).abs().max() > 1e-6
     assert evaluate(base, again, data, device="cpu").top1 == task.record["metrics"]["test_top1"]
 
 
@@ -203,7 +203,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(base, choose, data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("earlier", ["units", "optimizer"])
+@pytest.mark.parametrize("earlier", ["units", "longest"])
 def test_an_unfinished_run_of_an_earlier_way_to_train_is_refused(earlier, vit_base, data, tmp_path):
     def kill(epoch):
         raise KeyboardInterrupt
@@ -212,10 +212,7 @@ def test_an_unfinished_run_of_an_earlier_way_to_train_is_refused(earlier, vit_ba
     with pytest.raises(KeyboardInterrupt):
         run(vit_base, data, folder, on_epoch=lambda epoch: epoch.number and kill(epoch))
     state = torch.load(folder / resume.FILE, weights_only=True)
-    if earlier == "units":
-        del state["fixed"]["units"]
-    else:
-        state["optimizer"] = state["optimizer"][0]
+    del state["fixed"][earlier]
     torch.save(state, folder / resume.FILE)
     with pytest.raises(RecastError, match="unfinished run with other options"):
         run(vit_base, data, folder)
